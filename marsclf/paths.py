@@ -1,0 +1,20 @@
+"""Where things lie: every folder of the project as a constant."""
+
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = PROJECT_ROOT / "notebooks"
+PRESETS = PROJECT_ROOT / "presets"
+RUNS = PROJECT_ROOT / "runs"
+RESULTS = PROJECT_ROOT / "results"
+FIGURES = PROJECT_ROOT / "figures"
+CACHE = PROJECT_ROOT / "cache"
+DATA = PROJECT_ROOT / "data" / "msl-images"
+
+
+def resolve(path: str | Path) -> Path:
+    """Return `path` as an absolute path; a relative one counts from the project's root.
+
+    Notebooks start in a folder of their own, so the working directory tells nothing.
+    """
+    return (PROJECT_ROOT / path).resolve()
