@@ -1,0 +1,75 @@
+# The front door: `make help` lists what there is.
+#
+# Variables: PRESET (of presets/), DATA_DIR (folder of the images), SET ("seed=1 epochs=3"),
+#            PYTHON (the interpreter that makes the environment).
+
+PRESET ?= laptop
+PYTHON ?= python3.13 python3.12 python3.11 python3 python
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written when the environment is whole: a copy of the lock file it was made from.
+STAMP := $(VENV)/made-from.lock
+SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.DEFAULT_GOAL := help
+.PHONY: help run smoke lab test lint check-data publish verify lock clean environment
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: environment ## environment, data, the three notebooks, figures and metrics [PRESET DATA_DIR SET]
+	$(BIN)/python -m marsclf run --preset '$(PRESET)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+		$(foreach setting,$(SET),--set '$(setting)')
+
+smoke: environment ## all notebooks on generated images, in under two minutes
+	$(BIN)/python -m marsclf run --preset smoke --sample
+
+lab: environment ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks
+
+test: verify ## all tests, after verify
+	$(BIN)/python -m pytest
+
+lint: environment ## check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+check-data: environment ## list every fault of the data [DATA_DIR]
+	$(BIN)/python -m marsclf check-data $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+
+publish: environment ## copy a run's results into the repository [PRESET]
+	$(BIN)/python -m marsclf publish --preset '$(PRESET)'
+
+verify: environment ## recompute every published number
+	$(BIN)/python -m marsclf verify
+
+lock: ## pin all dependencies anew (needs uv)
+	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+		--fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" -o requirements.lock
+
+clean: ## remove the environment, the runs and the cache (not the data)
+	rm -rf $(VENV) runs cache .pytest_cache .ruff_cache *.egg-info
+
+environment: $(STAMP)
+
+# The lock file's time may change where its text does not, as in a checkout.
+$(STAMP): requirements.lock
+	@if cmp -s requirements.lock $(STAMP); then touch $(STAMP); exit 0; fi; \
+	for python in $(PYTHON); do \
+		if "$$python" -c '$(SUITS)' 2>/dev/null; then suitable=$$python; break; fi; \
+	done; \
+	if [ -z "$$suitable" ]; then \
+		echo "error: marsclf needs Python 3.11, 3.12 or 3.13 with its venv module, and none of" \
+			"these is one: $(PYTHON). Name one: make PYTHON=/path/to/python3.12 ..." >&2; \
+		exit 1; \
+	fi; \
+	echo "Making the environment in $(VENV) with $$suitable; this takes some minutes once."; \
+	rm -rf $(VENV) && \
+	"$$suitable" -m venv $(VENV) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes -r requirements.lock && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation -e . && \
+	cp requirements.lock $(STAMP).new && mv $(STAMP).new $(STAMP)

@@ -1,0 +1,98 @@
+"""The command line: python -m marsclf {run,check-data,publish,verify}."""
+
+import argparse
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return 0, or 1 with a sentence on stderr, or 130 after Ctrl-C."""
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        print(f"error: marsclf needs Python 3.11 to 3.13, not {sys.version}.", file=sys.stderr)
+        return 1
+    # Imported only now, because another Python may lack the packages or fail in them.
+    from marsclf.errors import MarsclfError
+
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except MarsclfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command starts it again.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m marsclf", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    data_dir = {"metavar": "DIR", "help": "folder of the images (default: MARSCLF_DATA_DIR)"}
+
+    run = commands.add_parser("run", help="run the three notebooks and print the results")
+    run.add_argument("--preset", default="laptop", help="one of presets/ (default: laptop)")
+    source = run.add_mutually_exclusive_group()
+    source.add_argument("--data-dir", **data_dir)
+    source.add_argument("--sample", action="store_true", help="use generated images")
+    run.add_argument(
+        "--set",
+        dest="settings",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override parameters of the notebooks; values are YAML",
+    )
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check-data", help="list every fault of the data")
+    check.add_argument("--data-dir", **data_dir)
+    check.set_defaults(command=_check_data)
+
+    publish = commands.add_parser("publish", help="copy a run's results into the repository")
+    publish.add_argument("--preset", default="laptop", help="the run to publish (default: laptop)")
+    publish.set_defaults(command=_publish)
+
+    verify = commands.add_parser("verify", help="recompute every published number")
+    verify.set_defaults(command=_verify)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from marsclf.presets import parse_settings
+    from marsclf.run import run
+
+    run(options.preset, options.data_dir, parse_settings(options.settings), options.sample)
+    return 0
+
+
+def _check_data(options: argparse.Namespace) -> int:
+    from marsclf import data
+    from marsclf.errors import MarsclfError
+
+    root = data.locate(options.data_dir)
+    if root is None:
+        raise MarsclfError(
+            "There is no data yet: name a folder with --data-dir or MARSCLF_DATA_DIR, or let "
+            f"`make run` download it to {data.paths.DATA}."
+        )
+    faults = data.find_faults(root)
+    print("\n".join([*faults, f"{root}: {len(faults)} faults"]))
+    return 1 if faults else 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from marsclf.publish import publish
+
+    publish(options.preset)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from marsclf.publish import verify
+
+    verify()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a frozen backbone sees in each image, and in random views of it, cached by content.
+
+A view's features depend on the network, the image's bytes, the view's size, the augmentation and
+the seed, and on nothing else; these together name the cache file. So a killed run goes on where it
+stopped, and a second run with another head finds everything done.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from marsclf.files import replace_atomically, sha256_of
+from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
+from marsclf.inference import load_in_batches, make_predictor, network_digest
+from marsclf.paths import CACHE
+
+IMAGES_PER_FILE = 128  # one file is a few seconds of work: little is lost by a kill
+
+
+def view_counts(labels: np.ndarray, views: int, views_rare: int) -> np.ndarray:
+    """Return how many views each training image gets: more, the rarer its class.
+
+    The commonest class gets `views` an image; others up to `views_rare`, growing as the square
+    root of how much rarer they are.
+    """
+    sizes = np.bincount(labels)
+    rarity = np.sqrt(sizes.max() / np.maximum(sizes, 1))
+    return np.clip(np.round(views * rarity), views, views_rare).astype(int)[labels]
+
+
+def embed_images(
+    root: Path, rows: pd.DataFrame, backbone: keras.Model, cache: Path = CACHE
+) -> np.ndarray:
+    """Return the features of each whole image as float32 (rows, width)."""
+    return embed_views(root, rows, np.ones(len(rows), int), backbone, None, 0, cache)
+
+
+def embed_views(
+    root: Path,
+    rows: pd.DataFrame,
+    counts: np.ndarray,
+    backbone: keras.Model,
+    augmentation: Augmentation | None,
+    seed: int,
+    cache: Path = CACHE,
+) -> np.ndarray:
+    """Return the features of `counts[i]` random views of each image i.
+
+    Args:
+        root: folder that the paths in `rows` count from.
+        rows: part of a data set's index (columns path, sha256).
+        counts: views an image, (rows,).
+        backbone: pixels 0-255 (n, size, size, 3) to features (n, width).
+        augmentation: how the views differ; None gives the whole image as it is.
+        seed: of the views; view k of an image is the same whatever else is embedded.
+        cache: where the features are kept.
+
+    Returns:
+        (sum of counts, width), the views of the first image first; float16 for random views, of
+        which there are many, float32 for whole images.
+    """
+    size = backbone.input_shape[1]
+    recipe = json.dumps([size, asdict(augmentation) if augmentation else None, seed])
+    network = network_digest(backbone)
+    precision = np.float16 if augmentation else np.float32
+    predictor = None
+    parts = []
+    starts = range(0, len(rows), IMAGES_PER_FILE)
+    for start in tqdm(starts, desc="embedding", unit="file", disable=None):
+        part = rows.iloc[start : start + IMAGES_PER_FILE]
+        views = [
+            (root / path, sha256, view)
+            for path, sha256, count in zip(
+                part["path"], part["sha256"], counts[start : start + IMAGES_PER_FILE], strict=True
+            )
+            for view in range(count)
+        ]
+        contents = json.dumps([view[1:] for view in views])
+        name = sha256_of(network.encode(), recipe.encode(), contents.encode())
+        path = cache / "features" / f"{name[:32]}.npy"
+        if not path.exists():
+            predictor = predictor or make_predictor(backbone, cache)
+            batches = load_in_batches(views, _view_loader(size, augmentation, seed))
+            features = np.concatenate([predictor(batch) for batch in batches])
+            with replace_atomically(path) as temporary:
+                np.save(temporary, features.astype(precision))
+        parts.append(np.load(path))
+    return np.concatenate(parts)
+
+
+def _view_loader(
+    size: int, augmentation: Augmentation | None, seed: int
+) -> Callable[[tuple[Path, str, int]], np.ndarray]:
+    decode = lru_cache(maxsize=8)(decode_rgb)  # the views of one image follow each other
+
+    def load(view: tuple[Path, str, int]) -> np.ndarray:
+        path, sha256, number = view
+        image = decode(path)
+        if augmentation is None:
+            return fit_view(image, size)
+        rng = np.random.default_rng([seed, int(sha256[:16], 16), number])
+        return random_view(image, size, augmentation, rng)
+
+    return load

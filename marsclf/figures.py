@@ -1,0 +1,318 @@
+"""Charts of predictions and training, and how every figure is styled and saved.
+
+Each chart function returns a `Figure` that pyplot does not know of, so none stays open. All are
+9 inches wide and saved 1,800 pixels wide, which keeps the text legible at half that width.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from marsclf import data, metrics
+from marsclf.files import replace_atomically
+
+WIDTH_INCHES, WIDTH_PIXELS = 9.0, 1800
+BLUE, ORANGE, GREEN, RED, PURPLE = seaborn.color_palette("colorblind").as_hex()[:5]
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+SPLIT_COLOURS = {"train": BLUE, "val": ORANGE, "test": GREEN}
+CAMERA_NAMES = {"MH": "MAHLI", "ML": "Mastcam left", "MR": "Mastcam right"}
+
+
+def set_style() -> None:
+    """Set fonts, grid and palette for all charts made afterwards."""
+    seaborn.set_theme(
+        style="whitegrid",
+        palette="colorblind",
+        font_scale=0.95,
+        rc={"figure.dpi": 80, "axes.titlesize": 12.5, "axes.titlelocation": "left"},
+    )
+
+
+def save_figure(fig: Figure, folder: Path, name: str, sample: bool) -> Path:
+    """Save `fig` as the PNG `name` in `folder` and return its path.
+
+    With `sample`, "sample data" is stamped across the figure first.
+    """
+    if sample:
+        stamp = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 60, "alpha": 0.3}
+        fig.text(0.5, 0.5, "sample data", color=RED, zorder=10, **stamp)
+    path = folder / name
+    with replace_atomically(path) as temporary:
+        # Without the version of matplotlib in it, the same chart gives the same file for longer.
+        dpi = WIDTH_PIXELS / fig.get_figwidth()
+        fig.savefig(temporary, dpi=dpi, metadata={"Software": None})
+    return path
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **options):
+    """Return a figure `height` inches high and its axes (one, or an array as by subplots)."""
+    fig = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    return fig, fig.subplots(rows, columns, **options)
+
+
+def split_of(predictions: pd.DataFrame) -> str:
+    """Return the words for the split of `predictions`, such as "Test split, 1,305 images"."""
+    name = SPLIT_NAMES[predictions["split"].iloc[0]]
+    return f"{name.capitalize()} split, {len(predictions):,} images"
+
+
+def absent_classes(table: pd.DataFrame) -> str:
+    """Return a line that names the classes without a case in `table` (from metrics.per_class)."""
+    names = table.loc[table["support"] == 0, "class_name"]
+    return f"\nno image in this split: {', '.join(names)}" if len(names) else ""
+
+
+def cases_and_errors_per_class(predictions: pd.DataFrame) -> Figure:
+    """Chart the cases of each class of one split beside the wrong predictions among them."""
+    table = metrics.per_class(predictions)
+    shown = table[table["support"] > 0].sort_values("support", kind="stable")
+    fig, axes = new_figure(1.5 + 0.33 * len(shown))
+    places = np.arange(len(shown))
+    for offset, column, colour, label in (
+        (0.2, "support", BLUE, "cases"),
+        (-0.2, "errors", RED, "wrong predictions"),
+    ):
+        bars = axes.barh(places + offset, shown[column], height=0.4, color=colour, label=label)
+        axes.bar_label(bars, padding=3, fontsize=9)
+    axes.set_yticks(places, shown["class_name"])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel("images" + absent_classes(table))
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right")
+    errors = shown["errors"].sum()
+    axes.set_title(f"{split_of(predictions)}: {errors:,} wrong ({errors / len(predictions):.1%})")
+    return fig
+
+
+def error_rate_per_class(predictions: pd.DataFrame) -> Figure:
+    """Chart the percentage of wrong predictions among the cases of each class of one split."""
+    table = metrics.per_class(predictions)
+    shown = table[table["support"] > 0].assign(rate=100 * (1 - table["recall"]))
+    shown = shown.sort_values("rate", kind="stable")
+    fig, axes = new_figure(1.5 + 0.28 * len(shown))
+    labels = [
+        f"{row.class_name} ({row.errors} of {row.support})" for row in shown.itertuples(index=False)
+    ]
+    bars = axes.barh(np.arange(len(shown)), shown["rate"], color=RED)
+    axes.set_yticks(np.arange(len(shown)), labels)
+    axes.bar_label(bars, fmt="%.0f %%", padding=3, fontsize=9)
+    overall = 100 * shown["errors"].sum() / len(predictions)
+    axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f} %")
+    axes.set_xlim(0, 108)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel("wrong predictions, % of the class" + absent_classes(table))
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower right")
+    axes.set_title(f"{split_of(predictions)}: percentage of errors per class")
+    return fig
+
+
+def confusion_matrix(predictions: pd.DataFrame) -> Figure:
+    """Chart the confusion matrix of one split: counts, shaded by share of the true class."""
+    counts = metrics.confusion_matrix(predictions)
+    rows = np.flatnonzero(counts.sum(axis=1))
+    columns = np.flatnonzero(counts.sum(axis=1) + counts.sum(axis=0))
+    counts = counts[np.ix_(rows, columns)]
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    fig, axes = new_figure(2.6 + 0.27 * len(rows))
+    image = axes.imshow(100 * shares, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "black" if shares[row, column] > 0.5 else "white"
+        value = str(counts[row, column])
+        axes.text(column, row, value, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(columns)), [data.CLASS_NAMES[k] for k in columns], rotation=90)
+    axes.set_yticks(range(len(rows)), [data.CLASS_NAMES[k] for k in rows])
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.grid(visible=False)
+    fig.colorbar(image, ax=axes, label="% of the true class", fraction=0.03, pad=0.01)
+    accuracy = (predictions["label"] == predictions["predicted"]).mean()
+    axes.set_title(f"{split_of(predictions)}: accuracy {accuracy:.1%}")
+    return fig
+
+
+def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> Figure:
+    """Chart the commonest pairs of true and wrongly predicted class of one split."""
+    table = metrics.commonest_confusions(predictions, limit)
+    fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
+    names = [f"{row.true} → {row.predicted}" for row in table.itertuples(index=False)]
+    bars = axes.barh(names, table["count"], color=RED)
+    labels = [
+        f"{row.count} ({row.share:.0%} of {row.true})"
+        for row in table.rename(columns={"count": "number"}).itertuples(index=False)
+    ]
+    axes.bar_label(bars, labels, padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.35)
+    axes.set_xlabel("images")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", visible=False)
+    errors = int((predictions["label"] != predictions["predicted"]).sum())
+    axes.set_title(
+        f"{split_of(predictions)}: {table['count'].sum()} of {errors} errors "
+        f"are these {len(table)} (true → predicted)"
+    )
+    return fig
+
+
+def reliability_diagram(predictions: pd.DataFrame) -> Figure:
+    """Chart accuracy against confidence in 15 bins, above how many images each bin holds."""
+    correct = (predictions["label"] == predictions["predicted"]).to_numpy()
+    bins = metrics.calibration_bins(predictions["confidence"].to_numpy(), correct)
+    error = metrics.summarize(predictions)["ece"]
+    width = 1 / len(bins)
+    centres = (bins.index + 0.5) * width
+    fig, (upper, lower) = new_figure(6.5, 2, sharex=True, height_ratios=[3, 1])
+    upper.bar(
+        centres, bins["accuracy"], width=width, color=BLUE, edgecolor="white", label="accuracy"
+    )
+    upper.plot(bins["confidence"], bins["confidence"], "D", color=ORANGE, label="mean confidence")
+    upper.plot([0, 1], [0, 1], "--", color="black", label="perfectly calibrated")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
+    upper.legend(loc="upper left")
+    upper.set_title(f"{split_of(predictions)}: expected calibration error {error:.3f}")
+    lower.bar(centres, bins["count"], width=width, color=BLUE, edgecolor="white")
+    lower.set(xlabel="confidence of the prediction", ylabel="images")
+    return fig
+
+
+def coverage_accuracy(predictions: pd.DataFrame) -> Figure:
+    """Chart coverage and accuracy of the images whose confidence reaches a threshold."""
+    correct = (predictions["label"] == predictions["predicted"]).to_numpy()
+    confidence = predictions["confidence"].to_numpy()
+    thresholds = np.linspace(0, 1, 201)
+    covered = confidence >= thresholds[:, None]
+    count = covered.sum(axis=1)
+    accuracy = np.divide(
+        (covered & correct).sum(axis=1), count, out=np.full(len(count), np.nan), where=count > 0
+    )
+    summary = metrics.summarize(predictions)
+    fig, axes = new_figure(5)
+    axes.plot(thresholds, 100 * accuracy, color=BLUE, label="accuracy of the covered images")
+    axes.plot(thresholds, 100 * count / len(correct), "--", color=ORANGE, label="coverage")
+    axes.axvline(metrics.THRESHOLD, color="black", linewidth=1, linestyle=":")
+    text = f"at {metrics.THRESHOLD}: {summary['coverage_at_0.9']:.1%} of the images covered"
+    if summary["accuracy_at_0.9"] is not None:
+        text += f", {summary['accuracy_at_0.9']:.1%} of them right"
+    axes.set(xlabel="confidence threshold", ylabel="%", xlim=(0, 1), ylim=(0, 102))
+    axes.legend(loc="lower left")
+    axes.set_title(f"{split_of(predictions)}: {text}")
+    return fig
+
+
+def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
+    """Chart right and wrong predictions of one split by camera and over the sols."""
+    table = metrics.product_ids(predictions)[["camera", "sol"]]
+    table["wrong"] = predictions["label"] != predictions["predicted"]
+    fig, (upper, lower) = new_figure(7, 2, height_ratios=[1, 1.6])
+    cameras = table.groupby("camera")["wrong"].agg(["size", "sum"])
+    names = [CAMERA_NAMES[camera] for camera in cameras.index]
+    right_wrong(upper.barh, names, cameras)
+    ends = cameras["sum"].to_numpy()
+    for place, (size, wrong) in enumerate(zip(cameras["size"], ends, strict=True)):
+        upper.annotate(
+            f"{wrong} of {size} wrong ({wrong / size:.0%})",
+            (size, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    upper.margins(x=0.25)
+    upper.set_xlabel("images")
+    upper.grid(axis="y", visible=False)
+    edges = np.linspace(table["sol"].min(), table["sol"].max() + 1, 31)
+    bins = table.groupby(np.digitize(table["sol"], edges) - 1)["wrong"].agg(["size", "sum"])
+    bins = bins.reindex(range(30), fill_value=0)
+    right_wrong(lower.bar, edges[:-1], bins, width=0.95 * np.diff(edges)[0], align="edge")
+    lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
+    lower.legend(loc="upper right")
+    per_sol = table.groupby("sol")["wrong"].sum().sort_values(ascending=False)
+    half = int((per_sol.cumsum() < per_sol.sum() / 2).sum()) + 1
+    upper.set_title(
+        f"{split_of(predictions)}: half of the {per_sol.sum()} errors fall on {half} of "
+        f"{len(per_sol)} sols"
+    )
+    return fig
+
+
+def right_wrong(bar, places, table: pd.DataFrame, **options) -> None:
+    """Draw wrong ("sum") and right ("size" - "sum") stacked with `bar` (axes.bar or .barh)."""
+    base = "left" if bar.__name__ == "barh" else "bottom"
+    bar(places, table["sum"], color=RED, label="wrong", **options)
+    right = table["size"] - table["sum"]
+    bar(places, right, color=BLUE, label="right", **{base: table["sum"]}, **options)
+
+
+def learning_curves(history: Sequence[dict]) -> Figure:
+    """Chart loss and accuracy by epoch, from training.json's "history".
+
+    Each epoch is a dict with stage, loss, accuracy, val_loss and val_accuracy.
+    """
+    table = pd.DataFrame(history)
+    epochs = np.arange(1, len(table) + 1)
+    fig, panels = new_figure(4.2, 1, 2)
+    for axes, name, label in zip(
+        panels, ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True
+    ):
+        axes.plot(epochs, table[name], color=BLUE, label="training", marker=".")
+        axes.plot(epochs, table[f"val_{name}"], "--", color=ORANGE, label="validation", marker=".")
+        for start in np.flatnonzero(
+            table["stage"].to_numpy()[1:] != table["stage"].to_numpy()[:-1]
+        ):
+            axes.axvline(start + 1.5, color="black", linestyle=":", label="fine-tuning starts")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].legend()
+    best = table["val_accuracy"].max()
+    panels[0].set_title(f"{len(table)} epochs, best validation accuracy {best:.1%}")
+    return fig
+
+
+def gallery(
+    images: Sequence[np.ndarray | None], titles: Sequence[str], columns: int, title: str
+) -> Figure:
+    """Lay out RGB images (H, W, 3; uint8) in rows of `columns` tiles, each under its title.
+
+    Titles are set left, so a long one may run on over tiles with an empty title. A None leaves
+    its tile empty.
+    """
+    tile = WIDTH_PIXELS // columns
+    line = 26  # pixels, for 8-point text at 200 dots an inch
+    above = line * (1 + max(text.count("\n") for text in titles)) + 10
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * (tile + above), columns * tile, 3), 255, np.uint8)
+    head = 80  # pixels for the figure's title
+    height = canvas.shape[0] + head
+    fig = Figure(figsize=(WIDTH_INCHES, height * WIDTH_INCHES / WIDTH_PIXELS))
+    axes = fig.add_axes((0, 0, 1, canvas.shape[0] / height))
+    for place, (image, text) in enumerate(zip(images, titles, strict=True)):
+        top, left = place // columns * (tile + above) + above, place % columns * tile
+        axes.text(left + 4, top - 6, text, fontsize=8, va="bottom", linespacing=1.1)
+        if image is not None:
+            scale = (tile - 8) / max(image.shape[:2])
+            size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+            canvas[top : top + size[1], left + 4 : left + 4 + size[0]] = Image.fromarray(
+                image
+            ).resize(size, Image.Resampling.BILINEAR)
+    axes.imshow(canvas)
+    axes.set_axis_off()
+    fig.suptitle(title, x=0.005, y=1 - 12 / height, ha="left", va="top", fontsize=12.5)
+    return fig
+
+
+def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """Blend a heatmap (h, w; 0 to 1), enlarged, half and half into `image` (H, W, 3; uint8)."""
+    size = image.shape[1::-1]
+    larger = np.asarray(
+        Image.fromarray(heatmap.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    )
+    colours = matplotlib.colormaps["inferno"](larger, bytes=True)[..., :3]
+    return (image // 2 + colours // 2).astype(np.uint8)

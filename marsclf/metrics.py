@@ -1,0 +1,194 @@
+"""Stored predictions, and every number that is computed from them.
+
+A prediction file is a CSV (or .csv.gz) with the columns split, path, label, predicted,
+confidence, p_00 ... p_24, one row an image. Probabilities have four significant digits, and all
+numbers are computed from the file as it is stored, so anyone can recompute them exactly.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from marsclf import data
+from marsclf.errors import MarsclfError
+from marsclf.files import replace_atomically
+
+PROBABILITY_COLUMNS = [f"p_{label:02d}" for label in range(data.NUM_CLASSES)]
+COLUMNS = ["split", "path", "label", "predicted", "confidence", *PROBABILITY_COLUMNS]
+# The PDS Image Atlas shows a content label from this confidence up (Wagstaff et al. 2018).
+THRESHOLD = 0.9
+RESAMPLES = 2000
+
+
+def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.ndarray) -> None:
+    """Write predictions for `index_rows` (split, path, label) and `probabilities` (N, 25).
+
+    The predicted class and its confidence are taken after rounding, so that the file agrees
+    with itself.
+    """
+    rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
+    table = index_rows[["split", "path", "label"]].reset_index(drop=True)
+    table["predicted"] = rounded.argmax(axis=1)
+    table["confidence"] = rounded.max(axis=1)
+    table = table.join(pd.DataFrame(rounded, columns=PROBABILITY_COLUMNS))
+    with replace_atomically(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read a prediction file; raise MarsclfError, with the line, for the first fault."""
+    if not path.is_file():
+        raise MarsclfError(f"There is no prediction file {path}: make one with `make run`.")
+    try:
+        table = pd.read_csv(path, float_precision="round_trip")
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise MarsclfError(f"{path} cannot be read as a CSV file: {error}.") from error
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise MarsclfError(f"{path} lacks the columns {', '.join(missing)}.")
+    if table.empty:
+        raise MarsclfError(f"{path} holds no predictions.")
+    numbers = table[COLUMNS[2:]].apply(pd.to_numeric, errors="coerce")
+    probabilities = numbers[PROBABILITY_COLUMNS].to_numpy(dtype=np.float64)
+    faults = {
+        "the split is none of train, val and test": ~table["split"].isin(data.SPLITS),
+        "the path is missing": table["path"].isna(),
+        "a number is missing or is not a number": numbers.isna().any(axis=1),
+        "the label is not a class id from 0 to 24": ~numbers["label"].isin(range(data.NUM_CLASSES)),
+        # Four digits of each of 25 probabilities leave their sum within 0.0005 of 1.
+        "the probabilities do not lie in 0 to 1 with the sum 1": (probabilities < 0).any(axis=1)
+        | (np.abs(probabilities.sum(axis=1) - 1) > 0.002),
+        "predicted and confidence do not belong to the highest probability": (
+            numbers["predicted"] != probabilities.argmax(axis=1)
+        )
+        | (numbers["confidence"] != probabilities.max(axis=1)),
+    }
+    for what, rows in faults.items():
+        if rows.any():
+            raise MarsclfError(f"{path}, line {int(np.argmax(rows)) + 2}: {what}.")
+    return table[COLUMNS].astype({"label": int, "predicted": int})
+
+
+def dataset_name(predictions_file: Path) -> str | None:
+    """Return which data set the file was made from, as the run's JSON beside it says.
+
+    "msl-v1", "sample" or "other"; None where no such JSON is there.
+    """
+    for name in ("training.json", "metrics.json"):
+        beside = predictions_file.with_name(name)
+        if beside.is_file():
+            return json.loads(beside.read_text(encoding="utf-8")).get("dataset")
+    return None
+
+
+def product_ids(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return sol, camera, sequence, ... of every row, read from its path; same row order."""
+    return pd.DataFrame(
+        [data.parse_product_id(path) for path in predictions["path"]], index=predictions.index
+    )
+
+
+def summarize(predictions: pd.DataFrame) -> dict[str, object]:
+    """Return the numbers of one split, shares in 0 to 1, rounded to six digits."""
+    labels = predictions["label"].to_numpy()
+    correct = (predictions["predicted"] == predictions["label"]).to_numpy()
+    confidence = predictions["confidence"].to_numpy()
+    probabilities = predictions[PROBABILITY_COLUMNS].to_numpy()
+    of_label = probabilities[np.arange(len(labels)), labels]
+    classes = per_class(predictions)
+    covered = confidence >= THRESHOLD
+    # Of two equal probabilities the lower class id ranks first, as with argmax.
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    summary = {
+        "accuracy": correct.mean(),
+        "accuracy_ci95": bootstrap_over_sols(correct, product_ids(predictions)["sol"].to_numpy()),
+        "macro_f1": classes.loc[classes["support"] > 0, "f1"].mean(),
+        "top3": (order[:, :3] == labels[:, None]).any(axis=1).mean(),
+        "nll": -np.log(np.clip(of_label, 1e-7, 1)).mean(),
+        "ece": expected_calibration_error(confidence, correct),
+        "coverage_at_0.9": covered.mean(),
+        "accuracy_at_0.9": correct[covered].mean() if covered.any() else None,
+    }
+    return {"n": len(predictions)} | {
+        name: None if value is None else np.round(value, 6).tolist()
+        for name, value in summary.items()
+    }
+
+
+def bootstrap_over_sols(correct: np.ndarray, sols: np.ndarray) -> np.ndarray:
+    """Return the 95 % interval [low, high] of the accuracy, by resampling whole sols.
+
+    Images of one sol come in bursts and are not independent, so the sol is the unit that is drawn:
+    the percentile interval of a cluster bootstrap (Efron and Tibshirani 1993, chapters 8 and 13).
+    """
+    _, sol_number = np.unique(sols, return_inverse=True)
+    right, images = np.bincount(sol_number, weights=correct), np.bincount(sol_number)
+    # RandomState, because NumPy promises that its stream never changes; default_rng's may.
+    draws = np.random.RandomState(0).randint(
+        len(images), size=(RESAMPLES, len(images)), dtype=np.int64
+    )
+    return np.percentile(right[draws].sum(axis=1) / images[draws].sum(axis=1), [2.5, 97.5])
+
+
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> pd.DataFrame:
+    """Return count, accuracy and confidence (means; NaN where empty) of equal-width bins.
+
+    Bin m of M holds the confidences in ((m - 1) / M, m / M] (Guo et al. 2017).
+    """
+    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows = pd.DataFrame({"bin": number, "accuracy": correct, "confidence": confidence})
+    table = rows.astype({"accuracy": float}).groupby("bin").mean().reindex(range(bins))
+    return table.assign(count=np.bincount(number, minlength=bins))
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return the mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
+    table = calibration_bins(confidence, correct)
+    gaps = (table["accuracy"] - table["confidence"]).abs() * table["count"]
+    return float(gaps.sum() / len(confidence))
+
+
+def confusion_matrix(predictions: pd.DataFrame) -> np.ndarray:
+    """Return counts (25, 25), true class by row and predicted class by column."""
+    counts = np.zeros((data.NUM_CLASSES, data.NUM_CLASSES), dtype=np.int64)
+    np.add.at(counts, (predictions["label"].to_numpy(), predictions["predicted"].to_numpy()), 1)
+    return counts
+
+
+def per_class(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a class, by id: class_name, support, errors, recall, precision, f1.
+
+    Recall is NaN for a class without a case; precision and F1 are 0 where 0 / 0 (no such guess).
+    """
+    counts = confusion_matrix(predictions)
+    support, guesses, hits = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
+    return pd.DataFrame(
+        {
+            "class_name": data.CLASS_NAMES,
+            "support": support,
+            "errors": support - hits,
+            "recall": np.where(support > 0, hits / np.maximum(support, 1), np.nan),
+            "precision": hits / np.maximum(guesses, 1),
+            "f1": 2 * hits / np.maximum(support + guesses, 1),
+        }
+    ).rename_axis("label")
+
+
+def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> pd.DataFrame:
+    """Return the `limit` commonest errors: true, predicted (names), count, share of the class."""
+    counts = confusion_matrix(predictions)
+    wrong = counts - np.diag(np.diag(counts))
+    true, predicted = np.nonzero(wrong)
+    table = pd.DataFrame(
+        {
+            "true": [data.CLASS_NAMES[label] for label in true],
+            "predicted": [data.CLASS_NAMES[label] for label in predicted],
+            "count": wrong[true, predicted],
+            "share": wrong[true, predicted] / counts.sum(axis=1)[true],
+        }
+    )
+    # A stable sort leaves equal counts in the order of the class ids.
+    return table.sort_values("count", ascending=False, kind="stable", ignore_index=True)[:limit]

@@ -1,0 +1,202 @@
+"""Publishing a run of the real data in the repository, and verifying what is published.
+
+Published are results/<preset>/ (metrics.json, predictions.csv.gz), figures/<preset>/ and the
+tables between two markers in the documents. Every number can be recomputed from the predictions.
+"""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+from marsclf import data, metrics, paths
+from marsclf.errors import MarsclfError
+from marsclf.files import replace_atomically, write_json
+from marsclf.presets import parameters_of
+from marsclf.run import measure
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+# README.md must hold the tables; the model card may.
+README, MODEL_CARD = "README.md", "MODEL_CARD.md"
+IMAGES = {"train": 3746, "val": 1640, "test": 1305}
+TOLERANCE = 1e-6
+MAX_BYTES = 1_000_000
+
+
+def publish(preset: str) -> None:
+    """Copy the figures, metrics and predictions of runs/<preset>/ and rewrite the tables.
+
+    Raises MarsclfError, and changes nothing, unless the run is whole, of the real data and with
+    the preset's own parameters, and its predictions give its metrics.
+    """
+    run_dir = paths.RUNS / preset
+    predictions = run_dir / "predictions.csv"
+    result = _read_metrics(run_dir / "metrics.json")
+    changed = {
+        name: (result["parameters"].get(name), value)
+        for name, value in json.loads(json.dumps(parameters_of(preset))).items()
+        if result["parameters"].get(name) != value
+    }
+    faults = [
+        f"{name} was {was!r}, but the preset says {value!r}"
+        for name, (was, value) in changed.items()
+    ]
+    faults = faults or _faults(run_dir / "metrics.json", result, predictions)
+    figures = sorted((run_dir / "figures").glob("*.png"))
+    if not figures:
+        faults.append(f"there is no figure in {run_dir / 'figures'}")
+    # mtime=0: the same predictions always give the same file.
+    packed = gzip.compress(predictions.read_bytes(), 9, mtime=0) if not faults else b""
+    if len(packed) >= MAX_BYTES:
+        faults.append(f"the packed predictions have {len(packed):,} bytes, {MAX_BYTES:,} or more")
+    if faults:
+        raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
+    documents = _documents(_tables(_published() | {preset: result}))
+    with replace_atomically(paths.FIGURES / preset) as temporary:
+        temporary.mkdir()
+        for figure in figures:
+            shutil.copyfile(figure, temporary / figure.name)
+    with replace_atomically(paths.RESULTS / preset / "predictions.csv.gz") as temporary:
+        temporary.write_bytes(packed)
+    write_json(paths.RESULTS / preset / "metrics.json", result)
+    for path, text in documents.items():
+        with replace_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(f"Published {preset}: {paths.RESULTS / preset}, {paths.FIGURES / preset} and the tables.")
+    if result["commit"] == "unknown" or result["commit"].endswith("-dirty"):
+        print(f"Warning: its code is commit {result['commit']!r}, which nobody else can check out.")
+
+
+def verify() -> None:
+    """Recompute every published number; print one line a preset, raise MarsclfError if one is off.
+
+    Needs neither images nor model nor network.
+    """
+    faults, published = [], _published()
+    for preset, result in published.items():
+        folder = paths.RESULTS / preset
+        found = _faults(folder / "metrics.json", result, folder / "predictions.csv.gz")
+        faults += found
+        test = result["splits"].get("test", {}).get("accuracy")
+        print(f"{preset}: {'WRONG' if found else 'ok'}, test accuracy {test}")
+    if not faults:
+        for path, text in _documents(_tables(published)).items():
+            lines = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
+            for number, (is_line, should_be) in enumerate(zip(*lines, strict=False), start=1):
+                if is_line != should_be:
+                    faults.append(f"{path}, line {number}: is {is_line!r}, must be {should_be!r}")
+            if not faults and len(lines[0]) != len(lines[1]):
+                faults.append(f"{path}: the tables have lines too many or too few")
+    if faults:
+        raise MarsclfError("What is published is not right:\n" + "\n".join(faults))
+    print(f"{len(published)} published runs and the tables verified.")
+
+
+def _read_metrics(path: Path) -> dict:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        result["parameters"], result["splits"], result["commit"]
+    except FileNotFoundError:
+        raise MarsclfError(f"There is no {path}: no run of this preset has ended.") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MarsclfError(f"{path} is not the metrics file of a run: {error!r}.") from error
+    return result
+
+
+def _published() -> dict[str, dict]:
+    return {
+        path.parent.name: _read_metrics(path)
+        for path in sorted(paths.RESULTS.glob("*/metrics.json"))
+    }
+
+
+def _faults(path: Path, result: dict, predictions: Path) -> list[str]:
+    """Return what is wrong with a metrics file: its data set, or a number its predictions deny."""
+    if (result.get("dataset"), result.get("data_digest")) != ("msl-v1", data.MSL_V1_DIGEST):
+        return [f"{path}: its data set is {result.get('dataset')!r}, not the real one, msl-v1"]
+    recomputed = measure(metrics.read_predictions(predictions))
+    faults = [
+        f"{predictions}: {numbers['n']} images of the {split} split instead of {IMAGES[split]}"
+        for split, numbers in recomputed.items()
+        if numbers["n"] != IMAGES[split]
+    ]
+    stored, true = _leaves(result["splits"]), _leaves(recomputed)
+    for field in true | stored:
+        if not _same(stored.get(field), true.get(field)):
+            faults.append(
+                f"{path}: splits.{field} is {stored.get(field)}, recomputed {true.get(field)}"
+            )
+    return faults
+
+
+def _leaves(tree: object, name: str = "") -> dict[str, object]:
+    """Flatten nested mappings and lists: {"test": {"n": 3}} gives {"test.n": 3}."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        branches = [_leaves(value, f"{name}.{key}" if name else str(key)) for key, value in items]
+        return {key: value for branch in branches for key, value in branch.items()}
+    return {name: tree}
+
+
+def _same(stored: object, true: object) -> bool:
+    if isinstance(stored, int | float) and isinstance(true, int | float):
+        return abs(stored - true) <= TOLERANCE
+    return stored == true
+
+
+def _documents(tables: str) -> dict[Path, str]:
+    """Return the text of each document with `tables` between its markers."""
+    texts = {}
+    for path in (paths.PROJECT_ROOT / README, paths.PROJECT_ROOT / MODEL_CARD):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if path.name == MODEL_CARD and BEGIN not in text:
+            continue
+        before, begin, rest = text.partition(f"{BEGIN}\n")
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise MarsclfError(
+                f"{path} lacks the lines {BEGIN} and {END}, between them the tables."
+            )
+        texts[path] = f"{before}{begin}{tables}{end}{after}"
+    return texts
+
+
+def _tables(published: dict[str, dict]) -> str:
+    """Return two Markdown tables: accuracy beside other publications, and this project's runs."""
+    head = ["Model", "Train", "Validation", "Test", "Macro-F1, test", "Remarks"]
+    others = json.loads((paths.RESULTS / "published.json").read_text(encoding="utf-8"))
+    compared = [head]
+    for row in others:
+        shares = [_number(row[split], "{:g} %") for split in data.SPLITS]
+        macro_f1 = _number(row["macro_f1"], "{:g}")
+        compared.append([f"[{row['source']}]({row['url']})", *shares, macro_f1, row["remarks"]])
+    head = ["Preset", "Seed", "Test accuracy, 95 % interval", "Top-3", "ECE"]
+    head += ["Shown at confidence 0.9", "Right among these", "Time", "Memory", "Hardware", "Commit"]
+    runs = [head]
+    for preset, result in published.items():
+        splits, test, hardware = result["splits"], result["splits"]["test"], result["hardware"]
+        shares = [_number(splits[split]["accuracy"], "**{:.1%}**") for split in data.SPLITS]
+        link = f"[`{preset}`](results/{preset}/metrics.json)"
+        macro_f1 = _number(test["macro_f1"], "**{:.3f}**")
+        name = f"This repository, {link}, {result['backbone']}"
+        compared.append([name, *shares, macro_f1, f"`make run PRESET={preset}`"])
+        low, high = test["accuracy_ci95"]
+        machine = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']:g} GB"
+        row = [link, str(result["seed"]), f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%})"]
+        row += [f"{test['top3']:.1%}", f"{test['ece']:.3f}", f"{test['coverage_at_0.9']:.1%}"]
+        row += [_number(test["accuracy_at_0.9"], "{:.1%}")]
+        row += [
+            f"{result['wall_s']['total'] / 60:.1f} min",
+            f"{result['peak_rss_mb'] / 1000:.1f} GB",
+        ]
+        runs.append([*row, f"{machine}, {hardware['gpu'] or 'no GPU'}", result["commit"][:12]])
+    return f"{_markdown(compared)}\n{_markdown(runs)}" if published else _markdown(compared)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"

@@ -1,0 +1,273 @@
+"""The pipeline: a preset, the data, the three notebooks, and the numbers that come out of them."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from marsclf import data, metrics, paths
+from marsclf.errors import MarsclfError
+from marsclf.files import write_json
+from marsclf.presets import (
+    DEFAULT_PRESET,
+    NOTEBOOKS,
+    load_preset,
+    notebook_parameters,
+    parameters_of,
+)
+
+CELL_TIMEOUT_S = 6 * 3600
+# Keep the compiler's and the debugger's chatter of the kernels off the terminal, and take the
+# kernel of this environment even where the user has a personal one of the same name.
+KERNEL_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "JUPYTER_PREFER_ENV_PATH": "1",
+}
+ASKED_SAMPLE_NOTICE = (
+    "SAMPLE DATA: as --sample asks, this run uses generated pictures of geometric shapes. Its "
+    "numbers and figures say nothing about Mars."
+)
+
+
+def run(
+    preset: str = DEFAULT_PRESET,
+    data_dir: str | Path | None = None,
+    settings: dict[str, object] | None = None,
+    sample: bool = False,
+) -> dict:
+    """Run the three notebooks into runs/<preset>/ and return (and write) its metrics.
+
+    `settings` override the preset's parameters; `sample` takes the generated data whatever else is
+    there. metrics.json is written last: where it lies, the run is whole.
+    """
+    started = time.monotonic()
+    parameters = parameters_of(preset, settings)
+    run_dir = paths.RUNS / preset
+    _remove_results(run_dir)
+    code = commit()
+    dataset = _open_data(data_dir, sample)
+    print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
+    wall_s = {"total": 0.0, "data": time.monotonic() - started}
+    fixed = {"data_dir": str(dataset.root.resolve()), "run_dir": str(run_dir)}
+    fixed |= {"predictions_file": None, "dataset": dataset.name}
+    for name in NOTEBOOKS:
+        wall_s[name] = execute(name, run_dir / f"{name}.ipynb", parameters | fixed)
+    for product in ("predictions.csv", "training.json", "model.keras"):
+        if not (run_dir / product).is_file():
+            raise MarsclfError(f"The notebooks ended, but did not write {run_dir / product}.")
+    training = json.loads((run_dir / "training.json").read_text(encoding="utf-8"))
+    published = paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz"
+    if dataset.name == "sample" and not sample and published.is_file():
+        # Offline, the true result can still be seen: the published predictions need no images.
+        fixed |= {"data_dir": None, "run_dir": str(run_dir / "published"), "dataset": "msl-v1"}
+        fixed["predictions_file"] = str(published)
+        execute(NOTEBOOKS[2], run_dir / "03_published_results.ipynb", parameters | fixed)
+    splits = measure(metrics.read_predictions(run_dir / "predictions.csv"))
+    wall_s |= training["wall_s"]
+    wall_s["total"] = time.monotonic() - started
+    result = {
+        "dataset": dataset.name,
+        "data_digest": dataset.digest,
+        "preset": preset,
+        "backbone": parameters.get("backbone"),
+        "seed": parameters.get("seed"),
+        "commit": code,
+        "settings": settings or {},
+        "parameters": parameters,
+        "hardware": hardware(),
+        "wall_s": {stage: round(seconds, 1) for stage, seconds in wall_s.items()},
+        "peak_rss_mb": peak_rss_mb(),
+        "splits": splits,
+    }
+    write_json(run_dir / "metrics.json", result)
+    _report(result, run_dir, load_preset(preset)["expected"])
+    if dataset.name == "sample":
+        print(f"\n{ASKED_SAMPLE_NOTICE if sample else data.SAMPLE_NOTICE}")
+    return result
+
+
+def _remove_results(run_dir: Path) -> None:
+    """Remove what an earlier run left, but for its checkpoints, so that nothing old looks new."""
+    (run_dir / "metrics.json").unlink(missing_ok=True)
+    for pattern in ("predictions.csv", "training.json", "model.keras", "*.ipynb", "figures/*.png"):
+        for path in run_dir.glob(pattern):
+            path.unlink()
+    shutil.rmtree(run_dir / "published", ignore_errors=True)
+
+
+def _open_data(data_dir: str | Path | None, sample: bool) -> data.Dataset:
+    if not sample:
+        return data.open_dataset(data_dir)
+    from marsclf.sample import make_sample
+
+    print(ASKED_SAMPLE_NOTICE)
+    return data.load_dataset(make_sample(paths.CACHE / "sample"))
+
+
+def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
+    """Run the notebook `name` with those parameters that it declares; return the seconds it took.
+
+    The executed notebook appears at `output` when it is whole. Raises MarsclfError with the cell
+    and the reason; what had been executed then lies in `output` with the suffix .failed.ipynb.
+    """
+    import papermill
+
+    source = paths.NOTEBOOKS / f"{name}.ipynb"
+    declared = notebook_parameters(source)
+    partial, failed = output.with_suffix(".partial.ipynb"), output.with_suffix(".failed.ipynb")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for variable, value in KERNEL_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    print(f"{output.stem} ...", flush=True)
+    started = time.monotonic()
+    # In a thread of its own, because nbclient takes Ctrl-C away from the main thread.
+    pool = ThreadPoolExecutor(max_workers=1)
+    job = pool.submit(
+        papermill.execute_notebook,
+        source,
+        partial,
+        parameters={key: value for key, value in parameters.items() if key in declared},
+        kernel_name="python3",
+        progress_bar=sys.stderr.isatty(),
+        execution_timeout=CELL_TIMEOUT_S,
+        cwd=paths.NOTEBOOKS,
+    )
+    try:
+        job.result()
+        partial.replace(output)
+    except KeyboardInterrupt:
+        while not job.done():  # once is not enough while the kernel is only starting
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):
+                    child.kill()
+            wait([job], timeout=0.2)
+        raise
+    except Exception as error:
+        raise MarsclfError(
+            f"{_failure(name, partial, error)} The notebook up to there is {failed}."
+        ) from error
+    finally:
+        pool.shutdown()
+        if partial.exists():
+            partial.replace(failed)
+    seconds = time.monotonic() - started
+    print(f"{output.stem} took {seconds:.0f} s")
+    return seconds
+
+
+def _failure(name: str, partial: Path, error: Exception) -> str:
+    """Return one sentence: notebook, cell, the cell's first line, and the reason."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, PapermillExecutionError):
+        number, source = error.exec_count, error.source
+        reason = error.evalue if error.ename == "MarsclfError" else f"{error.ename}: {error.evalue}"
+    else:
+        cells = json.loads(partial.read_text(encoding="utf-8"))["cells"] if partial.exists() else []
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        begun = [cell for cell in code if cell["metadata"]["papermill"]["start_time"]]
+        number, source = len(begun), "".join(begun[-1]["source"]) if begun else ""
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, DeadKernelError):
+            reason = "its Python process was killed, perhaps because the memory ran out."
+        elif isinstance(error, CellTimeoutError):
+            reason = f"it took longer than {CELL_TIMEOUT_S / 3600:g} hours."
+    line = next(iter(source.strip().splitlines()), "")
+    return f"{name} failed in cell [{number}] `{line}`: {' '.join(reason.split())[:1000]}"
+
+
+def measure(predictions: pd.DataFrame) -> dict[str, dict]:
+    """Return the numbers of each split, from predictions as they are stored."""
+    splits = {split: predictions[predictions["split"] == split] for split in data.SPLITS}
+    for split, rows in splits.items():
+        if rows.empty:
+            raise MarsclfError(f"The predictions hold no image of the {split} split.")
+    return {split: metrics.summarize(rows) for split, rows in splits.items()}
+
+
+def commit() -> str:
+    """Return the commit of the code that runs, with "-dirty" where files differ, or "unknown"."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(paths.PROJECT_ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != paths.PROJECT_ROOT.resolve():
+            return "unknown"
+        # Only what decides the numbers: the figures and tables of an earlier run may differ.
+        changed = git(
+            "status", "--porcelain", "marsclf", "notebooks", "presets", "requirements.lock"
+        )
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware() -> dict[str, object]:
+    """Return processor, usable cores, memory (GB), GPU name or None, and software versions."""
+    cpu, gpu = platform.processor() or platform.machine(), None
+    with suppress(OSError, StopIteration):  # Linux tells the processor's name here alone
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        line = next(line for line in lines if line.startswith("model name"))
+        cpu = line.partition(":")[2].strip()
+    with suppress(OSError, subprocess.CalledProcessError):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        gpu = output.partition("\n")[0] or None
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpu": gpu,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "keras": importlib.metadata.version("keras"),
+        "tensorflow": importlib.metadata.version("tensorflow"),
+    }
+
+
+def peak_rss_mb() -> int:
+    """Return the most memory (10^6 bytes) that this process or one of its kernels held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return round(max(resource.getrusage(user).ru_maxrss for user in users) * unit / 1e6)
+
+
+def _report(result: dict, run_dir: Path, expected: dict) -> None:
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f} %"
+
+    header = ["split", "images", "accuracy", "95 % interval", "macro-F1", "top-3", "ECE"]
+    rows = [[*header, "coverage@0.9", "accuracy@0.9"]]
+    for split, numbers in result["splits"].items():
+        low, high = numbers["accuracy_ci95"]
+        row = [split, str(numbers["n"]), percent(numbers["accuracy"])]
+        row += [f"{100 * low:.1f}-{100 * high:.1f} %", f"{numbers['macro_f1']:.3f}"]
+        row += [percent(numbers["top3"]), f"{numbers['ece']:.3f}"]
+        row += [percent(numbers["coverage_at_0.9"]), percent(numbers["accuracy_at_0.9"])]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for row in rows:
+        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+    minutes, memory = result["wall_s"]["total"] / 60, result["peak_rss_mb"] / 1000
+    print(f"\n{minutes:.1f} minutes, {memory:.1f} GB of memory at most.")
+    if result["dataset"] == "msl-v1":
+        print("Expected of this preset:", ", ".join(f"{k} {v}" for k, v in expected.items()))
+    print(f"Figures: {run_dir / 'figures'}\nNotebooks, model and predictions: {run_dir}")

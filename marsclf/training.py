@@ -1,0 +1,264 @@
+"""The two stages of transfer learning: a head on cached features, then blocks of the backbone.
+
+Both stages draw their batches class-balanced, stop early on validation, keep the best epoch, and
+go on after a kill exactly where the last whole epoch ended.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from marsclf.backbones import unfreeze_blocks
+from marsclf.data import NUM_CLASSES
+from marsclf.files import replace_atomically, sha256_of, write_json
+from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
+from marsclf.inference import load_in_batches, make_predictor, network_digest
+from marsclf.paths import CACHE
+
+History = list[dict]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast one stage learns.
+
+    Attributes:
+        epochs: at most so many; one epoch draws as many examples as the stage has.
+        batch_size: examples a step.
+        learning_rate: of AdamW at the start; it falls to zero along a cosine.
+        weight_decay: of AdamW.
+        label_smoothing: share of the probability spread over all classes (0-1).
+        balance: classes are drawn in proportion to size**(1 - balance): 0 as they come, 1 equally.
+        patience: epochs without a lower validation loss before the stage ends.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    balance: float
+    patience: int
+
+
+def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
+    """Return an untrained head: features (n, width) to probabilities (n, 25).
+
+    With `hidden` = 0 it is linear, else it has one hidden layer of that many units.
+    """
+    layers = keras.layers
+    stack = [layers.Input((width,), name="features"), layers.Dropout(dropout, name="head_dropout")]
+    if hidden:
+        stack += [
+            layers.Dense(hidden, activation="relu", name="head_hidden"),
+            layers.Dropout(dropout, name="head_hidden_dropout"),
+        ]
+    stack.append(layers.Dense(NUM_CLASSES, activation="softmax", name="probabilities"))
+    return keras.Sequential(stack, name="head")
+
+
+def join(backbone: keras.Model, head: keras.Model) -> keras.Model:
+    """Return one flat model, images to probabilities, that shares both parts' weights."""
+    tensor = backbone.output
+    for layer in head.layers:
+        tensor = layer(tensor)
+    return keras.Model(backbone.input, tensor, name=f"{backbone.name}_classifier")
+
+
+def train_head(
+    head: keras.Model,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    schedule: Schedule,
+    seed: int,
+    folder: Path,
+) -> History:
+    """Train a head on features (n, width) and labels (n,); the best epoch's weights stay."""
+    features, labels = train
+
+    def batches(epoch: int) -> keras.utils.PyDataset:
+        return BalancedBatches(
+            labels, lambda rows, _: features[rows].astype("float32"), schedule, seed, epoch
+        )
+
+    evaluation = (validation[0].astype("float32"), one_hot(validation[1]))
+    return _fit("head", head, batches, evaluation, schedule, seed, folder)
+
+
+def fine_tune(
+    model: keras.Model,
+    root: Path,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    blocks: list[str],
+    augmentation: Augmentation,
+    schedule: Schedule,
+    seed: int,
+    folder: Path,
+) -> History:
+    """Train the named blocks and the head of a joined model on random views of the images.
+
+    Args:
+        model: images to probabilities, from `join`; it ends with its best epoch's weights.
+        root: folder that the paths in `train` and `validation` count from.
+        train, validation: parts of a data set's index.
+        blocks: names of the backbone's blocks that learn; BatchNorm stays frozen everywhere.
+        augmentation: how far the random views differ from the images.
+        schedule, seed, folder: as for `train_head`.
+    """
+    unfreeze_blocks(model, blocks)
+    size = model.input_shape[1]
+    paths = [root / path for path in train["path"]]
+
+    def views(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.stack(
+            [random_view(decode_rgb(paths[row]), size, augmentation, rng) for row in rows]
+        )
+
+    def batches(epoch: int) -> keras.utils.PyDataset:
+        return BalancedBatches(train["label"].to_numpy(), views, schedule, seed, epoch, workers=2)
+
+    evaluation = WholeImages(root, validation, size, schedule.batch_size)
+    return _fit("finetune", model, batches, evaluation, schedule, seed, folder)
+
+
+def predict(model: keras.Model, root: Path, rows: pd.DataFrame, cache: Path = CACHE) -> np.ndarray:
+    """Return the probabilities float32 (rows, 25) of whole images under a joined model."""
+    size = model.input_shape[1]
+    predictor = make_predictor(model, cache)
+    batches = load_in_batches(rows["path"], lambda path: fit_view(decode_rgb(root / path), size))
+    return np.concatenate([predictor(batch) for batch in batches])
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """Return labels 0-24 (n,) as float32 (n, 25)."""
+    return np.eye(NUM_CLASSES, dtype="float32")[labels]
+
+
+class BalancedBatches(keras.utils.PyDataset):
+    """One epoch of batches drawn with replacement, rare classes more often than they come.
+
+    `load(rows, rng)` gives the inputs of the examples with those row numbers. Equal seed and epoch
+    give equal batches, in whatever order and by however many threads they are made.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        load: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        schedule: Schedule,
+        seed: int,
+        epoch: int,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(workers=workers)
+        self.targets, self.load, self.schedule = one_hot(labels), load, schedule
+        self.seed = (seed, epoch)
+        weights = np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -float(schedule.balance)
+        rng = np.random.default_rng(self.seed)
+        self.rows = rng.choice(len(labels), len(labels), p=weights / weights.sum())
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.schedule.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        size = self.schedule.batch_size
+        rows = self.rows[index * size : (index + 1) * size]
+        return self.load(rows, np.random.default_rng((*self.seed, index))), self.targets[rows]
+
+
+class WholeImages(keras.utils.PyDataset):
+    """Batches of whole images and their targets, in order."""
+
+    def __init__(self, root: Path, rows: pd.DataFrame, size: int, batch_size: int) -> None:
+        super().__init__(workers=2)
+        self.paths = [root / path for path in rows["path"]]
+        self.targets, self.size, self.batch_size = one_hot(rows["label"]), size, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.paths) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        views = [fit_view(decode_rgb(path), self.size) for path in self.paths[part]]
+        return np.stack(views), self.targets[part]
+
+
+def _fit(
+    stage: str,
+    model: keras.Model,
+    batches: Callable[[int], keras.utils.PyDataset],
+    validation: object,
+    schedule: Schedule,
+    seed: int,
+    folder: Path,
+) -> History:
+    """Train epoch by epoch, each ending in a checkpoint; the best epoch's weights stay."""
+    first = batches(0)
+    keras.utils.set_random_seed(seed)
+    model.compile(
+        keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(
+                schedule.learning_rate, schedule.epochs * len(first)
+            ),
+            weight_decay=schedule.weight_decay,
+        ),
+        keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
+        metrics=["accuracy"],
+    )
+    model.optimizer.build(model.trainable_variables)
+    recipe = sha256_of(
+        network_digest(model).encode(), repr((schedule, seed, len(first))).encode(), first[0][0]
+    )
+    progress, best = folder / f"{stage}.json", folder / f"{stage}.best.weights.h5"
+    # Two names in turn: the record in `progress` never points to a file that is being replaced.
+    latest = [folder / f"{stage}.{turn}.weights.h5" for turn in ("even", "odd")]
+    state = json.loads(progress.read_text()) if progress.exists() else {}
+    if state.get("recipe") == recipe:
+        model.load_weights(latest[len(state["history"]) % 2])
+    else:
+        state = {"recipe": recipe, "history": []}
+    history = state["history"]
+    while len(history) < schedule.epochs and not _is_stale(history, schedule.patience):
+        epoch = len(history)
+        _reseed_dropout(model, seed, epoch)
+        logs = model.fit(batches(epoch), validation_data=validation, verbose=0).history
+        numbers = {name: round(values[0], 6) for name, values in logs.items()}
+        history.append({"stage": stage, "epoch": epoch + 1} | numbers)
+        _save_weights(model, latest[len(history) % 2])
+        if _best_epoch(history) == epoch:
+            _save_weights(model, best)
+        write_json(progress, state)
+        print(
+            f"{stage} epoch {epoch + 1}/{schedule.epochs}: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()),
+            flush=True,
+        )
+    model.load_weights(best)
+    return history
+
+
+def _reseed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
+    """Checkpoints do not hold the state of dropout, so every epoch starts it anew."""
+    for number, variable in enumerate(model.non_trainable_variables):
+        if "seed_generator" in variable.path:
+            variable.assign(np.array([hash((seed, epoch, number)) % 2**31, 0]))
+
+
+def _best_epoch(history: History) -> int:
+    return int(np.argmin([record["val_loss"] for record in history]))
+
+
+def _is_stale(history: History, patience: int) -> bool:
+    return bool(history) and len(history) - 1 - _best_epoch(history) >= patience
+
+
+def _save_weights(model: keras.Model, path: Path) -> None:
+    with replace_atomically(path) as temporary:
+        model.save_weights(temporary)
