@@ -59,10 +59,10 @@ MAX_BYTES = 50_000_000
 END_OF_JPEG = b"\xff\xd9"
 
 SAMPLE_NOTICE = (
-    "SAMPLE DATA: the Curiosity images are not here and cannot be downloaded now, so this run uses "
-    "generated pictures of geometric shapes. Its numbers and figures say nothing about Mars. For "
-    "the real images run again with a network connection, or set MARSCLF_DATA_DIR to a folder that "
-    "holds them."
+    "SAMPLE DATA: this run uses generated pictures of geometric shapes, not Curiosity's images. "
+    "Its numbers and figures say nothing about Mars. For the real images run with a network "
+    "connection (they are downloaded once, 61 MB), or set MARSCLF_DATA_DIR to a folder that holds "
+    "them."
 )
 
 _PRODUCT_ID = re.compile(
@@ -138,8 +138,9 @@ def locate(data_dir: str | Path | None = None) -> Path | None:
 def open_dataset(data_dir: str | Path | None = None) -> Dataset:
     """Find and load the data; download it where no folder was named and none is there.
 
-    Where the network cannot be reached, print a notice and load the generated sample set instead.
-    Raises MarsclfError on the first fault of the data, or if the download fails half-way.
+    Where the network cannot be reached, load the generated sample set instead; whenever sample
+    data is loaded, print SAMPLE_NOTICE. Raises MarsclfError on the first fault of the data, or if
+    the download fails half-way.
     """
     from marsclf import download, sample  # both need this module
 
@@ -147,7 +148,8 @@ def open_dataset(data_dir: str | Path | None = None) -> Dataset:
     if root is None:
         try:
             root = download.fetch_msl_images(paths.DATA)
-        except download.NetworkUnreachable:
+        except download.NetworkUnreachable as error:
+            print(error)
             root = sample.make_sample(paths.CACHE / "sample")
     dataset = load_dataset(root)
     if dataset.name == "sample":
@@ -158,10 +160,10 @@ def open_dataset(data_dir: str | Path | None = None) -> Dataset:
 def load_dataset(root: str | Path) -> Dataset:
     """Check every listed file beneath `root` and return the index.
 
-    Reads each image's bytes and header but decodes no pixels. Raises MarsclfError with the first
-    fault.
+    Reads each image's bytes and header but decodes no pixels. A relative `root` counts from the
+    project's root. Raises MarsclfError with the first fault.
     """
-    root = Path(root)
+    root = paths.resolve(root)
     scan = _Scan(root, decode=False)
     if scan.faults:
         others = len(scan.faults) - 1
@@ -174,14 +176,16 @@ def load_dataset(root: str | Path) -> Dataset:
     else:
         name = "msl-v1" if digest == MSL_V1_DIGEST else "other"
     index = pd.DataFrame(scan.rows)
-    order = index["split"].map(SPLITS.index)
-    index = index.assign(order=order).sort_values(["order", "path"], ignore_index=True)
-    return Dataset(root=root, name=name, digest=digest, index=index.drop(columns="order"))
+    index.insert(3, "class_name", index["label"].map(dict(enumerate(CLASS_NAMES))))
+    index = index.sort_values("path").sort_values(
+        "split", key=lambda split: split.map(SPLITS.index), kind="stable", ignore_index=True
+    )
+    return Dataset(root=root, name=name, digest=digest, index=index)
 
 
 def find_faults(root: str | Path) -> list[str]:
     """Return every fault of the data beneath `root`, one sentence each; decodes every image."""
-    return _Scan(Path(root), decode=True).faults
+    return _Scan(paths.resolve(root), decode=True).faults
 
 
 class _Scan:
@@ -251,7 +255,7 @@ class _Scan:
                 self.faults.append(f"{place}: {error}.")
 
     def _read_entry(self, split: str, place: str, listed: str, label: int) -> None:
-        """Check one line of a split file and its image; raises MarsclfError at its first fault."""
+        """Check one line of a split file and its image; raises what ends the check of this line."""
         if PurePosixPath(listed).is_absolute() or ".." in listed or re.search(r"[\\:\0]", listed):
             raise MarsclfError(f"the path {listed!r} leads out of the data folder")
         path = str(PurePosixPath(listed))
@@ -260,20 +264,18 @@ class _Scan:
             raise MarsclfError(f"{path} is listed already in {self.places[path]}")
         self.places[path] = place
         if not 0 <= label < NUM_CLASSES:
-            raise MarsclfError(f"label {label} of {path} is outside 0-{NUM_CLASSES - 1}")
+            self.faults.append(f"{place}: label {label} of {path} is outside 0-{NUM_CLASSES - 1}.")
         other = self.split_of_sol.setdefault(product.sol, split)
         if other != split:
-            raise MarsclfError(f"sol {product.sol} of {path} is already in the {other} split")
+            self.faults.append(
+                f"{place}: sol {product.sol} of {path} is already in the {other} split."
+            )
         content = _read_image(self.root / path)
         width, height, channels = _check_image(path, content, self.decode)
         self.hashes[path] = sha256_of(content)
-        self.rows.append(
-            {"split": split, "path": path, "label": label, "class_name": CLASS_NAMES[label]}
-            | {"sol": product.sol, "camera": product.camera, "sequence": product.sequence}
-            | {"product_type": product.product_type, "frame": product.frame}
-            | {"width": width, "height": height, "channels": channels}
-            | {"sha256": self.hashes[path]}
-        )
+        size = {"width": width, "height": height, "channels": channels}
+        row = {"split": split, "path": path, "label": label} | product._asdict() | size
+        self.rows.append(row | {"sha256": self.hashes[path]})
 
 
 def _read_image(path: Path) -> bytes:

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
-from urllib3 import BaseHTTPResponse
 from urllib3.util import Retry
 
 from marsclf import data
@@ -24,19 +23,11 @@ MAX_UNPACKED_BYTES = 500_000_000
 TRIES = 8
 PAUSE = 1.0  # seconds before the second try; each further pause is twice as long
 LONGEST_PAUSE = 30.0  # seconds, also where the server asks for more
-BY_HAND = "Download it by hand, unpack it, and set MARSCLF_DATA_DIR to its folder."
+BY_HAND = "Try later, or download it by hand, unpack it, and set MARSCLF_DATA_DIR to its folder."
 
 
 class NetworkUnreachable(MarsclfError):
     """No server answered at all."""
-
-
-class _Retry(Retry):
-    """urllib3's retries, with a limit to the pause that a server may ask for."""
-
-    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
-        seconds = super().get_retry_after(response)
-        return seconds and min(seconds, LONGEST_PAUSE)
 
 
 def fetch_msl_images(
@@ -62,10 +53,18 @@ def fetch_msl_images(
                 _unpack(part, folder)
                 if data.load_dataset(folder).digest != digest:
                     raise MarsclfError("its images are not those of the published data set")
-        except (MarsclfError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        except (
+            MarsclfError,
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             part.unlink()  # it is complete, so going on with it would never mend it
+            reason = str(error).rstrip(".")
             raise MarsclfError(
-                f"The archive from {url} is of no use: {error}. {BY_HAND}"
+                f"The archive from {url} is of no use: {reason}. {BY_HAND}"
             ) from error
         part.unlink()
     except OSError as error:
@@ -75,19 +74,21 @@ def fetch_msl_images(
 
 def _download(url: str, part: Path, size: int) -> None:
     """Bring `part` to `size` bytes."""
-    retry = _Retry(
+    retry = Retry(
         total=4,
         connect=0,
         read=0,
         status_forcelist=(429, 500, 502, 503, 504),
         backoff_factor=PAUSE,
         backoff_max=LONGEST_PAUSE,
+        retry_after_max=LONGEST_PAUSE,
         raise_on_status=False,
     )
     host = urlsplit(url).hostname
     answered, reason = False, ""
     with requests.Session() as session:
-        session.mount(url, HTTPAdapter(max_retries=retry))
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
         for attempt in range(TRIES):
             offset = part.stat().st_size if part.exists() else 0
             if offset == size:
@@ -109,7 +110,7 @@ def _download(url: str, part: Path, size: int) -> None:
     if not part.exists() or part.stat().st_size != size:
         raise MarsclfError(
             f"The download from {host} broke off {TRIES} times {reason and f'({reason})'}: run "
-            f"again, and it goes on from where it stopped. Or: {BY_HAND}"
+            f"again, and it goes on from where it stopped. {BY_HAND}"
         )
 
 
@@ -136,33 +137,26 @@ def _store(response: requests.Response, part: Path, size: int) -> None:
         tqdm(total=size, initial=offset, unit="B", unit_scale=True, disable=None) as bar,
     ):
         for chunk in response.iter_content(1 << 16):
-            bar.update(file.write(chunk[: size - file.tell()]))
+            if file.tell() + len(chunk) > size:
+                raise MarsclfError(f"{response.url} has more than {size:,} bytes. {BY_HAND}")
+            bar.update(file.write(chunk))
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack the folder of `archive` that holds the split files as `folder`."""
     with zipfile.ZipFile(archive) as opened:
-        members = opened.infolist()
-        for member in members:
-            name = PurePosixPath(member.filename)
-            if (
-                name.is_absolute()
-                or ".." in name.parts
-                or any(sign in member.filename for sign in "\\:")
-                or stat.S_ISLNK(member.external_attr >> 16)
-            ):
+        members = {PurePosixPath(member.filename): member for member in opened.infolist()}
+        for name, member in members.items():
+            climbs = name.is_absolute() or ".." in name.parts or set("\\:") & set(str(name))
+            if climbs or stat.S_ISLNK(member.external_attr >> 16):
                 raise MarsclfError(f"its member {member.filename!r} leads out of the folder")
-        if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
+        if sum(member.file_size for member in members.values()) > MAX_UNPACKED_BYTES:
             raise MarsclfError(f"it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
-        names = [PurePosixPath(member.filename) for member in members]
-        tops = [
-            name.parent
-            for name in names
-            if name.name == data.split_file("train") and "__MACOSX" not in name.parts
-        ]
+        wanted = data.split_file("train")
+        tops = [n.parent for n in members if n.name == wanted and "__MACOSX" not in n.parts]
         if not tops:
-            raise MarsclfError(f"it holds no {data.split_file('train')}")
-        for name, member in zip(names, members, strict=True):
+            raise MarsclfError(f"it holds no {wanted}")
+        for name, member in members.items():
             if member.is_dir() or not name.is_relative_to(tops[0]):
                 continue
             path = folder / name.relative_to(tops[0])

@@ -38,8 +38,7 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-CONVOLUTION = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
-DEPTHWISE = {"padding": "same", "use_bias": False, "depthwise_initializer": "he_normal"}
+CONVOLUTION = {"padding": "same", "use_bias": False}
 TORCH_NAMES = {
     "stem_conv": "_conv_stem",
     "stem_bn": "_bn0",
@@ -104,8 +103,9 @@ def read_state_dict(content: bytes) -> dict[str, np.ndarray]:
         raise
     # A damaged pickle can raise nearly anything; whatever it is, the file is what is wrong.
     except Exception as error:
+        reason = str(error) or type(error).__name__
         raise MarsclfError(
-            f"The weights file is damaged or not a PyTorch state dict ({error}); "
+            f"The weights file is damaged or not a PyTorch state dict ({reason}); "
             "install the package that it came with again."
         ) from error
 
@@ -118,7 +118,7 @@ def _block(
     if expansion != 1:
         x = layers.Conv2D(width * expansion, 1, name=name + "expand_conv", **CONVOLUTION)(x)
         x = _normalize(x, name + "expand_bn", activate=True)
-    x = layers.DepthwiseConv2D(kernel, strides=stride, name=name + "dwconv", **DEPTHWISE)(x)
+    x = layers.DepthwiseConv2D(kernel, strides=stride, name=name + "dwconv", **CONVOLUTION)(x)
     x = _normalize(x, name + "bn", activate=True)
     x = layers.Conv2D(filters, 1, name=name + "project_conv", **CONVOLUTION)(x)
     x = _normalize(x, name + "project_bn", activate=False)

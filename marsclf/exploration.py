@@ -68,7 +68,7 @@ def resemblances(index: pd.DataFrame, thumbnails: np.ndarray) -> dict[str, np.nd
 
 def near_duplicates(resemblance: dict[str, np.ndarray]) -> Figure:
     """Chart the share of images that have a look-alike, against how alike (from resemblances)."""
-    fig, axes = figures.new_figure(5)
+    fig, axes = figures.new_figure(5.5)
     thresholds = np.linspace(0.8, 1, 201)
     colours = [*SPLIT_COLOURS.values(), SPLIT_COLOURS["val"], SPLIT_COLOURS["test"], "black"]
     for (name, highest), colour in zip(resemblance.items(), colours, strict=True):
@@ -78,11 +78,11 @@ def near_duplicates(resemblance: dict[str, np.ndarray]) -> Figure:
     axes.axvline(NEAR_DUPLICATE, color="black", linewidth=1, linestyle=":")
     axes.set(xlim=(0.8, 1), ylim=(0, 100), ylabel="images with such a look-alike, %")
     axes.set_xlabel("correlation of 16 × 16 grey thumbnails (1: the same picture)")
-    axes.legend(loc="upper right")
+    fig.legend(loc="outside lower center", ncols=3)
     shares = {name: (highest >= NEAR_DUPLICATE).mean() for name, highest in resemblance.items()}
     axes.set_title(
-        f"Correlation ≥ {NEAR_DUPLICATE}: {shares['within test']:.0%} of test within test, "
-        f"{shares['test with training']:.1%} with training"
+        f"Correlation ≥ {NEAR_DUPLICATE}: {shares['within test']:.0%} of test have a look-alike in "
+        f"test, {shares['test with training']:.1%} in training"
     )
     return fig
 
@@ -113,7 +113,7 @@ def class_shift(index: pd.DataFrame) -> Figure:
     axes.set(xlabel="share of the split, %", xlim=(-1, None))
     axes.legend(loc="lower right")
     commonest = shares["train"].idxmax()
-    numbers = ", ".join(f"{shares.at[commonest, s]:.1f} % of {SPLIT_NAMES[s]}" for s in data.SPLITS)
+    numbers = ", ".join(f"{shares.at[commonest, s]:.1f}% of {SPLIT_NAMES[s]}" for s in data.SPLITS)
     axes.set_title(f"The class mix shifts: {commonest} is {numbers}")
     return fig
 
@@ -139,22 +139,24 @@ def sols_and_cameras(index: pd.DataFrame) -> Figure:
 
 
 def sizes_and_brightness(index: pd.DataFrame, brightness: np.ndarray) -> Figure:
-    """Chart image sizes (area of a dot: number of images) and brightness (N,) by split."""
-    fig, (left, right) = figures.new_figure(4.5, 1, 2)
-    sizes = index.groupby(["width", "height"]).size()
-    width, height = sizes.index.get_level_values(0), sizes.index.get_level_values(1)
-    left.scatter(width, height, s=2 + 300 * sizes / sizes.max(), color=figures.BLUE, alpha=0.5)
-    left.set(xlabel="width, pixels", ylabel="height, pixels")
-    grey = (index["channels"] == 1).sum()
-    left.set_title(f"{len(sizes)} sizes, {grey} single-channel files")
-    for split in data.SPLITS:
-        values, colour = brightness[index["split"] == split], SPLIT_COLOURS[split]
-        label = f"{SPLIT_NAMES[split]}, mean {values.mean():.0f}"
-        options = {"bins": np.linspace(0, 255, 41), "density": True, "histtype": "step"}
-        right.hist(values, color=colour, label=label, linewidth=2, **options)
-    right.set(xlabel="mean brightness (0 black, 255 white)", ylabel="density")
-    right.margins(y=0.3)
-    right.legend(loc="upper left", fontsize=9)
+    """Chart the images' heights and mean brightness (N,; 0 to 255) by split."""
+    fig, panels = figures.new_figure(4.2, 1, 2)
+    for axes, values, stop in zip(
+        panels, (index["height"].to_numpy(), brightness), (index["height"].max(), 255), strict=True
+    ):
+        for split in data.SPLITS:
+            of_split, name = values[index["split"] == split], SPLIT_NAMES[split]
+            label = f"{name}, mean {of_split.mean():.0f}"
+            weights = np.full(len(of_split), 100 / len(of_split))
+            options = {"bins": np.linspace(0, stop, 41), "histtype": "step", "linewidth": 2}
+            axes.hist(of_split, weights=weights, color=SPLIT_COLOURS[split], label=label, **options)
+        axes.legend(loc="upper left", fontsize=9)
+        axes.margins(y=0.2)
+    narrow, wide = index["width"].min(), index["width"].max()
+    panels[0].set(xlabel="height, pixels", ylabel="images of the split, %")
+    panels[0].set_title(f"All {narrow} to {wide} pixels wide")
+    panels[1].set_xlabel("mean brightness (0 black, 255 white)")
+    panels[1].set_title(f"{(index['channels'] == 1).sum()} files have a single channel")
     return fig
 
 
@@ -172,6 +174,7 @@ def bursts(index: pd.DataFrame) -> Figure:
         share = 100 * np.cumsum(longest) / len(rows)
         right.plot(np.arange(1, len(share) + 1), share, color=colour, label=SPLIT_NAMES[split])
     left.set_xticks(range(4), ["images", "frames", "sequences", "sols"])
+    left.set_ylabel("number in the split")
     left.grid(axis="x", visible=False)
     left.set_title("Images are not independent")
     right.set(xlabel="sequences, the longest first", ylabel="share of the split's images, %")
@@ -183,8 +186,7 @@ def bursts(index: pd.DataFrame) -> Figure:
 def class_gallery(dataset: data.Dataset, each: int = 3) -> Figure:
     """Show up to `each` training and test images of every class, no two of one sequence."""
     tiles, titles = [], []
-    for label, name in enumerate(data.CLASS_NAMES):
-        of_class = dataset.index[dataset.index["label"] == label]
+    for name, of_class in dataset.index.groupby("class_name"):
         for split in ("train", "test"):
             rows = of_class[of_class["split"] == split]
             chosen = rows.drop_duplicates("sequence")

@@ -80,11 +80,11 @@ def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dic
     Raises MarsclfError for a name that no notebook declares and for a value of another type than
     the default's.
     """
+    layers = {f"presets/{preset}.yaml": load_preset(preset)["parameters"], "--set": settings or {}}
     declared: dict[str, object] = {}
     for name in NOTEBOOKS:
         declared = notebook_parameters(paths.NOTEBOOKS / f"{name}.ipynb") | declared
     values = {name: value for name, value in declared.items() if name not in SET_BY_RUN}
-    layers = {f"presets/{preset}.yaml": load_preset(preset)["parameters"], "--set": settings or {}}
     for origin, layer in layers.items():
         for name, value in layer.items():
             values[name] = _checked(origin, name, value, declared)

@@ -1,7 +1,9 @@
 """The pipeline: a preset, the data, the three notebooks, and the numbers that come out of them."""
 
+import asyncio
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import resource
@@ -122,24 +124,24 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
     The executed notebook appears at `output` when it is whole. Raises MarsclfError with the cell
     and the reason; what had been executed then lies in `output` with the suffix .failed.ipynb.
     """
-    import papermill
-
     source = paths.NOTEBOOKS / f"{name}.ipynb"
     declared = notebook_parameters(source)
     partial, failed = output.with_suffix(".partial.ipynb"), output.with_suffix(".failed.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     for variable, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the error raised below says it all
     print(f"{output.stem} ...", flush=True)
     started = time.monotonic()
     # In a thread of its own, because nbclient takes Ctrl-C away from the main thread.
     pool = ThreadPoolExecutor(max_workers=1)
     job = pool.submit(
-        papermill.execute_notebook,
+        _execute_in_thread,
         source,
         partial,
         parameters={key: value for key, value in parameters.items() if key in declared},
         kernel_name="python3",
+        extra_arguments=["--log-level=CRITICAL"],
         progress_bar=sys.stderr.isatty(),
         execution_timeout=CELL_TIMEOUT_S,
         cwd=paths.NOTEBOOKS,
@@ -156,7 +158,7 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
         raise
     except Exception as error:
         raise MarsclfError(
-            f"{_failure(name, partial, error)} The notebook up to there is {failed}."
+            f"{_failure(name, partial, error)}\nThe notebook, executed up to there, is {failed}"
         ) from error
     finally:
         pool.shutdown()
@@ -167,9 +169,18 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
     return seconds
 
 
+def _execute_in_thread(*arguments: object, **options: object) -> None:
+    import papermill
+
+    try:
+        papermill.execute_notebook(*arguments, **options)
+    finally:
+        with suppress(RuntimeError):  # there is none if papermill failed early
+            asyncio.get_event_loop().close()  # nobody else closes the one that nbclient made
+
+
 def _failure(name: str, partial: Path, error: Exception) -> str:
     """Return one sentence: notebook, cell, the cell's first line, and the reason."""
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     if isinstance(error, PapermillExecutionError):
@@ -180,11 +191,12 @@ def _failure(name: str, partial: Path, error: Exception) -> str:
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         begun = [cell for cell in code if cell["metadata"]["papermill"]["start_time"]]
         number, source = len(begun), "".join(begun[-1]["source"]) if begun else ""
-        reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, DeadKernelError):
-            reason = "its Python process was killed, perhaps because the memory ran out."
-        elif isinstance(error, CellTimeoutError):
-            reason = f"it took longer than {CELL_TIMEOUT_S / 3600:g} hours."
+        reasons = {
+            "DeadKernelError": "its Python process was killed, perhaps because the memory ran out.",
+            "CellTimeoutError": f"it took longer than {CELL_TIMEOUT_S / 3600:g} hours.",
+        }
+        kind = type(error).__name__
+        reason = reasons.get(kind, f"{kind}: {error}")
     line = next(iter(source.strip().splitlines()), "")
     return f"{name} failed in cell [{number}] `{line}`: {' '.join(reason.split())[:1000]}"
 

@@ -1,0 +1,191 @@
+"""Publishing refuses what is not a whole run of the real data; verifying finds what is off."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_project import enter_project, make_project, write_predictions
+
+from marsclf import data, metrics, paths, publish, run
+from marsclf.errors import MarsclfError
+from marsclf.files import write_json
+from marsclf.presets import parameters_of
+
+README = f"# Title\n\n{publish.BEGIN}\nold\n{publish.END}\n\nThe end.\n"
+HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one whole run, as if of the real data, but with 40 images a split."""
+    enter_project(monkeypatch, make_project(tmp_path))
+    monkeypatch.setattr(publish, "IMAGES", dict.fromkeys(data.SPLITS, 40))
+    (tmp_path / "README.md").write_text(README)
+    others = [{"source": "A, B", "url": "https://example.org", "remarks": "old"}]
+    others[0] |= {"train": None, "val": 72.8, "test": 66.7, "macro_f1": 0.5}
+    write_json(paths.RESULTS / "published.json", others)
+    folder = paths.RUNS / "laptop"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "graph.png").write_text("new graph")
+    write_predictions(folder / "predictions.csv")
+    result = {"dataset": "msl-v1", "data_digest": data.MSL_V1_DIGEST, "preset": "laptop"}
+    result |= {"backbone": "EfficientNetLite0", "seed": 0, "commit": "0" * 40}
+    result |= {"settings": {}, "parameters": parameters_of("laptop"), "hardware": HARDWARE}
+    result |= {"wall_s": {"total": 600.0}, "peak_rss_mb": 1500}
+    result["splits"] = run.measure(metrics.read_predictions(folder / "predictions.csv"))
+    write_json(folder / "metrics.json", result)
+    return tmp_path
+
+
+def edit(path: Path, *keys: str, value: object) -> None:
+    tree = json.loads(path.read_text())
+    branch = tree
+    for key in keys[:-1]:
+        branch = branch[key]
+    branch[keys[-1]] = value
+    path.write_text(json.dumps(tree))
+
+
+def everything_in(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = paths.FIGURES / "laptop" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    publish.publish("laptop")
+    assert [path.name for path in (paths.FIGURES / "laptop").iterdir()] == ["graph.png"]
+    packed = paths.RESULTS / "laptop" / "predictions.csv.gz"
+    stored = (paths.RUNS / "laptop" / "predictions.csv").read_bytes()
+    assert gzip.decompress(packed.read_bytes()) == stored
+    readme = (project / "README.md").read_text()
+    assert readme.startswith("# Title\n\n") and readme.endswith("\n\nThe end.\n")
+    test = json.loads((paths.RESULTS / "laptop" / "metrics.json").read_text())["splits"]["test"]
+    assert f"**{test['accuracy']:.1%}**" in readme
+    assert "| [A, B](https://example.org) | – | 72.8 % | 66.7 % | 0.5 | old |" in readme
+    assert "10.0 min | 1.5 GB | 2 cores of Some CPU, 8 GB, no GPU | 000000000000 |" in readme
+    assert "Warning" not in capsys.readouterr().out
+    publish.verify()
+    assert "laptop: ok" in capsys.readouterr().out
+    before = everything_in(project)
+    publish.publish("laptop")
+    assert everything_in(project) == before
+
+
+def test_code_that_is_not_committed_is_named(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(paths.RUNS / "laptop" / "metrics.json", "commit", value="0" * 40 + "-dirty")
+    publish.publish("laptop")
+    assert "Warning: its code is commit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "reason"),
+    [
+        (["dataset"], "sample", "its data set is 'sample', not the real one"),
+        (["data_digest"], "f" * 64, "not the real one"),
+        (["parameters", "seed"], 1, "seed was 1, but the preset says 0"),
+        (["splits", "test", "accuracy"], 0.99, "splits.test.accuracy is 0.99, recomputed 0"),
+        (["splits", "val", "accuracy_ci95"], [0, 1], "splits.val.accuracy_ci95.1 is 1, recomputed"),
+        (["splits", "val"], {}, "splits.val.n is None, recomputed 40"),
+        (["splits", "extra"], {"n": 3}, "splits.extra.n is 3, recomputed None"),
+    ],
+)
+def test_publish_refuses(project: Path, keys: list[str], value: object, reason: str) -> None:
+    edit(paths.RUNS / "laptop" / "metrics.json", *keys, value=value)
+    before = everything_in(project)
+    with pytest.raises(MarsclfError, match=f"laptop cannot be published: .*{reason}"):
+        publish.publish("laptop")
+    assert everything_in(project) == before
+
+
+def test_publish_refuses_changed_predictions(project: Path) -> None:
+    path = paths.RUNS / "laptop" / "predictions.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    swapped = lines[1].split(",")
+    swapped[2] = str((int(swapped[2]) + 1) % 25)
+    path.write_text("".join([lines[0], ",".join(swapped), *lines[2:]]))
+    with pytest.raises(MarsclfError, match="splits.train.accuracy is"):
+        publish.publish("laptop")
+
+
+def test_publish_refuses_too_few_images(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "IMAGES", {"train": 40, "val": 40, "test": 41})
+    with pytest.raises(MarsclfError, match="40 images of the test split instead of 41"):
+        publish.publish("laptop")
+
+
+def test_publish_refuses_large_predictions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "MAX_BYTES", 1000)
+    with pytest.raises(MarsclfError, match="bytes, 1,000 or more"):
+        publish.publish("laptop")
+
+
+def test_publish_refuses_a_run_without_end_or_figures(project: Path) -> None:
+    (paths.RUNS / "laptop" / "figures" / "graph.png").unlink()
+    with pytest.raises(MarsclfError, match="there is no figure in"):
+        publish.publish("laptop")
+    (paths.RUNS / "laptop" / "metrics.json").unlink()
+    with pytest.raises(MarsclfError, match="no run of this preset has ended"):
+        publish.publish("laptop")
+    (paths.RUNS / "laptop" / "metrics.json").write_text("{}")
+    with pytest.raises(MarsclfError, match="is not the metrics file of a run"):
+        publish.publish("laptop")
+
+
+def test_the_readme_needs_the_markers(project: Path) -> None:
+    (project / "README.md").write_text(README.replace(publish.END, ""))
+    before = everything_in(project)
+    with pytest.raises(MarsclfError, match=r"README\.md lacks the lines"):
+        publish.publish("laptop")
+    assert everything_in(project) == before
+
+
+def test_verify_finds_a_changed_number_in_the_metrics(project: Path) -> None:
+    publish.publish("laptop")
+    path = paths.RESULTS / "laptop" / "metrics.json"
+    accuracy = json.loads(path.read_text())["splits"]["test"]["accuracy"]
+    edit(path, "splits", "test", "accuracy", value=accuracy + 0.00001)
+    with pytest.raises(
+        MarsclfError, match=rf"metrics\.json: splits\.test\.accuracy is .*{accuracy}"
+    ):
+        publish.verify()
+
+
+@pytest.mark.parametrize("document", ["README.md", "MODEL_CARD.md"])
+def test_verify_finds_a_changed_number_in_a_document(project: Path, document: str) -> None:
+    (project / "MODEL_CARD.md").write_text(README)
+    publish.publish("laptop")
+    publish.verify()
+    path = project / document
+    path.write_text(path.read_text().replace("66.7 %", "66.8 %"))
+    with pytest.raises(MarsclfError, match=rf"{document}, line 7: is .*66.8 %.*must be .*66.7 %"):
+        publish.verify()
+
+
+def test_verify_finds_a_line_too_many(project: Path) -> None:
+    publish.publish("laptop")
+    path = project / "README.md"
+    path.write_text(path.read_text().replace(publish.END, f"| more |\n{publish.END}"))
+    with pytest.raises(MarsclfError, match="README"):
+        publish.verify()
+
+
+def test_verify_needs_the_predictions(project: Path) -> None:
+    publish.publish("laptop")
+    (paths.RESULTS / "laptop" / "predictions.csv.gz").unlink()
+    with pytest.raises(MarsclfError, match=r"predictions\.csv\.gz"):
+        publish.verify()
+
+
+def test_verify_loads_no_network_code() -> None:
+    code = (
+        "import sys, marsclf.publish; print({'keras', 'tensorflow', 'papermill'} & {*sys.modules})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
