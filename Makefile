@@ -45,7 +45,7 @@ verify: environment ## recompute every published number
 	$(BIN)/python -m marsclf verify
 
 lock: ## pin all dependencies anew (needs uv)
-	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	uv pip compile --quiet pyproject.toml --extra test --universal --python-version 3.11 \
 		--fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make lock" -o requirements.lock
 

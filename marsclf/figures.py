@@ -49,10 +49,13 @@ def save_figure(fig: Figure, folder: Path, name: str, sample: bool) -> Path:
         fig.text(0.5, 0.5, "sample data", path_effects=rim, zorder=10, **stamp)
     path, drawn = folder / name, BytesIO()
     fig.savefig(drawn, format="png", dpi=WIDTH_PIXELS / fig.get_figwidth())
-    # 256 colours are enough for Mars, and make a third of the size.
-    image = Image.open(drawn).convert("RGB").quantize(256)
+    # 256 colours are enough for Mars and halve the size, but photographs need dithering.
+    image = Image.open(drawn).convert("RGB")
+    reduced = image.quantize(256)
+    if image.getcolors(20_000) is None:
+        reduced = image.quantize(palette=reduced)
     with replace_atomically(path) as temporary:
-        image.save(temporary, optimize=True)
+        reduced.save(temporary, optimize=True)
     return path
 
 
@@ -147,7 +150,10 @@ def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> Figure:
     """Chart the commonest pairs of true and wrongly predicted class of one split."""
     table = metrics.commonest_confusions(predictions, limit)
     fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
-    bars = axes.barh(table["true"] + " → " + table["predicted"], table["count"], color=RED)
+    names = [
+        f"{true} → {said}" for true, said in zip(table["true"], table["predicted"], strict=True)
+    ]
+    bars = axes.barh(names, table["count"], color=RED)
     details = zip(table["count"], table["share"], table["true"], strict=True)
     labels = [f"{count} ({share:.0%} of {name})" for count, share, name in details]
     axes.bar_label(bars, labels, padding=3, fontsize=9)
@@ -157,9 +163,8 @@ def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", visible=False)
     errors = int((predictions["label"] != predictions["predicted"]).sum())
-    axes.set_title(
-        f"{split_of(predictions)}: {table['count'].sum()} of {errors} errors are these {len(table)}"
-    )
+    share = f"the commonest confusions make up {table['count'].sum()} of {errors} errors"
+    axes.set_title(f"{split_of(predictions)}: {share}")
     return fig
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir() and not path.is_symlink():
             path.rename(scratch / "replaced")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -19,7 +19,7 @@ def gradcam(model: keras.Model, images: np.ndarray, class_ids: np.ndarray) -> np
         raise MarsclfError(f"Grad-CAM needs global average pooling, and {model.name} has none.")
     # The last one: squeeze-and-excitation blocks pool too, further down.
     pooled, maps = pooling[-1].output, pooling[-1].input
-    values = keras.Model(model.inputs, [maps, pooled])(np.float32(images), training=False)
+    values = keras.Model(model.input, [maps, pooled])(np.float32(images), training=False)
     activations, features = (keras.ops.convert_to_numpy(value) for value in values)
     # All that lies above sees the maps only through their means, so a channel's weight, the mean
     # gradient over its map, is the gradient by its mean, but for a factor that the scaling removes.

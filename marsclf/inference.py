@@ -7,6 +7,7 @@ says so.
 
 import itertools
 import json
+import shutil
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -50,14 +51,17 @@ def make_predictor(model: keras.Model, cache: Path = CACHE) -> Predictor:
 def _openvino_predictor(model: keras.Model, cache: Path) -> Predictor:
     import openvino
 
-    path = cache / "networks" / f"{network_digest(model)[:32]}.xml"
+    folder = cache / "networks" / network_digest(model)[:32]
     core = openvino.Core()
-    fresh = not path.exists()
+    fresh = not folder.exists()
     if fresh:
-        with replace_atomically(path) as temporary:
-            model.export(str(temporary), format="openvino", verbose=False)
-            temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
-    network = core.read_model(path)
+        with replace_atomically(folder) as temporary:
+            # Not `format="openvino"`: on Python 3.13 that converter looks in vain for TensorFlow.
+            model.export(temporary / "saved_model", format="tf_saved_model", verbose=False)
+            converted = openvino.convert_model(temporary / "saved_model")
+            openvino.save_model(converted, temporary / "network.xml", compress_to_fp16=False)
+            shutil.rmtree(temporary / "saved_model")
+    network = core.read_model(folder / "network.xml")
     network.reshape([BATCH_SIZE, *model.input_shape[1:]])
     preprocessing = openvino.preprocess.PrePostProcessor(network)
     preprocessing.input().tensor().set_element_type(openvino.Type.u8)
@@ -77,7 +81,7 @@ def _openvino_predictor(model: keras.Model, cache: Path) -> Predictor:
         expected = model.predict_on_batch(noise)
         difference = np.abs(predict(noise) - expected).max() / np.abs(expected).max()
         if not difference < LARGEST_DIFFERENCE:
-            path.unlink()
+            shutil.rmtree(folder)
             raise RuntimeError(f"OpenVINO's outputs differ from Keras's by {difference:.1e}")
     return predict
 

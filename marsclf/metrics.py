@@ -43,7 +43,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise MarsclfError(f"There is no prediction file {path}: make one with `make run`.")
     try:
-        table = pd.read_csv(path, float_precision="round_trip")
+        table = pd.read_csv(path)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise MarsclfError(f"{path} cannot be read as a CSV file: {error}.") from error
     missing = [name for name in COLUMNS if name not in table.columns]

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -28,19 +29,12 @@ from marsclf.presets import (
     notebook_parameters,
     parameters_of,
 )
+from marsclf.sample import make_sample
 
 CELL_TIMEOUT_S = 6 * 3600
-# Keep the compiler's and the debugger's chatter of the kernels off the terminal, and take the
-# kernel of this environment even where the user has a personal one of the same name.
-KERNEL_ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "JUPYTER_PREFER_ENV_PATH": "1",
-}
-ASKED_SAMPLE_NOTICE = (
-    "SAMPLE DATA: as --sample asks, this run uses generated pictures of geometric shapes. Its "
-    "numbers and figures say nothing about Mars."
-)
+# Less of TensorFlow's chatter in the notebooks; and the kernel of this environment, even where the
+# user has a personal one of the same name.
+KERNEL_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2", "JUPYTER_PREFER_ENV_PATH": "1"}
 
 
 def run(
@@ -59,7 +53,9 @@ def run(
     run_dir = paths.RUNS / preset
     _remove_results(run_dir)
     code = commit()
-    dataset = _open_data(data_dir, sample)
+    if sample:
+        data_dir = make_sample(paths.CACHE / "sample")
+    dataset = data.open_dataset(data_dir)  # says so where it is sample data
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
     wall_s = {"total": 0.0, "data": time.monotonic() - started}
     fixed = {"data_dir": str(dataset.root.resolve()), "run_dir": str(run_dir)}
@@ -96,7 +92,7 @@ def run(
     write_json(run_dir / "metrics.json", result)
     _report(result, run_dir, load_preset(preset)["expected"])
     if dataset.name == "sample":
-        print(f"\n{ASKED_SAMPLE_NOTICE if sample else data.SAMPLE_NOTICE}")
+        print(f"\n{data.SAMPLE_NOTICE}")
     return result
 
 
@@ -107,15 +103,6 @@ def _remove_results(run_dir: Path) -> None:
         for path in run_dir.glob(pattern):
             path.unlink()
     shutil.rmtree(run_dir / "published", ignore_errors=True)
-
-
-def _open_data(data_dir: str | Path | None, sample: bool) -> data.Dataset:
-    if not sample:
-        return data.open_dataset(data_dir)
-    from marsclf.sample import make_sample
-
-    print(ASKED_SAMPLE_NOTICE)
-    return data.load_dataset(make_sample(paths.CACHE / "sample"))
 
 
 def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
@@ -141,7 +128,6 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
         partial,
         parameters={key: value for key, value in parameters.items() if key in declared},
         kernel_name="python3",
-        extra_arguments=["--log-level=CRITICAL"],
         progress_bar=sys.stderr.isatty(),
         execution_timeout=CELL_TIMEOUT_S,
         cwd=paths.NOTEBOOKS,
@@ -171,9 +157,16 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
 
 def _execute_in_thread(*arguments: object, **options: object) -> None:
     import papermill
+    from jupyter_client import AsyncKernelManager
+
+    class QuietKernelManager(AsyncKernelManager):
+        """Keeps off the terminal what a kernel prints; the notebook holds it all the same."""
+
+        def start_kernel(self, **start: object) -> Awaitable[None]:
+            return super().start_kernel(**start, stderr=subprocess.DEVNULL)
 
     try:
-        papermill.execute_notebook(*arguments, **options)
+        papermill.execute_notebook(*arguments, **options, kernel_manager_class=QuietKernelManager)
     finally:
         with suppress(RuntimeError):  # there is none if papermill failed early
             asyncio.get_event_loop().close()  # nobody else closes the one that nbclient made

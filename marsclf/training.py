@@ -18,8 +18,7 @@ from marsclf.backbones import unfreeze_blocks
 from marsclf.data import NUM_CLASSES
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
-from marsclf.inference import load_in_batches, make_predictor, network_digest
-from marsclf.paths import CACHE
+from marsclf.inference import network_digest
 
 History = list[dict]
 
@@ -126,14 +125,6 @@ def fine_tune(
 
     evaluation = WholeImages(root, validation, size, schedule.batch_size)
     return _fit("finetune", model, batches, evaluation, schedule, seed, folder)
-
-
-def predict(model: keras.Model, root: Path, rows: pd.DataFrame, cache: Path = CACHE) -> np.ndarray:
-    """Return the probabilities float32 (rows, 25) of whole images under a joined model."""
-    size = model.input_shape[1]
-    predictor = make_predictor(model, cache)
-    batches = load_in_batches(rows["path"], lambda path: fit_view(decode_rgb(root / path), size))
-    return np.concatenate([predictor(batch) for batch in batches])
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:

@@ -164,7 +164,7 @@ def test_verify_finds_a_changed_number_in_a_document(project: Path, document: st
     publish.verify()
     path = project / document
     path.write_text(path.read_text().replace("66.7 %", "66.8 %"))
-    with pytest.raises(MarsclfError, match=rf"{document}, line 7: is .*66.8 %.*must be .*66.7 %"):
+    with pytest.raises(MarsclfError, match=rf"{document}, line 6: is .*66.8 %.*must be .*66.7 %"):
         publish.verify()
 
 
