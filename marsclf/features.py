@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import load_in_batches, make_predictor, network_digest
@@ -30,6 +31,10 @@ def view_counts(labels: np.ndarray, views: int, views_rare: int) -> np.ndarray:
     The commonest class gets `views` an image; others up to `views_rare`, growing as the square
     root of how much rarer they are.
     """
+    if not 1 <= views <= views_rare:
+        raise MarsclfError(
+            f"views is {views} and views_rare {views_rare}; they must be 1 or more, and ascend"
+        )
     sizes = np.bincount(labels)
     rarity = np.sqrt(sizes.max() / np.maximum(sizes, 1))
     return np.clip(np.round(views * rarity), views, views_rare).astype(int)[labels]

@@ -82,7 +82,7 @@ def random_view(
     angle = np.deg2rad(rng.uniform(-a.rotation, a.rotation))
     zoom, stretch = _log_uniform(rng, a.zoom), _log_uniform(rng, a.stretch)
     shift = rng.uniform(-a.shift, a.shift, size=2) * size
-    mirror = -1.0 if a.flip and rng.random() < 0.5 else 1.0
+    mirror = -1.0 if rng.random() < 0.5 and a.flip else 1.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.diag([mirror * zoom * stretch**0.5, zoom * stretch**-0.5])
     view = _warp(image, size, matrix, shift)
@@ -98,7 +98,8 @@ def _warp(image: np.ndarray, size: int, matrix: np.ndarray, shift: np.ndarray) -
     height, width = image.shape[:2]
     matrix = matrix * (size / max(height, width))
     scale = np.sqrt(abs(np.linalg.det(matrix)))
-    if scale < 0.6:  # bilinear sampling skips pixels when it shrinks further: average them first
+    # Bilinear sampling skips pixels when it shrinks further: average them first.
+    if scale < 0.6 and scale * min(height, width) >= 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         matrix = matrix * (width / image.shape[1])
         height, width = image.shape[:2]

@@ -16,6 +16,7 @@ import pandas as pd
 
 from marsclf.backbones import unfreeze_blocks
 from marsclf.data import NUM_CLASSES
+from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import network_digest
@@ -202,6 +203,8 @@ def _fit(
         ),
         keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
         metrics=["accuracy"],
+        # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
+        jit_compile=keras.backend.backend() == "jax",
     )
     model.optimizer.build(model.trainable_variables)
     recipe = sha256_of(
@@ -219,8 +222,15 @@ def _fit(
     while len(history) < schedule.epochs and not _is_stale(history, schedule.patience):
         epoch = len(history)
         _reseed_dropout(model, seed, epoch)
-        logs = model.fit(batches(epoch), validation_data=validation, verbose=0).history
+        logs = model.fit(
+            batches(epoch), validation_data=validation, shuffle=False, verbose=0
+        ).history
         numbers = {name: round(values[0], 6) for name, values in logs.items()}
+        if not math.isfinite(numbers["val_loss"]):
+            raise MarsclfError(
+                f"{stage} diverged in epoch {epoch + 1}: lower its learning rate, now "
+                f"{schedule.learning_rate}"
+            )
         history.append({"stage": stage, "epoch": epoch + 1} | numbers)
         _save_weights(model, latest[len(history) % 2])
         if _best_epoch(history) == epoch:

@@ -21,9 +21,6 @@ from marsclf import backbones
 from marsclf.backbones import BLOCKS, SPECS, build_backbone, unfreeze_blocks
 from marsclf.errors import MarsclfError
 
-# Keras 3.15 meets this when it writes a TensorFlow variable into an .h5 file.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 B0_FILE = "efficientnetb0_notop.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
 

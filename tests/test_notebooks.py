@@ -1,0 +1,270 @@
+"""The three notebooks, run once on the sample data by the command line, and what they leave."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
+from tiny_project import enter_project
+
+import marsclf
+from marsclf import data, figures, metrics, paths, run
+from marsclf.data import Dataset
+from marsclf.figures import WIDTH_INCHES
+from marsclf.images import decode_rgb, fit_view
+from marsclf.presets import NOTEBOOKS
+
+SIZE = 48  # pixels; the rest of the preset `smoke`, made smaller still
+SETTINGS = f"image_size={SIZE} views_rare=1 head_epochs=2 finetune_blocks=[top]".split()
+FIGURES = {
+    "01": [
+        "bursts",
+        "class_counts",
+        "class_gallery",
+        "class_shift",
+        "look_alikes",
+        "near_duplicates",
+        "sizes_and_brightness",
+        "sols_and_cameras",
+    ],
+    "02": ["learning_curves", "random_views"],
+    "03": [
+        "commonest_confusions",
+        "confident_mistakes",
+        "confusion_matrix",
+        "coverage_accuracy",
+        "error_rate_per_class",
+        "errors_by_camera_and_sol",
+        "errors_per_class",
+        "gradcam_right",
+        "gradcam_wrong",
+        "reliability",
+    ],
+}
+NUMBERS = ["n", "accuracy", "accuracy_ci95", "macro_f1", "top3", "nll", "ece"]
+NUMBERS += ["coverage_at_0.9", "accuracy_at_0.9"]
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's code, so that nothing is written into the project itself."""
+    root = tmp_path_factory.mktemp("project")
+    without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
+        shutil.copytree(folder, root / folder.name, ignore=without)
+    return root
+
+
+def environment(project: Path) -> dict[str, str]:
+    """Let the notebooks import the copy, and find no data but what they are given."""
+    return {"PYTHONPATH": str(project), "MARSCLF_DATA_DIR": ""}
+
+
+@pytest.fixture(scope="session")
+def smoke_run(project: Path, sample_dir: Path) -> tuple[Path, str]:
+    """The folder of a run of the preset `smoke`, and what the command printed."""
+    command = [sys.executable, "-m", "marsclf", "run", "--preset", "smoke"]
+    command += ["--data-dir", str(sample_dir), "--set", *SETTINGS]
+    ended = subprocess.run(
+        command,
+        cwd=project,
+        env=os.environ | environment(project),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return project / "runs" / "smoke", ended.stdout
+
+
+@pytest.fixture(scope="session")
+def predictions(smoke_run: tuple[Path, str]) -> pd.DataFrame:
+    return pd.read_csv(smoke_run[0] / "predictions.csv")
+
+
+def execute_alone(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch, output: Path, **parameters: object
+) -> nbformat.NotebookNode:
+    """Run one notebook of the copied project into `output` and return it."""
+    enter_project(monkeypatch, project)
+    for variable, value in environment(project).items():
+        monkeypatch.setenv(variable, value)
+    run.execute(name, output / f"{name}.ipynb", {"run_dir": str(output)} | parameters)
+    return nbformat.read(output / f"{name}.ipynb", as_version=4)
+
+
+def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def printed_by(notebook: nbformat.NotebookNode) -> str:
+    streams = [output for output in outputs_of(notebook) if output.output_type == "stream"]
+    return "".join(output.text for output in streams if output.name == "stdout")
+
+
+def pictures_in(notebook: nbformat.NotebookNode) -> int:
+    return sum("image/png" in output.get("data", {}) for output in outputs_of(notebook))
+
+
+def test_the_run_is_whole_and_stays_in_its_folder(
+    smoke_run: tuple[Path, str], project: Path
+) -> None:
+    folder, printed = smoke_run
+    left = {path.name for path in folder.iterdir()}
+    files = {"model.keras", "predictions.csv", "metrics.json", "training.json"}
+    assert left == files | {f"{name}.ipynb" for name in NOTEBOOKS} | {"figures", "checkpoints"}
+    made = {"marsclf", "notebooks", "presets", "runs", "cache"}
+    assert {path.name for path in project.iterdir()} == made
+    assert {path.name for path in (project / "runs").iterdir()} == {"smoke"}
+    assert data.SAMPLE_NOTICE in printed
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_executed_notebooks(name: str, smoke_run: tuple[Path, str]) -> None:
+    path = smoke_run[0] / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
+    assert all(cell.execution_count for cell in code)
+    kinds = [output.output_type for output in outputs_of(notebook)]
+    assert "error" not in kinds
+    streams = [output for output in outputs_of(notebook) if output.output_type == "stream"]
+    assert [output.text for output in streams if output.name == "stderr"] == []
+    assert pictures_in(notebook) == len(FIGURES[name[:2]])
+    assert data.SAMPLE_NOTICE in printed_by(notebook)
+    assert path.stat().st_size < 5e6
+
+
+def test_every_figure_is_wide_and_stamped(smoke_run: tuple[Path, str], tmp_path: Path) -> None:
+    expected = [f"{number}_{name}.png" for number, names in FIGURES.items() for name in names]
+    folder = smoke_run[0] / "figures"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    for name in expected:
+        pixels = grey_pixels(folder / name)
+        height, width = pixels.shape
+        assert width >= 1500 and height >= 300
+        assert np.ptp(pixels) > 100
+        # Its letters are dark and have a white rim, whatever is beneath them.
+        size = (WIDTH_INCHES, height * WIDTH_INCHES / width)
+        on_white, on_black = (
+            grey_pixels(
+                figures.save_figure(Figure(size, facecolor=page), tmp_path, name, sample=True)
+            )
+            for page in ("white", "black")
+        )
+        letters, rim = on_white < 170, on_black > 80
+        assert letters.any() and rim.any()
+        assert np.percentile(pixels[letters], 99) < 190, name
+        assert np.percentile(pixels[rim], 1) > 70, name
+
+
+def grey_pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("L"), int)
+
+
+def test_predictions_of_every_image(predictions: pd.DataFrame, sample_dataset: Dataset) -> None:
+    assert list(predictions.columns) == metrics.COLUMNS
+    index = sample_dataset.index
+    for column in ("split", "path", "label"):
+        assert predictions[column].tolist() == index[column].tolist()
+    probabilities = predictions[metrics.PROBABILITY_COLUMNS].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-3)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), predictions["predicted"])
+    np.testing.assert_array_equal(probabilities.max(axis=1), predictions["confidence"])
+    assert predictions["predicted"].nunique() > 5
+
+
+def test_metrics_json(smoke_run: tuple[Path, str], sample_dataset: Dataset) -> None:
+    result = json.loads((smoke_run[0] / "metrics.json").read_text())
+    assert result["dataset"] == "sample"
+    assert result["data_digest"] == sample_dataset.digest
+    assert (result["preset"], result["backbone"]) == ("smoke", "EfficientNetLite0")
+    assert result["seed"] == 0
+    assert result["parameters"]["image_size"] == SIZE
+    assert result["commit"] == "unknown"
+    assert {"cpu", "cores", "memory_gb", "gpu", "python"} <= set(result["hardware"])
+    stages = {"total", "data", "features", "head", "finetune", "predict", *NOTEBOOKS}
+    assert set(result["wall_s"]) == stages
+    assert all(seconds > 0 for stage, seconds in result["wall_s"].items() if stage != "data")
+    assert 100 < result["peak_rss_mb"] < 4000
+    assert list(result["splits"]) == ["train", "val", "test"]
+    for split, numbers in result["splits"].items():
+        assert list(numbers) == NUMBERS
+        assert numbers["n"] == (sample_dataset.index["split"] == split).sum()
+        low, high = numbers["accuracy_ci95"]
+        assert low < numbers["accuracy"] < high
+
+
+def test_metrics_agree_with_scikit_learn(
+    smoke_run: tuple[Path, str], predictions: pd.DataFrame
+) -> None:
+    stored = json.loads((smoke_run[0] / "metrics.json").read_text())["splits"]
+    for split, rows in predictions.groupby("split"):
+        label, predicted, numbers = rows["label"], rows["predicted"], stored[split]
+        probabilities = rows[metrics.PROBABILITY_COLUMNS].to_numpy()
+        top3 = top_k_accuracy_score(label, probabilities, k=3, labels=range(25))
+        f1 = f1_score(label, predicted, labels=label.unique(), average="macro", zero_division=0)
+        normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
+        assert numbers["accuracy"] == pytest.approx(accuracy_score(label, predicted), abs=1e-6)
+        assert numbers["macro_f1"] == pytest.approx(f1, abs=1e-6)
+        assert numbers["top3"] == pytest.approx(top3, abs=1e-6)
+        expected = log_loss(label, normalized, labels=range(25))
+        assert numbers["nll"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_both_stages_were_trained(smoke_run: tuple[Path, str]) -> None:
+    training = json.loads((smoke_run[0] / "training.json").read_text())
+    assert training["dataset"] == "sample"
+    stages = [(record["stage"], record["epoch"]) for record in training["history"]]
+    assert stages == [("head", 1), ("head", 2), ("finetune", 1)]
+
+
+def test_the_saved_model_gives_the_stored_predictions(
+    smoke_run: tuple[Path, str], predictions: pd.DataFrame, sample_dir: Path
+) -> None:
+    model = keras.saving.load_model(smoke_run[0] / "model.keras")
+    views = [fit_view(decode_rgb(sample_dir / path), SIZE) for path in predictions["path"]]
+    found = model.predict(np.stack(views), batch_size=64, verbose=0)
+    stored = predictions[metrics.PROBABILITY_COLUMNS].to_numpy()
+    np.testing.assert_allclose(found, stored, atol=1e-3)
+
+
+def test_error_analysis_from_predictions_alone(
+    smoke_run: tuple[Path, str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(smoke_run[0] / "predictions.csv", tmp_path)
+    notebook = execute_alone("03_error_analysis", project, monkeypatch, tmp_path)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    need_images = {"03_confident_mistakes.png", "03_gradcam_right.png", "03_gradcam_wrong.png"}
+    assert names == {f"03_{name}.png" for name in FIGURES["03"]} - need_images
+    assert pictures_in(notebook) == len(names)
+    printed = printed_by(notebook)
+    assert "the galleries are left out" in printed and "Grad-CAM is left out" in printed
+    assert data.SAMPLE_NOTICE not in printed  # nothing says what they are of
+    assert "Data set: unknown, 375 predictions in predictions.csv" in printed
+
+
+@pytest.mark.realdata
+def test_data_exploration_of_the_real_images(
+    real_data_dir: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = execute_alone(
+        "01_data_exploration", project, monkeypatch, tmp_path, data_dir=str(real_data_dir.resolve())
+    )
+    printed = printed_by(notebook)
+    assert "Data set: msl-v1, 6,691 images" in printed
+    assert data.SAMPLE_NOTICE not in printed
+    assert pictures_in(notebook) == len(FIGURES["01"])
+    assert (tmp_path / "01_data_exploration.ipynb").stat().st_size < 5e6
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"01_{name}.png" for name in FIGURES["01"]}
