@@ -1,6 +1,7 @@
 """The command line: python -m marsclf {run,check-data,publish,verify}."""
 
 import argparse
+import os
 import sys
 
 
@@ -26,7 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m marsclf", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    data_dir = {"metavar": "DIR", "help": "folder of the images (default: MARSCLF_DATA_DIR)"}
+    data_dir = {
+        "metavar": "DIR",
+        "type": os.path.abspath,
+        "help": "folder of the images (default: MARSCLF_DATA_DIR)",
+    }
 
     run = commands.add_parser("run", help="run the three notebooks and print the results")
     run.add_argument("--preset", default="laptop", help="one of presets/ (default: laptop)")

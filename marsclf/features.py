@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
-from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
+from marsclf.images import VIEWS_VERSION, Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import load_in_batches, make_predictor, network_digest
 from marsclf.paths import CACHE
 
@@ -72,7 +72,7 @@ def embed_views(
         which there are many, float32 for whole images.
     """
     size = backbone.input_shape[1]
-    recipe = json.dumps([size, asdict(augmentation) if augmentation else None, seed])
+    recipe = json.dumps([VIEWS_VERSION, size, asdict(augmentation) if augmentation else None, seed])
     network = network_digest(backbone)
     precision = np.float16 if augmentation else np.float32
     predictor = None

@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from marsclf.errors import MarsclfError
 
+VIEWS_VERSION = 1  # raise it when the code below gives other pixels: cached features depend on it
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 weights of red, green and blue
 
 

@@ -129,6 +129,7 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> float:
         parameters={key: value for key, value in parameters.items() if key in declared},
         kernel_name="python3",
         progress_bar=sys.stderr.isatty(),
+        stdout_file=sys.stdout if sys.stdout.isatty() else None,
         execution_timeout=CELL_TIMEOUT_S,
         cwd=paths.NOTEBOOKS,
     )

@@ -46,6 +46,11 @@ class Schedule:
     balance: float
     patience: int
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "patience"):
+            if getattr(self, name) <= 0:
+                raise MarsclfError(f"{name} is {getattr(self, name)}; it must be above 0")
+
 
 def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
     """Return an untrained head: features (n, width) to probabilities (n, 25).
@@ -186,7 +191,7 @@ def _fit(
     stage: str,
     model: keras.Model,
     batches: Callable[[int], keras.utils.PyDataset],
-    validation: object,
+    validation: tuple[np.ndarray, np.ndarray] | keras.utils.PyDataset,
     schedule: Schedule,
     seed: int,
     folder: Path,
@@ -207,8 +212,12 @@ def _fit(
         jit_compile=keras.backend.backend() == "jax",
     )
     model.optimizer.build(model.trainable_variables)
+    # What the run depends on, as far as a batch of each side shows it: only an equal one goes on.
     recipe = sha256_of(
-        network_digest(model).encode(), repr((schedule, seed, len(first))).encode(), first[0][0]
+        network_digest(model).encode(),
+        repr((schedule, seed, len(first))).encode(),
+        np.ascontiguousarray(first[0][0]),
+        np.ascontiguousarray(validation[0][0]),
     )
     progress, best = folder / f"{stage}.json", folder / f"{stage}.best.weights.h5"
     # Two names in turn: the record in `progress` never points to a file that is being replaced.
