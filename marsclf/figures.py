@@ -163,7 +163,7 @@ def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", visible=False)
     errors = int((predictions["label"] != predictions["predicted"]).sum())
-    share = f"the commonest confusions make up {table['count'].sum()} of {errors} errors"
+    share = f"{table['count'].sum()} of {errors} errors shown"
     axes.set_title(f"{split_of(predictions)}: {share}")
     return fig
 
