@@ -85,7 +85,7 @@ def test_charts_per_class_show_numbers_and_name_what_is_absent(predictions: pd.D
     rates = texts(figures.error_rate_per_class(cases))
     assert "ground (3 of 5)" in rates and "60%" in rates and "horizon (0 of 5)" in rates
     confusions = texts(figures.commonest_confusions(cases))
-    assert "make up 3 of 3 errors" in confusions and "3 (60% of ground)" in confusions
+    assert "3 of 3 errors shown" in confusions and "3 (60% of ground)" in confusions
     assert "accuracy 70.0%" in texts(figures.confusion_matrix(cases))
 
 
