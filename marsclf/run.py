@@ -32,6 +32,7 @@ from marsclf.presets import (
 from marsclf.sample import make_sample
 
 CELL_TIMEOUT_S = 6 * 3600
+PUBLISHED_RESULTS = "03_published_results.ipynb"
 # Less of TensorFlow's chatter in the notebooks; and the kernel of this environment, even where the
 # user has a personal one of the same name.
 KERNEL_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2", "JUPYTER_PREFER_ENV_PATH": "1"}
@@ -71,7 +72,7 @@ def run(
         # Offline, the true result can still be seen: the published predictions need no images.
         fixed |= {"data_dir": None, "run_dir": str(run_dir / "published"), "dataset": "msl-v1"}
         fixed["predictions_file"] = str(published)
-        execute(NOTEBOOKS[2], run_dir / "03_published_results.ipynb", parameters | fixed)
+        execute(NOTEBOOKS[2], run_dir / PUBLISHED_RESULTS, parameters | fixed)
     splits = measure(metrics.read_predictions(run_dir / "predictions.csv"))
     wall_s |= training["wall_s"]
     wall_s["total"] = time.monotonic() - started
@@ -91,6 +92,8 @@ def run(
     }
     write_json(run_dir / "metrics.json", result)
     _report(result, run_dir, load_preset(preset)["expected"])
+    if (run_dir / PUBLISHED_RESULTS).is_file():
+        print(f"Published results on the real images: {run_dir / PUBLISHED_RESULTS}")
     if dataset.name == "sample":
         print(f"\n{data.SAMPLE_NOTICE}")
     return result

@@ -232,7 +232,11 @@ def _fit(
         epoch = len(history)
         _reseed_dropout(model, seed, epoch)
         logs = model.fit(
-            batches(epoch), validation_data=validation, shuffle=False, verbose=0
+            batches(epoch),
+            validation_data=validation,
+            validation_batch_size=schedule.batch_size,
+            shuffle=False,
+            verbose=0,
         ).history
         numbers = {name: round(values[0], 6) for name, values in logs.items()}
         if not math.isfinite(numbers["val_loss"]):
