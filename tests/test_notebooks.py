@@ -25,7 +25,7 @@ from marsclf.images import decode_rgb, fit_view
 from marsclf.presets import NOTEBOOKS
 
 SIZE = 48  # pixels; the rest of the preset `smoke`, made smaller still
-SETTINGS = f"image_size={SIZE} views_rare=1 head_epochs=2 finetune_blocks=[top]".split()
+SETTINGS = f"image_size={SIZE} views=1 views_rare=1 head_epochs=2 finetune_blocks=[top]".split()
 FIGURES = {
     "01": [
         "bursts",
