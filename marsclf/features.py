@@ -5,6 +5,7 @@ the seed, and on nothing else; these together name the cache file. So a killed r
 stopped, and a second run with another head finds everything done.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
 from marsclf.images import VIEWS_VERSION, Augmentation, decode_rgb, fit_view, random_view
-from marsclf.inference import load_in_batches, make_predictor, network_digest
+from marsclf.inference import make_predictor, network_digest, predict_each
 from marsclf.paths import CACHE
 
 IMAGES_PER_FILE = 128  # one file is a few seconds of work: little is lost by a kill
@@ -72,13 +73,10 @@ def embed_views(
         which there are many, float32 for whole images.
     """
     size = backbone.input_shape[1]
-    recipe = json.dumps([VIEWS_VERSION, size, asdict(augmentation) if augmentation else None, seed])
+    recipe = json.dumps([VIEWS_VERSION, asdict(augmentation) if augmentation else None, seed])
     network = network_digest(backbone)
-    precision = np.float16 if augmentation else np.float32
-    predictor = None
-    parts = []
-    starts = range(0, len(rows), IMAGES_PER_FILE)
-    for start in tqdm(starts, desc="embedding", unit="file", disable=None):
+    files: dict[Path, list[tuple]] = {}
+    for start in range(0, len(rows), IMAGES_PER_FILE):
         part = rows.iloc[start : start + IMAGES_PER_FILE]
         views = [
             (root / path, sha256, view)
@@ -89,15 +87,20 @@ def embed_views(
         ]
         contents = json.dumps([view[1:] for view in views])
         name = sha256_of(network.encode(), recipe.encode(), contents.encode())
-        path = cache / "features" / f"{name[:32]}.npy"
-        if not path.exists():
-            predictor = predictor or make_predictor(backbone, cache)
-            batches = load_in_batches(views, _view_loader(size, augmentation, seed))
-            features = np.concatenate([predictor(batch) for batch in batches])
+        files[cache / "features" / f"{name[:32]}.npy"] = views
+    missing = {path: views for path, views in files.items() if not path.exists()}
+    if missing:
+        # One stream through all the files, so that no core waits at the end of each.
+        outputs = predict_each(
+            itertools.chain(*missing.values()),
+            _view_loader(size, augmentation, seed),
+            make_predictor(backbone, cache),
+        )
+        for path, views in tqdm(missing.items(), desc="embedding", unit="file", disable=None):
+            features = np.stack(list(itertools.islice(outputs, len(views))))
             with replace_atomically(path) as temporary:
-                np.save(temporary, features.astype(precision))
-        parts.append(np.load(path))
-    return np.concatenate(parts)
+                np.save(temporary, features.astype(np.float16 if augmentation else np.float32))
+    return np.concatenate([np.load(path) for path in files])
 
 
 def _view_loader(

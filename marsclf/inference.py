@@ -1,8 +1,8 @@
 """Running a frozen Keras network quickly: exported once to OpenVINO, checked against Keras.
 
-On two cores OpenVINO with a fixed batch shape does the same sums several times as fast as
-`model.predict`. Where it is missing, or gives other numbers, Keras does the work and a warning
-says so.
+OpenVINO runs one image a time on each core: a batch of one stays in the core's own cache, and the
+answer for an image does not depend on what else is asked. Where OpenVINO is missing, or gives other
+numbers, Keras does the work and a warning says so; on a GPU Keras does it anyway.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import shutil
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +21,12 @@ import keras
 import numpy as np
 
 from marsclf.files import replace_atomically, sha256_of
+from marsclf.hardware import cores
 from marsclf.paths import CACHE
 
-BATCH_SIZE = 32
 LARGEST_DIFFERENCE = 1e-3  # relative to the largest output; float32 engines differ by about 1e-5
-DECODING_THREADS = 2
-BATCHES_AHEAD = 4  # decoded and waiting; bounds the memory, whatever the number of images
+CHUNK = 16  # items that one thread loads, then predicts
+CHUNKS_AHEAD = 4  # begun or waiting; bounds the memory, whatever the number of images
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 
@@ -40,18 +41,36 @@ def network_digest(model: keras.Model) -> str:
     return sha256_of(config.encode(), *(np.ascontiguousarray(w) for w in model.get_weights()))
 
 
-def make_predictor(model: keras.Model, cache: Path = CACHE) -> Predictor:
-    """Return a function from uint8 images (n, height, width, 3), n <= 32, to the model's outputs.
+def has_gpu() -> bool:
+    """Tell whether Keras has a GPU to work on."""
+    return bool(keras.distribution.list_devices("gpu"))
 
-    The exported network is kept in `cache` by content, so the next call for an equal model only
-    loads it. The first batch of noise through both networks must agree to 1e-3.
+
+def make_predictor(model: keras.Model, cache: Path = CACHE) -> Predictor:
+    """Return a function from uint8 images (n, height, width, 3) to the model's outputs (n, ...).
+
+    Several threads may call it at once. The exported network is kept in `cache` by content, so the
+    next call for an equal model only loads it. When it is exported, its outputs for a batch of
+    noise must agree with Keras's to 1e-3.
     """
+    if has_gpu():
+        return _keras_predictor(model)
     try:
         return _openvino_predictor(model, cache)
     except Exception as error:  # OpenVINO's errors have no base of their own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        warnings.warn(f"running on Keras, several times slower: {reason}", stacklevel=2)
-        return lambda images: model.predict_on_batch(images)
+        warnings.warn(f"running on Keras, which is slower: {reason}", stacklevel=2)
+        return _keras_predictor(model)
+
+
+def _keras_predictor(model: keras.Model) -> Predictor:
+    one_at_a_time = threading.Lock()
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        with one_at_a_time:
+            return model.predict_on_batch(images)
+
+    return predict
 
 
 def _openvino_predictor(model: keras.Model, cache: Path) -> Predictor:
@@ -76,42 +95,70 @@ def _compile(file: Path, input_shape: tuple) -> Predictor:
 
     core = openvino.Core()
     network = core.read_model(file)
-    network.reshape([BATCH_SIZE, *input_shape[1:]])
+    network.reshape([1, *input_shape[1:]])
     preprocessing = openvino.preprocess.PrePostProcessor(network)
     preprocessing.input().tensor().set_element_type(openvino.Type.u8)
     compiled = core.compile_model(
         preprocessing.build(),
         "CPU",
-        {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
+        {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": cores(),
+            "INFERENCE_PRECISION_HINT": "f32",
+        },
     )
+    threads = threading.local()
 
     def predict(images: np.ndarray) -> np.ndarray:
-        batch = np.zeros((BATCH_SIZE, *images.shape[1:]), np.uint8)
-        batch[: len(images)] = images
-        return compiled(batch)[0][: len(images)].copy()
+        if not hasattr(threads, "request"):
+            threads.request = compiled.create_infer_request()
+        # Copies, because the request's own output is overwritten by the next image.
+        return np.concatenate(
+            [threads.request.infer(image[np.newaxis])[0].copy() for image in images]
+        )
 
     return predict
 
 
 def _check(predict: Predictor, model: keras.Model) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), np.uint8)
-    expected = model.predict_on_batch(noise)
-    difference = np.abs(predict(noise) - expected).max() / np.abs(expected).max()
-    if not difference < LARGEST_DIFFERENCE:
-        raise RuntimeError(f"OpenVINO's outputs differ from Keras's by {difference:.1e}")
+    found, expected = predict(noise), model.predict_on_batch(noise)
+    difference, cosine = compare(found, expected)
+    if not (difference < LARGEST_DIFFERENCE and cosine > 1 - LARGEST_DIFFERENCE**2):
+        raise RuntimeError(
+            f"OpenVINO's outputs differ from Keras's by {difference:.1e}, cosine {cosine:.6f}"
+        )
 
 
-def load_in_batches(
-    items: Iterable, load: Callable[..., np.ndarray], batch_size: int = BATCH_SIZE
+def compare(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Return the largest difference, relative to the largest output, and the smallest cosine."""
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (found, expected))
+    cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return float(difference), float(cosines.min())
+
+
+def predict_each(
+    items: Iterable, load: Callable[..., np.ndarray], predict: Predictor
 ) -> Iterator[np.ndarray]:
-    """Yield `load(item)` of each item stacked into batches, in order; threads load ahead."""
+    """Yield the output for `load(item)` of each item, in order.
+
+    Each thread loads a chunk of items and predicts it, so loading and inference share all cores
+    and neither waits for the other; one thread more than there are cores bridges the gaps.
+    """
     iterator = iter(items)
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+
+    def work(chunk: list) -> np.ndarray:
+        return predict(np.stack([load(item) for item in chunk]))
+
+    with ThreadPoolExecutor(cores() + 1) as pool:
         ahead = deque()
         while True:
-            for item in itertools.islice(iterator, BATCHES_AHEAD * batch_size - len(ahead)):
-                ahead.append(pool.submit(load, item))
+            while len(ahead) < cores() + CHUNKS_AHEAD:
+                chunk = list(itertools.islice(iterator, CHUNK))
+                if not chunk:
+                    break
+                ahead.append(pool.submit(work, chunk))
             if not ahead:
                 return
-            count = min(batch_size, len(ahead))
-            yield np.stack([ahead.popleft().result() for _ in range(count)])
+            yield from ahead.popleft().result()

@@ -1,12 +1,9 @@
 """The pipeline: a preset, the data, the three notebooks, and the numbers that come out of them."""
 
 import asyncio
-import importlib.metadata
 import json
 import logging
 import os
-import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +19,7 @@ import psutil
 from marsclf import data, metrics, paths
 from marsclf.errors import MarsclfError
 from marsclf.files import write_json
+from marsclf.hardware import hardware, peak_rss_mb
 from marsclf.presets import (
     DEFAULT_PRESET,
     NOTEBOOKS,
@@ -224,38 +222,6 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def hardware() -> dict[str, object]:
-    """Return processor, usable cores, memory (GB), GPU name or None, and software versions."""
-    cpu, gpu = platform.processor() or platform.machine(), None
-    with suppress(OSError, StopIteration):  # Linux tells the processor's name here alone
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        line = next(line for line in lines if line.startswith("model name"))
-        cpu = line.partition(":")[2].strip()
-    with suppress(OSError, subprocess.CalledProcessError):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-        gpu = output.partition("\n")[0] or None
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "gpu": gpu,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "keras": importlib.metadata.version("keras"),
-        "tensorflow": importlib.metadata.version("tensorflow"),
-    }
-
-
-def peak_rss_mb() -> int:
-    """Return the most memory (10^6 bytes) that this process or one of its kernels held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return round(max(resource.getrusage(user).ru_maxrss for user in users) * unit / 1e6)
 
 
 def _report(result: dict, run_dir: Path, expected: dict) -> None:

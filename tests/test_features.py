@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from marsclf import features
+from marsclf import features, inference
 from marsclf.data import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.features import embed_images, embed_views, view_counts
@@ -48,6 +48,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     counting = Engine()
     monkeypatch.setattr(features, "make_predictor", counting.make_predictor)
     monkeypatch.setattr(features, "IMAGES_PER_FILE", 4)
+    # One thread and small chunks, so that the moment of a kill is known.
+    monkeypatch.setattr(inference, "cores", lambda: 0)
+    monkeypatch.setattr(inference, "CHUNK", 4)
     return counting
 
 
@@ -179,7 +182,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     root = sample_dataset.root
     whole = embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path / "whole")
     assert engine.images == 20
-    engine.images, engine.left = 0, 2  # files of 8, 8 and 4 views: killed in the third
+    engine.images, engine.left = 0, 4  # files of 8, 8 and 4 views: killed in the third
     with pytest.raises(KeyboardInterrupt):
         embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path)
     done = {path: path.stat().st_mtime_ns for path in files(tmp_path)}

@@ -4,6 +4,7 @@ import itertools
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -15,7 +16,7 @@ from marsclf.backbones import build_backbone
 from marsclf.data import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.images import decode_rgb, fit_view
-from marsclf.inference import load_in_batches, make_predictor, network_digest
+from marsclf.inference import compare, make_predictor, network_digest, predict_each
 
 
 def tiny_network(seed: int = 0, width: int = 8) -> keras.Model:
@@ -125,7 +126,7 @@ def test_without_openvino_keras_does_the_work(
     exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.warns(UserWarning, match=r"running on Keras, several times slower: .*openvino"):
+    with pytest.warns(UserWarning, match=r"running on Keras, which is slower: .*openvino"):
         predict = make_predictor(exported, cache)
     batch = images(3)
     np.testing.assert_array_equal(predict(batch), exported.predict_on_batch(batch))
@@ -171,50 +172,77 @@ def test_a_kill_before_the_check_leaves_no_network_behind(
     assert entries(tmp_path) == []
 
 
-def numbered(item: int) -> np.ndarray:
-    return np.full((2, 2), item)
+def test_threads_may_share_a_predictor(exported: keras.Model, cache: Path) -> None:
+    predict = make_predictor(exported, cache)
+    batch = images(24)
+    expected = predict(batch)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: predict(batch[i : i + 3]), [*range(0, 22, 3)] * 5))
+    for part, start in zip(found, [*range(0, 22, 3)] * 5, strict=True):
+        np.testing.assert_array_equal(part, expected[start : start + 3])
 
 
-def test_batches_keep_the_order_and_the_sizes() -> None:
+def test_a_gpu_is_left_to_keras(
+    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda kind: [f"{kind}:0"])
+    monkeypatch.setattr(inference, "_openvino_predictor", None)
+    batch = images(2)
+    predict = make_predictor(exported, cache)
+    np.testing.assert_array_equal(predict(batch), exported.predict_on_batch(batch))
+
+
+def test_compare_by_a_hand_worked_case() -> None:
+    expected = np.array([[3.0, 4.0], [0.0, 10.0]])
+    difference, cosine = compare(np.array([[3.0, 4.0], [10.0, 10.0]]), expected)
+    assert difference == 1.0  # ten apart, the largest output being ten
+    assert cosine == pytest.approx(0.5**0.5)  # 45 degrees
+
+
+def double(images: np.ndarray) -> np.ndarray:
+    return 2 * images
+
+
+def test_each_item_is_predicted_in_order() -> None:
     def load(item: int) -> np.ndarray:
         time.sleep(0.002 * (item % 5 == 0))  # some take longer, and are overtaken
-        return numbered(item)
+        return np.array([item])
 
-    batches = list(load_in_batches(iter(range(70)), load))
-    assert [len(batch) for batch in batches] == [32, 32, 6]
-    assert np.concatenate(batches)[:, 0, 0].tolist() == list(range(70))
-    assert [len(batch) for batch in load_in_batches(range(8), numbered, batch_size=4)] == [4, 4]
-    assert list(load_in_batches([], numbered)) == []
+    found = np.stack(list(predict_each(iter(range(70)), load, double)))
+    assert found[:, 0].tolist() == list(range(0, 140, 2))
+    assert list(predict_each([], load, double)) == []
 
 
-def test_batches_are_loaded_ahead_but_not_without_bound() -> None:
+def test_items_are_loaded_ahead_but_not_without_bound() -> None:
     begun, lock = [], threading.Lock()
 
     def load(item: int) -> np.ndarray:
         with lock:
             begun.append(item)
-        return numbered(item)
+        return np.array([item])
 
-    batches = load_in_batches(itertools.count(), load, batch_size=3)
-    for number in range(1, 6):
-        next(batches)
-        limit = 3 * (inference.BATCHES_AHEAD + number - 1)
+    outputs = predict_each(itertools.count(), load, double)
+    for chunk in range(1, 5):
+        for _ in range(inference.CHUNK if chunk > 1 else 1):
+            next(outputs)
+        limit = inference.CHUNK * (inference.cores() + inference.CHUNKS_AHEAD + chunk - 1)
         deadline = time.monotonic() + 5
         while len(begun) < limit and time.monotonic() < deadline:
             time.sleep(0.001)
         assert len(begun) == limit
     time.sleep(0.02)
     assert len(begun) == limit
-    batches.close()
+    outputs.close()
 
 
-def test_a_failing_load_ends_the_batches() -> None:
+def test_a_failing_load_ends_the_outputs() -> None:
     def load(item: int) -> np.ndarray:
-        if item == 5:
-            raise MarsclfError("image 5 is gone")
-        return numbered(item)
+        if item == 3 * inference.CHUNK:
+            raise MarsclfError("an image is gone")
+        return np.array([item])
 
-    batches = load_in_batches(range(100), load, batch_size=4)
-    assert next(batches)[:, 0, 0].tolist() == [0, 1, 2, 3]
-    with pytest.raises(MarsclfError, match="image 5 is gone"):
-        next(batches)
+    outputs = predict_each(range(1000), load, double)
+    for item in range(3 * inference.CHUNK):
+        assert next(outputs)[0] == 2 * item
+    with pytest.raises(MarsclfError, match="an image is gone"):
+        next(outputs)

@@ -1,0 +1,49 @@
+"""What machine this is, and how much memory was used on it."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hardware() -> dict[str, object]:
+    """Return processor, usable cores, memory (GB), GPU name or None, and software versions."""
+    cpu, gpu = platform.processor() or platform.machine(), None
+    with suppress(OSError, StopIteration):  # Linux tells the processor's name here alone
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        line = next(line for line in lines if line.startswith("model name"))
+        cpu = line.partition(":")[2].strip()
+    with suppress(OSError, subprocess.CalledProcessError):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        gpu = output.partition("\n")[0] or None
+    return {
+        "cpu": cpu,
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpu": gpu,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "keras": importlib.metadata.version("keras"),
+        "tensorflow": importlib.metadata.version("tensorflow"),
+    }
+
+
+def peak_rss_mb() -> int:
+    """Return the most memory (10^6 bytes) that this process or one of its kernels held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return round(max(resource.getrusage(user).ru_maxrss for user in users) * unit / 1e6)
