@@ -89,6 +89,24 @@ def unfreeze_blocks(model: keras.Model, blocks: Sequence[str]) -> None:
             layer.trainable = block[0] in blocks and not frozen
 
 
+def split_frozen(
+    model: keras.Model, blocks: Sequence[str]
+) -> tuple[keras.Model | None, keras.Model]:
+    """Split a flat model before the first of the named blocks: what stays frozen, what learns.
+
+    Both parts share the model's weights. The first is None where the named blocks begin with the
+    stem.
+    """
+    names = [layer.name for layer in model.layers]
+    first = min((BLOCKS.index(block) for block in blocks), default=len(BLOCKS))
+    if first == 0:
+        return None, model
+    # In the order of the layers blocks follow each other, and no shortcut passes a block's start.
+    last = max(i for i, name in enumerate(names) if name.startswith(BLOCKS[:first]))
+    boundary = model.layers[last].output
+    return keras.Model(model.input, boundary), keras.Model(boundary, model.output)
+
+
 def _fetch_keras_weights(spec: BackboneSpec) -> None:
     """See to it that Keras finds the backbone's weights in its cache, md5 and all."""
     file = spec.name.lower() + "_notop.h5"

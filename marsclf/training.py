@@ -14,12 +14,14 @@ import keras
 import numpy as np
 import pandas as pd
 
-from marsclf.backbones import unfreeze_blocks
+from marsclf.backbones import split_frozen, unfreeze_blocks
 from marsclf.data import NUM_CLASSES
 from marsclf.errors import MarsclfError
+from marsclf.features import embed_images
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
-from marsclf.inference import network_digest
+from marsclf.inference import has_gpu, make_predictor, network_digest
+from marsclf.paths import CACHE
 
 History = list[dict]
 
@@ -106,8 +108,12 @@ def fine_tune(
     schedule: Schedule,
     seed: int,
     folder: Path,
+    cache: Path = CACHE,
 ) -> History:
     """Train the named blocks and the head of a joined model on random views of the images.
+
+    On a processor the blocks before the first that learns run on the inference engine, and only
+    what follows them on Keras.
 
     Args:
         model: images to probabilities, from `join`; it ends with its best epoch's weights.
@@ -116,21 +122,28 @@ def fine_tune(
         blocks: names of the backbone's blocks that learn; BatchNorm stays frozen everywhere.
         augmentation: how far the random views differ from the images.
         schedule, seed, folder: as for `train_head`.
+        cache: where the frozen part and what it sees in the validation images are kept.
     """
     unfreeze_blocks(model, blocks)
+    frozen, learning = (None, model) if has_gpu() else split_frozen(model, blocks)
+    see = make_predictor(frozen, cache) if frozen else np.asarray
     size = model.input_shape[1]
     paths = [root / path for path in train["path"]]
 
     def views(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.stack(
-            [random_view(decode_rgb(paths[row]), size, augmentation, rng) for row in rows]
+        return see(
+            np.stack([random_view(decode_rgb(paths[row]), size, augmentation, rng) for row in rows])
         )
 
     def batches(epoch: int) -> keras.utils.PyDataset:
         return BalancedBatches(train["label"].to_numpy(), views, schedule, seed, epoch, workers=2)
 
-    evaluation = WholeImages(root, validation, size, schedule.batch_size)
-    return _fit("finetune", model, batches, evaluation, schedule, seed, folder)
+    if frozen:
+        seen = embed_images(root, validation, frozen, cache)
+        evaluation = (seen, one_hot(validation["label"]))
+    else:
+        evaluation = WholeImages(root, validation, size, schedule.batch_size)
+    return _fit("finetune", learning, batches, evaluation, schedule, seed, folder)
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:
@@ -260,9 +273,9 @@ def _fit(
 
 def _reseed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
     """Checkpoints do not hold the state of dropout, so every epoch starts it anew."""
-    for number, variable in enumerate(model.non_trainable_variables):
-        if "seed_generator" in variable.path:
-            variable.assign(np.array([hash((seed, epoch, number)) % 2**31, 0]))
+    states = [v for v in model.non_trainable_variables if "seed_generator" in v.path]
+    for number, state in enumerate(states):
+        state.assign(np.array([hash((seed, epoch, number)) % 2**31, 0]))
 
 
 def _best_epoch(history: History) -> int:

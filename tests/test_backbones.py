@@ -251,3 +251,32 @@ class _Quiet(SimpleHTTPRequestHandler):
 class _Silent(_Quiet):
     def do_HEAD(self) -> None:
         time.sleep(1)
+
+
+@pytest.mark.parametrize("name", ["EfficientNetLite0", "EfficientNetB0"])
+@pytest.mark.parametrize(
+    ("blocks", "shape"),
+    [
+        (["block1", "block5"], (32, 32, 32)),
+        (["top", "block4"], (8, 8, 40)),
+        (["top"], (2, 2, 320)),
+        ([], (2, 2, 1280)),
+    ],
+)
+def test_the_parts_of_a_split_network_are_the_whole(
+    name: str, blocks: list[str], shape: tuple[int, ...]
+) -> None:
+    model = build_backbone(name, 64, weights=None)
+    frozen, learning = backbones.split_frozen(model, blocks)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    between = frozen.predict_on_batch(images)
+    assert between.shape == (2, *shape)
+    expected = model.predict_on_batch(images)
+    np.testing.assert_allclose(learning.predict_on_batch(between), expected, atol=1e-6)
+    assert not {layer.name for layer in learning.layers if layer.name.startswith("stem")}
+
+
+def test_a_network_that_learns_from_the_stem_up_is_not_split() -> None:
+    model = build_backbone("EfficientNetLite0", 32, weights=None)
+    frozen, learning = backbones.split_frozen(model, ["block7", "stem"])
+    assert frozen is None and learning is model

@@ -310,7 +310,9 @@ def tune(
     train = index[index["split"] == "train"].iloc[::8].head(24)
     validation = index[index["split"] == "val"].iloc[::8].head(10)
     blocks = ["block6", "top"]
-    history = fine_tune(model, dataset.root, train, validation, blocks, views, FINETUNE, 0, folder)
+    history = fine_tune(
+        model, dataset.root, train, validation, blocks, views, FINETUNE, 0, folder, folder / "cache"
+    )
     return (history, model.get_weights()), model, before
 
 
@@ -345,6 +347,20 @@ def test_fine_tuning_changes_the_named_blocks_and_the_head_alone(tuned) -> None:
         same = np.array_equal(weights.numpy(), before[weights.path])
         named = weights.path.startswith(("block6", "top_", "head/"))
         assert same != (named and weights.path not in norms), weights.path
+
+
+def test_the_frozen_part_on_the_engine_learns_as_the_whole_network_does(
+    tuned, sample_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU nothing is split: the same batches, the same losses but for rounding."""
+    monkeypatch.setattr(training, "has_gpu", lambda: True)
+    monkeypatch.setattr(training, "make_predictor", None)
+    (expected, weights), _, _, _ = tuned
+    (history, found), _, _ = tune(sample_dataset, tmp_path)
+    for one, other in zip(history, expected, strict=True):
+        assert one == pytest.approx(other, abs=2e-3)
+    for one, other in zip(found, weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-3)
 
 
 def test_the_best_epoch_is_kept_after_fine_tuning(tuned, sample_dataset: Dataset) -> None:
@@ -386,5 +402,6 @@ def test_fine_tuning_goes_on_for_the_same_recipe_alone(
 def test_an_unknown_block(sample_dataset: Dataset, backbone: keras.Model, tmp_path: Path) -> None:
     model = join(backbone, build_head(1280, 0, 0.3))
     rows = sample_dataset.index.head(4)
+    root = sample_dataset.root
     with pytest.raises(MarsclfError, match="no block 'block9'"):
-        fine_tune(model, sample_dataset.root, rows, rows, ["block9"], VIEWS, FINETUNE, 0, tmp_path)
+        fine_tune(model, root, rows, rows, ["block9"], VIEWS, FINETUNE, 0, tmp_path, tmp_path)
