@@ -1,4 +1,4 @@
-"""The command line: python -m marsclf {run,check-data,publish,verify}."""
+"""The command line: python -m marsclf {run,check-data,bench,publish,verify}."""
 
 import argparse
 import os
@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--data-dir", **data_dir)
     check.set_defaults(command=_check_data)
 
+    bench = commands.add_parser("bench", help="measure what the work costs on this machine")
+    bench.add_argument("--data-dir", **data_dir)
+    bench.set_defaults(command=_bench)
+
     publish = commands.add_parser("publish", help="copy a run's results into the repository")
     publish.add_argument("--preset", default="laptop", help="the run to publish (default: laptop)")
     publish.set_defaults(command=_publish)
@@ -83,6 +87,13 @@ def _check_data(options: argparse.Namespace) -> int:
     faults = data.find_faults(root)
     print("\n".join([*faults, f"{root}: {len(faults)} faults"]))
     return 1 if faults else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from marsclf.bench import bench
+
+    bench(options.data_dir)
+    return 0
 
 
 def _publish(options: argparse.Namespace) -> int:

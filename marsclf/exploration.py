@@ -1,5 +1,7 @@
 """What the data look like before any training: charts of the index, near-duplicates, galleries."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ from tqdm import tqdm
 
 from marsclf import data, figures, images
 from marsclf.figures import CAMERA_NAMES, SPLIT_COLOURS, SPLIT_NAMES
+from marsclf.hardware import cores
 
 THUMBNAIL = 16  # pixels a side: keeps the scene's layout, drops texture and compression noise
 # Pairs from this correlation up look the same to a person; nearly all have the same label.
@@ -15,18 +18,25 @@ NEAR_DUPLICATE = 0.98
 
 
 def measure_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Decode every image once, one at a time, in the order of the index.
+    """Decode every image once, in the order of the index.
 
     Returns grey thumbnails (N, 256), each with mean 0 and length 1, so that the dot product of two
     is their correlation; and the mean brightness (N,), 0 for black to 255 for white.
     """
     thumbnails = np.empty((len(dataset.index), THUMBNAIL**2), np.float32)
     brightness = np.empty(len(dataset.index))
-    for place, path in enumerate(tqdm(dataset.index["path"], desc="decoding", disable=None)):
-        grey = cv2.cvtColor(images.decode_rgb(dataset.root / path), cv2.COLOR_RGB2GRAY)
+
+    def measure(place: int) -> None:
+        path = dataset.root / dataset.index["path"].iloc[place]
+        grey = cv2.cvtColor(images.decode_rgb(path), cv2.COLOR_RGB2GRAY)
         small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
         thumbnails[place] = small.reshape(-1)
         brightness[place] = grey.mean()
+
+    places = range(len(dataset.index))
+    with ThreadPoolExecutor(cores()) as pool:
+        for _ in tqdm(pool.map(measure, places), "decoding", len(places), disable=None):
+            pass
     thumbnails -= thumbnails.mean(axis=1, keepdims=True)
     # An image of one brightness has no layout: it stays 0 and resembles nothing.
     thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-6)

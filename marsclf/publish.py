@@ -14,8 +14,9 @@ from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, write_json
 from marsclf.presets import parameters_of
 from marsclf.run import measure
+from marsclf.tables import cost_table, results_tables
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 # README.md must hold the tables; the model card may.
 README, MODEL_CARD = "README.md", "MODEL_CARD.md"
 IMAGES = {"train": 3746, "val": 1640, "test": 1305}
@@ -51,7 +52,7 @@ def publish(preset: str) -> None:
         faults.append(f"the packed predictions have {len(packed):,} bytes, {MAX_BYTES:,} or more")
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
-    documents = _documents(_tables(_published() | {preset: result}))
+    documents = _documents(_published() | {preset: result})
     with replace_atomically(paths.FIGURES / preset) as temporary:
         temporary.mkdir()
         for figure in figures:
@@ -80,7 +81,7 @@ def verify() -> None:
         test = result["splits"].get("test", {}).get("accuracy")
         print(f"{preset}: {'WRONG' if found else 'ok'}, test accuracy {test}")
     if not faults:
-        for path, text in _documents(_tables(published)).items():
+        for path, text in _documents(published).items():
             lines = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
             for number, (is_line, should_be) in enumerate(zip(*lines, strict=False), start=1):
                 if is_line != should_be:
@@ -144,59 +145,27 @@ def _same(stored: object, true: object) -> bool:
     return stored == true
 
 
-def _documents(tables: str) -> dict[Path, str]:
-    """Return the text of each document with `tables` between its markers."""
+def _documents(published: dict[str, dict]) -> dict[Path, str]:
+    """Return the text of each document with its tables between their markers."""
+    tables = {"results": results_tables(published)}
+    if (paths.RESULTS / "bench.json").is_file():
+        bench = (paths.RESULTS / "bench.json").read_text(encoding="utf-8")
+        tables["costs"] = cost_table(json.loads(bench))
     texts = {}
     for path in (paths.PROJECT_ROOT / README, paths.PROJECT_ROOT / MODEL_CARD):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if path.name == MODEL_CARD and BEGIN not in text:
-            continue
-        before, begin, rest = text.partition(f"{BEGIN}\n")
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise MarsclfError(
-                f"{path} lacks the lines {BEGIN} and {END}, between them the tables."
-            )
-        texts[path] = f"{before}{begin}{tables}{end}{after}"
+        for name, table in tables.items():
+            if path.name == README or BEGIN.format(name) in text:
+                text = _insert(text, name, table, path)
+        if text:
+            texts[path] = text
     return texts
 
 
-def _tables(published: dict[str, dict]) -> str:
-    """Return two Markdown tables: accuracy beside other publications, and this project's runs."""
-    head = ["Model", "Train", "Validation", "Test", "Macro-F1, test", "Remarks"]
-    others = json.loads((paths.RESULTS / "published.json").read_text(encoding="utf-8"))
-    compared = [head]
-    for row in others:
-        shares = [_number(row[split], "{:g} %") for split in data.SPLITS]
-        macro_f1 = _number(row["macro_f1"], "{:g}")
-        compared.append([f"[{row['source']}]({row['url']})", *shares, macro_f1, row["remarks"]])
-    head = ["Preset", "Seed", "Test accuracy, 95 % interval", "Top-3", "ECE"]
-    head += ["Shown at confidence 0.9", "Right among these", "Time", "Memory", "Hardware", "Commit"]
-    runs = [head]
-    for preset, result in published.items():
-        splits, test, hardware = result["splits"], result["splits"]["test"], result["hardware"]
-        shares = [_number(splits[split]["accuracy"], "**{:.1%}**") for split in data.SPLITS]
-        link = f"[`{preset}`](results/{preset}/metrics.json)"
-        macro_f1 = _number(test["macro_f1"], "**{:.3f}**")
-        name = f"This repository, {link}, {result['backbone']}"
-        compared.append([name, *shares, macro_f1, f"`make run PRESET={preset}`"])
-        low, high = test["accuracy_ci95"]
-        machine = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']:g} GB"
-        row = [link, str(result["seed"]), f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%})"]
-        row += [f"{test['top3']:.1%}", f"{test['ece']:.3f}", f"{test['coverage_at_0.9']:.1%}"]
-        row += [_number(test["accuracy_at_0.9"], "{:.1%}")]
-        row += [
-            f"{result['wall_s']['total'] / 60:.1f} min",
-            f"{result['peak_rss_mb'] / 1000:.1f} GB",
-        ]
-        runs.append([*row, f"{machine}, {hardware['gpu'] or 'no GPU'}", result["commit"][:12]])
-    return f"{_markdown(compared)}\n{_markdown(runs)}" if published else _markdown(compared)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
+def _insert(text: str, name: str, table: str, path: Path) -> str:
+    begin, end = BEGIN.format(name), END.format(name)
+    before, found, rest = text.partition(f"{begin}\n")
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise MarsclfError(f"{path} lacks the lines {begin} and {end}, between them the tables.")
+    return f"{before}{begin}\n{table}{end}{after}"

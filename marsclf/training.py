@@ -146,6 +146,20 @@ def fine_tune(
     return _fit("finetune", learning, batches, evaluation, schedule, seed, folder)
 
 
+def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
+    """Compile a model for a stage of so many steps."""
+    model.compile(
+        keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
+            weight_decay=schedule.weight_decay,
+        ),
+        keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
+        metrics=["accuracy"],
+        # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
+        jit_compile=keras.backend.backend() == "jax",
+    )
+
+
 def one_hot(labels: np.ndarray) -> np.ndarray:
     """Return labels 0-24 (n,) as float32 (n, 25)."""
     return np.eye(NUM_CLASSES, dtype="float32")[labels]
@@ -212,18 +226,7 @@ def _fit(
     """Train epoch by epoch, each ending in a checkpoint; the best epoch's weights stay."""
     first = batches(0)
     keras.utils.set_random_seed(seed)
-    model.compile(
-        keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(
-                schedule.learning_rate, schedule.epochs * len(first)
-            ),
-            weight_decay=schedule.weight_decay,
-        ),
-        keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
-        metrics=["accuracy"],
-        # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
-        jit_compile=keras.backend.backend() == "jax",
-    )
+    compile_stage(model, schedule, schedule.epochs * len(first))
     model.optimizer.build(model.trainable_variables)
     # What the run depends on, as far as a batch of each side shows it: only an equal one goes on.
     recipe = sha256_of(

@@ -14,7 +14,8 @@ from marsclf.errors import MarsclfError
 from marsclf.files import write_json
 from marsclf.presets import parameters_of
 
-README = f"# Title\n\n{publish.BEGIN}\nold\n{publish.END}\n\nThe end.\n"
+BEGIN, END = (marker.format("results") for marker in (publish.BEGIN, publish.END))
+README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n"
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
 
 
@@ -139,7 +140,7 @@ def test_publish_refuses_a_run_without_end_or_figures(project: Path) -> None:
 
 
 def test_the_readme_needs_the_markers(project: Path) -> None:
-    (project / "README.md").write_text(README.replace(publish.END, ""))
+    (project / "README.md").write_text(README.replace(END, ""))
     before = everything_in(project)
     with pytest.raises(MarsclfError, match=r"README\.md lacks the lines"):
         publish.publish("laptop")
@@ -171,7 +172,7 @@ def test_verify_finds_a_changed_number_in_a_document(project: Path, document: st
 def test_verify_finds_a_line_too_many(project: Path) -> None:
     publish.publish("laptop")
     path = project / "README.md"
-    path.write_text(path.read_text().replace(publish.END, f"| more |\n{publish.END}"))
+    path.write_text(path.read_text().replace(END, f"| more |\n{END}"))
     with pytest.raises(MarsclfError, match="README"):
         publish.verify()
 

@@ -1,0 +1,105 @@
+"""The Markdown tables of README and model card, made from what lies in results/."""
+
+import json
+
+from marsclf import data, paths
+
+
+def results_tables(published: dict[str, dict]) -> str:
+    """Return two Markdown tables: accuracy beside other publications, and this project's runs."""
+    head = ["Model", "Train", "Validation", "Test", "Macro-F1, test", "Remarks"]
+    others = json.loads((paths.RESULTS / "published.json").read_text(encoding="utf-8"))
+    compared = [head]
+    for row in others:
+        shares = [_number(row[split], "{:g} %") for split in data.SPLITS]
+        macro_f1 = _number(row["macro_f1"], "{:g}")
+        compared.append([f"[{row['source']}]({row['url']})", *shares, macro_f1, row["remarks"]])
+    head = ["Preset", "Seed", "Test accuracy, 95 % interval", "Top-3", "ECE"]
+    head += ["Shown at confidence 0.9", "Right among these", "Time", "Memory", "Hardware", "Commit"]
+    runs = [head]
+    for preset, result in published.items():
+        splits, test, hardware = result["splits"], result["splits"]["test"], result["hardware"]
+        shares = [_number(splits[split]["accuracy"], "**{:.1%}**") for split in data.SPLITS]
+        link = f"[`{preset}`](results/{preset}/metrics.json)"
+        macro_f1 = _number(test["macro_f1"], "**{:.3f}**")
+        name = f"This repository, {link}, {result['backbone']}"
+        compared.append([name, *shares, macro_f1, f"`make run PRESET={preset}`"])
+        low, high = test["accuracy_ci95"]
+        machine = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']:g} GB"
+        row = [link, str(result["seed"]), f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%})"]
+        row += [f"{test['top3']:.1%}", f"{test['ece']:.3f}", f"{test['coverage_at_0.9']:.1%}"]
+        row += [_number(test["accuracy_at_0.9"], "{:.1%}")]
+        row += [
+            f"{result['wall_s']['total'] / 60:.1f} min",
+            f"{result['peak_rss_mb'] / 1000:.1f} GB",
+        ]
+        runs.append([*row, f"{machine}, {hardware['gpu'] or 'no GPU'}", result["commit"][:12]])
+    return f"{_markdown(compared)}\n{_markdown(runs)}" if published else _markdown(compared)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def cost_table(result: dict) -> str:
+    """Return the benchmark as Markdown: what was measured, the median, smallest and largest."""
+    network, training, run = result["network"], result["training"], result["run"]
+    hardware = result["hardware"]
+    rows = [["Measured", "Median", "Least to most"]]
+
+    def row(what: str, values: dict[str, float], form: str) -> None:
+        low, high = (form.format(values[name]) for name in ("min", "max"))
+        rows.append([what, form.format(values["median"]), f"{low} to {high}"])
+
+    times = network["ms_an_image"]
+    row("Lite0 at 224 pixels, the engine", times["engine"], "{:.1f} ms an image")
+    row("the same, `model.predict` in batches of 32", times["keras_predict"], "{:.1f} ms an image")
+    row("the same, `predict_on_batch` one by one", times["keras_one_by_one"], "{:.1f} ms an image")
+    row("engine against `model.predict`", network["engine_against_keras_predict"], "{:.2f} times")
+    row(
+        "the most that this machine's matrix product allows",
+        network["largest_possible_against_keras_predict"],
+        "{:.2f} times",
+    )
+    row("engine against one by one", network["engine_against_keras_one_by_one"], "{:.2f} times")
+    row("matrix product, 2048 x 2048", network["matrix_product_gflop_a_s"], "{:.0f} GFLOP/s")
+    row("the engine's share of it", network["engine_share_of_ceiling"], "{:.0%}")
+    for name, what in {
+        "decode": "decoding, one thread",
+        "whole_image": "fitting a whole image, one thread",
+        "random_view": "a random view, one thread",
+    }.items():
+        row(what, result["images"]["ms_an_image"][name], "{:.2f} ms")
+    pixels, first = training["image_size"], training["blocks"][0]
+    for name, what in {
+        "all_blocks_224": "training step, all blocks at 224 pixels",
+        "all_blocks": f"training step, all blocks at {pixels} pixels",
+        "preset_blocks": f"training step, {first} and up at {pixels} pixels",
+        "preset_blocks_engine": "the same, frozen blocks on the engine",
+    }.items():
+        row(what, training["ms_an_image"][name], "{:.1f} ms an image")
+    reference = result["reference"]["ms_an_image"]
+    row("the reference's way to predict", reference["reference"], "{:.1f} ms an image")
+    row("this library's, same network and size", reference["library"], "{:.1f} ms an image")
+    for size in result["classification"]:
+        what = f"classifying {size['images']:,} images"
+        cost = f"{size['seconds']:.1f} s, {size['peak_rss_mb']} MB"
+        rows.append([what, cost, f"{size['images_a_s']:.0f} images a second"])
+    for name, what in {
+        "cold": "`make run`, nothing cached",
+        "warm": "`make run` again",
+        "head_cold": "`make run PRESET=laptop-head`, nothing of it cached",
+        "head_warm_another_head": "the same again with another head",
+    }.items():
+        cost = f"{run[name]['wall_s']['command']:.0f} s, {run[name]['peak_rss_mb']} MB"
+        rows.append([what, cost, "one run"])
+    note = (
+        f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['gpu'] or 'no GPU'}; medians "
+        f"of {result['repeats']} turns; `make bench` at commit {result['commit'][:12]}."
+    )
+    return f"{_markdown(rows)}\n{note}\n"
