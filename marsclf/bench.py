@@ -136,7 +136,7 @@ def measure_network(files: list[Path], cache: Path) -> dict:
 
 def measure_images(files: list[Path], augmentation: Augmentation) -> dict:
     """Return milliseconds an image, one thread: decoding, the whole image, a random view."""
-    chosen = files[:: len(files) // IMAGES][:IMAGES]
+    chosen = _some(files, IMAGES)
     decoded = [decode_rgb(path) for path in chosen]
     rng = np.random.default_rng(0)
     turns = _side_by_side(
@@ -213,7 +213,7 @@ def measure_reference(files: list[Path], cache: Path) -> dict:
     """
     network = build_backbone("EfficientNetLite0", REFERENCE_SIZE)
     predict = make_predictor(network, cache)
-    chosen = files[:: len(files) // REFERENCE_IMAGES][:REFERENCE_IMAGES]
+    chosen = _some(files, REFERENCE_IMAGES)
 
     def read(path: Path) -> np.ndarray:
         return cv2.resize(cv2.imread(str(path)), REFERENCE_SIZE[::-1])
@@ -298,8 +298,13 @@ def _scaled(values: list[float], factor: float) -> list[float]:
     return [value * factor for value in values]
 
 
+def _some(files: list[Path], count: int) -> list[Path]:
+    """Return so many of the files, from all over the list."""
+    return files[:: max(1, len(files) // count)][:count]
+
+
 def _views(files: list[Path], size: int) -> np.ndarray:
-    chosen = files[:: len(files) // IMAGES][:IMAGES]
+    chosen = _some(files, IMAGES)
     return np.stack([fit_view(decode_rgb(path), size) for path in chosen])
 
 
@@ -320,7 +325,9 @@ def _steps(
 ) -> None:
     """Train so many steps; as in training, another thread prepares the next batch meanwhile."""
     targets = one_hot(np.arange(BATCH) % 25)
-    batches = [views[i * BATCH % len(views) :][:BATCH] for i in range(steps)]
+    batches = [
+        views.take(range(i * BATCH, (i + 1) * BATCH), axis=0, mode="wrap") for i in range(steps)
+    ]
     with ThreadPoolExecutor(1) as pool:
         for batch in pool.map(see, batches):
             model.train_on_batch(batch, targets)

@@ -9,9 +9,9 @@ import json
 import shutil
 from pathlib import Path
 
-from marsclf import data, metrics, paths
+from marsclf import data, ledger, metrics, paths
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically, write_json
+from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.presets import parameters_of
 from marsclf.run import measure
 from marsclf.tables import cost_table, results_tables
@@ -127,6 +127,10 @@ def _faults(path: Path, result: dict, predictions: Path) -> list[str]:
             faults.append(
                 f"{path}: splits.{field} is {stored.get(field)}, recomputed {true.get(field)}"
             )
+    content = predictions.read_bytes()
+    content = gzip.decompress(content) if predictions.suffix == ".gz" else content
+    if not faults and sha256_of(content) not in ledger.scored():
+        faults.append(f"{predictions}: the ledger of test scores, {ledger.NAME}, does not hold it")
     return faults
 
 

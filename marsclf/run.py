@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from marsclf import data, metrics, paths
+from marsclf import data, ledger, metrics, paths
 from marsclf.errors import MarsclfError
 from marsclf.files import write_json
 from marsclf.hardware import hardware, peak_rss_mb
@@ -88,6 +88,8 @@ def run(
         "peak_rss_mb": peak_rss_mb(),
         "splits": splits,
     }
+    if dataset.name == "msl-v1":
+        ledger.append(result, run_dir / "predictions.csv")
     write_json(run_dir / "metrics.json", result)
     _report(result, run_dir, load_preset(preset)["expected"])
     if (run_dir / PUBLISHED_RESULTS).is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_project import enter_project, make_project, write_predictions
 
-from marsclf import data, metrics, paths, publish, run
+from marsclf import data, ledger, metrics, paths, publish, run
 from marsclf.errors import MarsclfError
 from marsclf.files import write_json
 from marsclf.presets import parameters_of
@@ -38,6 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     result |= {"wall_s": {"total": 600.0}, "peak_rss_mb": 1500}
     result["splits"] = run.measure(metrics.read_predictions(folder / "predictions.csv"))
     write_json(folder / "metrics.json", result)
+    ledger.append(result, folder / "predictions.csv")
     return tmp_path
 
 
@@ -103,6 +104,12 @@ def test_publish_refuses(project: Path, keys: list[str], value: object, reason: 
     with pytest.raises(MarsclfError, match=f"laptop cannot be published: .*{reason}"):
         publish.publish("laptop")
     assert everything_in(project) == before
+
+
+def test_publish_refuses_a_score_that_the_ledger_does_not_hold(project: Path) -> None:
+    (paths.RESULTS / ledger.NAME).unlink()
+    with pytest.raises(MarsclfError, match=r"the ledger of test scores.*does not hold it"):
+        publish.publish("laptop")
 
 
 def test_publish_refuses_changed_predictions(project: Path) -> None:

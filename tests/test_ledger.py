@@ -1,0 +1,47 @@
+"""The ledger of test scores: lines are added, none is lost, and no score goes unwritten."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from marsclf import ledger, paths
+from marsclf.errors import MarsclfError
+
+RESULT = {
+    "commit": "c" * 40,
+    "preset": "laptop",
+    "seed": 3,
+    "settings": {"seed": 3},
+    "splits": {"test": {"accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125}},
+}
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_every_score_is_a_line(results: Path, tmp_path: Path) -> None:
+    assert ledger.scored() == set()
+    digests = []
+    for content in (b"one", b"two", b"one"):
+        (tmp_path / "predictions.csv").write_bytes(content)
+        ledger.append(RESULT, tmp_path / "predictions.csv")
+        digests.append(hashlib.sha256(content).hexdigest())
+    with (results / ledger.NAME).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predictions_sha256"] for row in rows] == digests
+    assert ledger.scored() == set(digests)
+    first = rows[0]
+    assert (first["preset"], first["seed"], first["settings"]) == ("laptop", "3", '{"seed": 3}')
+    assert (first["accuracy"], first["macro_f1"], first["ece"]) == ("0.5", "0.25", "0.125")
+
+
+def test_a_ledger_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
+    (results / ledger.NAME).mkdir(parents=True)
+    (tmp_path / "predictions.csv").touch()
+    with pytest.raises(MarsclfError, match=r"cannot be entered in .*test_ledger\.csv"):
+        ledger.append(RESULT, tmp_path / "predictions.csv")
