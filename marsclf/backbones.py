@@ -104,7 +104,10 @@ def split_frozen(
     # In the order of the layers blocks follow each other, and no shortcut passes a block's start.
     last = max(i for i, name in enumerate(names) if name.startswith(BLOCKS[:first]))
     boundary = model.layers[last].output
-    return keras.Model(model.input, boundary), keras.Model(boundary, model.output)
+    return (
+        keras.Model(model.input, boundary, name=f"{model.name}_frozen"),
+        keras.Model(boundary, model.output, name=f"{model.name}_learning"),
+    )
 
 
 def _fetch_keras_weights(spec: BackboneSpec) -> None:

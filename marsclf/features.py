@@ -93,7 +93,7 @@ def embed_views(
         # One stream through all the files, so that no core waits at the end of each.
         outputs = predict_each(
             itertools.chain(*missing.values()),
-            _view_loader(size, augmentation, seed),
+            view_loader(size, augmentation, seed),
             make_predictor(backbone, cache),
         )
         for path, views in tqdm(missing.items(), desc="embedding", unit="file", disable=None):
@@ -103,9 +103,10 @@ def embed_views(
     return np.concatenate([np.load(path) for path in files])
 
 
-def _view_loader(
+def view_loader(
     size: int, augmentation: Augmentation | None, seed: int
 ) -> Callable[[tuple[Path, str, int]], np.ndarray]:
+    """Return a function from path, SHA-256 and number of a view to its pixels (size, size, 3)."""
     decode = lru_cache(maxsize=8)(decode_rgb)  # the views of one image follow each other
 
     def load(view: tuple[Path, str, int]) -> np.ndarray:

@@ -1,7 +1,9 @@
 """The two stages of transfer learning: a head on cached features, then blocks of the backbone.
 
 Both stages draw their batches class-balanced, stop early on validation, keep the best epoch, and
-go on after a kill exactly where the last whole epoch ended.
+go on after a kill exactly where the last whole epoch ended. Validation is judged as training is
+drawn, on random views with the classes weighted alike: whole images of the commonest two classes
+are solved in the first epoch and tell later ones apart by chance.
 """
 
 import json
@@ -17,9 +19,9 @@ import pandas as pd
 from marsclf.backbones import split_frozen, unfreeze_blocks
 from marsclf.data import NUM_CLASSES
 from marsclf.errors import MarsclfError
-from marsclf.features import embed_images
+from marsclf.features import embed_views, view_loader
 from marsclf.files import replace_atomically, sha256_of, write_json
-from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
+from marsclf.images import Augmentation, decode_rgb, random_view
 from marsclf.inference import has_gpu, make_predictor, network_digest
 from marsclf.paths import CACHE
 
@@ -86,7 +88,7 @@ def train_head(
     seed: int,
     folder: Path,
 ) -> History:
-    """Train a head on features (n, width) and labels (n,); the best epoch's weights stay."""
+    """Train a head on views' features (n, width) and labels (n,); the best epoch's weights stay."""
     features, labels = train
 
     def batches(epoch: int) -> keras.utils.PyDataset:
@@ -94,7 +96,8 @@ def train_head(
             labels, lambda rows, _: features[rows].astype("float32"), schedule, seed, epoch
         )
 
-    evaluation = (validation[0].astype("float32"), one_hot(validation[1]))
+    seen, val_labels = validation
+    evaluation = (seen.astype("float32"), *_targets_and_weights(val_labels, schedule))
     return _fit("head", head, batches, evaluation, schedule, seed, folder)
 
 
@@ -128,21 +131,23 @@ def fine_tune(
     frozen, learning = (None, model) if has_gpu() else split_frozen(model, blocks)
     see = make_predictor(frozen, cache) if frozen else np.asarray
     size = model.input_shape[1]
+
     paths = [root / path for path in train["path"]]
 
     def views(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return see(
-            np.stack([random_view(decode_rgb(paths[row]), size, augmentation, rng) for row in rows])
-        )
+        images = (decode_rgb(paths[row]) for row in rows)
+        return see(np.stack([random_view(image, size, augmentation, rng) for image in images]))
 
     def batches(epoch: int) -> keras.utils.PyDataset:
         return BalancedBatches(train["label"].to_numpy(), views, schedule, seed, epoch, workers=2)
 
-    if frozen:
-        seen = embed_images(root, validation, frozen, cache)
-        evaluation = (seen, one_hot(validation["label"]))
+    if frozen:  # then what it sees in the same views need not be computed every epoch
+        once = np.ones(len(validation), int)
+        seen = embed_views(root, validation, once, frozen, augmentation, seed, cache)
+        targets, weights = _targets_and_weights(validation["label"].to_numpy(), schedule)
+        evaluation = (seen.astype("float32"), targets, weights)
     else:
-        evaluation = WholeImages(root, validation, size, schedule.batch_size)
+        evaluation = FixedViews(root, validation, size, augmentation, schedule, seed)
     return _fit("finetune", learning, batches, evaluation, schedule, seed, folder)
 
 
@@ -158,6 +163,17 @@ def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
         # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
         jit_compile=keras.backend.backend() == "jax",
     )
+
+
+def _targets_and_weights(labels: np.ndarray, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Return targets (n, 25) and weights (n,), 1 on average: classes count as in training."""
+    weights = class_weights(labels, schedule.balance)
+    return one_hot(labels), weights / weights.mean()
+
+
+def class_weights(labels: np.ndarray, balance: float) -> np.ndarray:
+    """Return a weight an example (n,): the size of its class to the power of -balance."""
+    return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -float(balance)
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:
@@ -184,7 +200,7 @@ class BalancedBatches(keras.utils.PyDataset):
         super().__init__(workers=workers)
         self.targets, self.load, self.schedule = one_hot(labels), load, schedule
         self.seed = (seed, epoch)
-        weights = np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -float(schedule.balance)
+        weights = class_weights(labels, schedule.balance)
         rng = np.random.default_rng(self.seed)
         self.rows = rng.choice(len(labels), len(labels), p=weights / weights.sum())
 
@@ -197,21 +213,32 @@ class BalancedBatches(keras.utils.PyDataset):
         return self.load(rows, np.random.default_rng((*self.seed, index))), self.targets[rows]
 
 
-class WholeImages(keras.utils.PyDataset):
-    """Batches of whole images and their targets, in order."""
+class FixedViews(keras.utils.PyDataset):
+    """Batches of one random view an image, in order, with targets and weights: always the same."""
 
-    def __init__(self, root: Path, rows: pd.DataFrame, size: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        table: pd.DataFrame,
+        size: int,
+        augmentation: Augmentation,
+        schedule: Schedule,
+        seed: int,
+    ) -> None:
         super().__init__(workers=2)
-        self.paths = [root / path for path in rows["path"]]
-        self.targets, self.size, self.batch_size = one_hot(rows["label"]), size, batch_size
+        self.views = [
+            (root / path, sha, 0) for path, sha in zip(table["path"], table["sha256"], strict=True)
+        ]
+        self.load, self.batch_size = view_loader(size, augmentation, seed), schedule.batch_size
+        self.targets, self.weights = _targets_and_weights(table["label"].to_numpy(), schedule)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.paths) / self.batch_size)
+        return math.ceil(len(self.views) / self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        views = [fit_view(decode_rgb(path), self.size) for path in self.paths[part]]
-        return np.stack(views), self.targets[part]
+        views = np.stack([self.load(view) for view in self.views[part]])
+        return views, self.targets[part], self.weights[part]
 
 
 def _fit(

@@ -20,6 +20,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from marsclf import backbones
 from marsclf.backbones import BLOCKS, SPECS, build_backbone, unfreeze_blocks
 from marsclf.errors import MarsclfError
+from marsclf.inference import network_digest
 
 B0_FILE = "efficientnetb0_notop.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
@@ -274,6 +275,10 @@ def test_the_parts_of_a_split_network_are_the_whole(
     expected = model.predict_on_batch(images)
     np.testing.assert_allclose(learning.predict_on_batch(between), expected, atol=1e-6)
     assert not {layer.name for layer in learning.layers if layer.name.startswith("stem")}
+    again = build_backbone(name, 64, weights=None)
+    again.set_weights(model.get_weights())
+    for part, other in zip((frozen, learning), backbones.split_frozen(again, blocks), strict=True):
+        assert network_digest(part) == network_digest(other)
 
 
 def test_a_network_that_learns_from_the_stem_up_is_not_split() -> None:
