@@ -22,10 +22,10 @@ import cv2
 import keras
 import numpy as np
 
-from marsclf import data, paths
+from marsclf import data, ledger, paths
 from marsclf.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
 from marsclf.errors import MarsclfError
-from marsclf.files import write_json
+from marsclf.files import replace_atomically, write_json
 from marsclf.hardware import hardware, peak_rss_mb
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import compare, make_predictor, predict_each
@@ -268,6 +268,11 @@ def measure_run(root: Path, folder: Path) -> dict:
             "wall_s": metrics["wall_s"] | {"command": round(time.monotonic() - started, 1)},
             "peak_rss_mb": metrics["peak_rss_mb"],
         }
+    scores = project / "results" / ledger.NAME
+    if scores.exists():  # these runs scored the test split too
+        text = scores.read_text(encoding="utf-8").replace(",unknown,", f",{commit()},")
+        with replace_atomically(paths.RESULTS / ledger.NAME) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return runs
 
 

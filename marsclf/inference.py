@@ -37,7 +37,9 @@ def network_digest(model: keras.Model) -> str:
     described.pop("compile_config", None)  # how it is trained is no part of the network
     config = json.dumps(described, sort_keys=True, default=str)
     # Keras numbers the layers that it names itself by what else was built before.
-    config = re.sub(r'"(input_layer|rescaling|normalization|keras_tensor)_\d+(CLONE)?"', r'"\1"', config)
+    config = re.sub(
+        r'"(input_layer|rescaling|normalization|keras_tensor)_\d+(CLONE)?"', r'"\1"', config
+    )
     return sha256_of(config.encode(), *(np.ascontiguousarray(w) for w in model.get_weights()))
 
 
