@@ -38,7 +38,7 @@ lint: environment ## check style and format
 check-data: environment ## list every fault of the data [DATA_DIR]
 	$(BIN)/python -m marsclf check-data $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
 
-bench: environment ## measure what the work costs, about half an hour [DATA_DIR]
+bench: environment ## measure what the work costs, about twenty minutes [DATA_DIR]
 	$(BIN)/python -m marsclf bench $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
 
 publish: environment ## copy a run's results into the repository [PRESET]

@@ -56,17 +56,18 @@ def bench(data_dir: str | Path | None = None) -> dict:
             "hardware": hardware(),
             "repeats": REPEATS,
         }
-        for name, measure in {
-            "network": lambda: measure_network(files, Path(folder)),
-            "images": lambda: measure_images(files, Augmentation(**preset["augmentation"])),
-            "training": lambda: measure_training(files, preset, Path(folder)),
-            "classification": lambda: measure_growth(files, preset, Path(folder)),
-            "reference": lambda: measure_reference(files, Path(folder)),
-            "run": lambda: measure_run(dataset.root, Path(folder)),
-        }.items():
+        cache, augmentation = Path(folder), Augmentation(**preset["augmentation"])
+        for name, measure, *arguments in (
+            ("network", measure_network, files, cache),
+            ("images", measure_images, files, augmentation),
+            ("training", measure_training, files, preset, cache),
+            ("classification", measure_growth, files, preset, cache),
+            ("reference", measure_reference, files, cache),
+            ("run", measure_run, dataset.root, cache),
+        ):
             started = time.monotonic()
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
-            result[name] = measure()
+            result[name] = _in_new_process(measure, *arguments)
             print(f"{name} took {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     print(cost_table(result))
     if dataset.name == "sample":
@@ -190,10 +191,9 @@ def measure_growth(files: list[Path], preset: dict, cache: Path) -> list[dict]:
     rows = []
     for count in GROWTH:
         chosen = list(itertools.islice(itertools.cycle(files), count))
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            arguments = (chosen, preset["backbone"], preset["image_size"], cache)
-            seconds, memory = pool.submit(_classify, *arguments).result()
+        seconds, memory = _in_new_process(
+            _classify, chosen, preset["backbone"], preset["image_size"], cache
+        )
         rows.append(
             {
                 "images": count,
@@ -280,6 +280,17 @@ def spread(values: list[float]) -> dict[str, float]:
     """Return median, smallest and largest value, four significant digits."""
     numbers = {"median": np.median(values), "min": min(values), "max": max(values)}
     return {name: float(f"{value:.4g}") for name, value in numbers.items()}
+
+
+def _in_new_process(work: Callable, *arguments: object) -> object:
+    """Return what `work` returns in a process of its own.
+
+    A process begins its account of peak memory with that of the one that started it, so none that
+    has itself worked may start another.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _side_by_side(contestants: dict[str, Callable[[], object]]) -> dict[str, list[float]]:

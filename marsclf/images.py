@@ -10,6 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from marsclf.errors import MarsclfError
 
 VIEWS_VERSION = 1  # raise it when the code below gives other pixels: cached features depend on it
+# Callers load images in as many threads as there are cores; OpenCV's own would only compete.
+cv2.setNumThreads(1)
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 weights of red, green and blue
 
 

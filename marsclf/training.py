@@ -139,6 +139,7 @@ def fine_tune(
         return see(np.stack([random_view(image, size, augmentation, rng) for image in images]))
 
     def batches(epoch: int) -> keras.utils.PyDataset:
+        # Never one worker: it is a thread of TensorFlow's, whose small stack the engine overflows.
         return BalancedBatches(train["label"].to_numpy(), views, schedule, seed, epoch, workers=2)
 
     if frozen:  # then what it sees in the same views need not be computed every epoch

@@ -1,15 +1,17 @@
 """The benchmark: what it counts, that it runs on a small scale, and what it may store."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import keras
 import pytest
 from tiny_project import enter_project, make_project
 
-from marsclf import bench, paths
+from marsclf import bench, ledger, paths
 from marsclf.backbones import build_backbone
 from marsclf.data import Dataset
+from marsclf.errors import MarsclfError
 from marsclf.images import Augmentation
 from marsclf.presets import parameters_of
 from marsclf.tables import cost_table
@@ -81,6 +83,7 @@ def test_sample_data_are_measured_but_not_stored(
     one = {"wall_s": {"command": 100.0}, "peak_rss_mb": 900}
     run = dict.fromkeys(("cold", "warm", "head_cold", "head_warm_another_head"), one)
     names = {"classification": "growth"}
+    monkeypatch.setattr(bench, "_in_new_process", lambda work, *arguments: work(*arguments))
     for name, result in (small | {"run": run}).items():
         function = f"measure_{names.get(name, name)}"
         monkeypatch.setattr(bench, function, lambda *_, result=result: result)
@@ -90,3 +93,48 @@ def test_sample_data_are_measured_but_not_stored(
     assert "SAMPLE DATA" in printed and "Nothing was stored" in printed
     assert cost_table(json.loads(json.dumps(result))) in printed
     assert "| `make run`, nothing cached | 100 s, 900 MB | one run |" in printed
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    enter_project(monkeypatch, make_project(tmp_path / "project"))
+    for folder in ("marsclf", "results"):
+        (tmp_path / "project" / folder).mkdir()
+    (paths.RESULTS / ledger.NAME).write_text("time,commit,preset\nthen,abc,laptop\n")
+    return tmp_path / "project"
+
+
+def test_the_pipeline_is_measured_in_a_copy_and_its_scores_are_entered(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def fake(command: list[str], cwd: Path, env: dict, **_: object) -> subprocess.CompletedProcess:
+        assert cwd != project and env["PYTHONPATH"] == str(cwd) and (cwd / "notebooks").is_dir()
+        preset = command[command.index("--preset") + 1]
+        commands.append(command[command.index("--preset") + 1 :])
+        (cwd / "runs" / preset).mkdir(parents=True, exist_ok=True)
+        result = {"wall_s": {"total": 1.5}, "peak_rss_mb": len(commands)}
+        (cwd / "runs" / preset / "metrics.json").write_text(json.dumps(result))
+        with (cwd / "results" / ledger.NAME).open("a") as file:
+            file.write(f"now,unknown,{preset}\n")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(bench, "commit", lambda: "def")
+    runs = bench.measure_run(tmp_path / "images", tmp_path / "copy")
+    assert commands[0] == commands[1] == ["laptop"]
+    assert commands[3] == ["laptop-head", "--set", "head_hidden=0"]
+    assert [run["peak_rss_mb"] for run in runs.values()] == [1, 2, 3, 4]
+    assert runs["cold"]["wall_s"].keys() == {"total", "command"}
+    lines = (paths.RESULTS / ledger.NAME).read_text().splitlines()
+    assert lines[1:3] == ["then,abc,laptop", "now,def,laptop"] and len(lines) == 6
+
+
+def test_a_run_that_fails_ends_the_benchmark(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "error: the disk is full.\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(MarsclfError, match=r"run .* failed: error: the disk is full\."):
+        bench.measure_run(tmp_path / "images", tmp_path / "copy")
