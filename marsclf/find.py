@@ -1,7 +1,5 @@
 """Finding the images that are meant: files, folders, patterns, and lists of these."""
 
-# ruff: noqa: PTH - os.path answers False where pathlib raises, as for a name that is too long.
-
 import glob
 import os
 from collections.abc import Iterable, Iterator

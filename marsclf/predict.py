@@ -66,13 +66,13 @@ def predict(
     if first is None:
         raise nothing_found(sources)
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow tells much of itself
-    # Only now, because it loads Keras, which takes seconds.
-    from marsclf.classifier import load_classifier
-    from marsclf.explain import save_overlays
-
     print("Loading the classifier ...", file=sys.stderr)
-    classifier = load_classifier(model)
+    with _quiet_libraries():
+        # Only now, because it loads Keras, which takes seconds.
+        from marsclf.classifier import load_classifier
+        from marsclf.explain import save_overlays
+
+        classifier = load_classifier(model)
     made_by = {"classifier": classifier.digest, "threshold": threshold}
     table = _Printed(sys.stdout) if output is None else _Journal(output, made_by, resume)
     started, before = time.monotonic(), table.counts["images"]
@@ -168,6 +168,22 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MarsclfError(f"The folder {folder} cannot be made ({error.strerror}).") from None
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep off the terminal what TensorFlow tells of itself, past Python's own standard error."""
+    sys.stderr.flush()
+    terminal, python = os.dup(2), sys.stderr
+    with Path(os.devnull).open("wb") as nowhere, os.fdopen(terminal, "w", buffering=1) as kept:
+        os.dup2(nowhere.fileno(), 2)
+        # What Python says, such as a warning, is still seen.
+        sys.stderr = kept if python is sys.__stderr__ else python
+        try:
+            yield
+        finally:
+            sys.stderr = python
+            os.dup2(terminal, 2)
 
 
 def _key(path: str) -> bytes:

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from marsclf.errors import MarsclfError
 
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF")  # MPO: a JPEG file with further pictures in it
+FORMATS = ("JPEG", "PNG", "TIFF")
 PDS_SUFFIXES = (".img", ".lbl", ".xml")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".img")
 MAX_PIXELS = 100_000_000  # decoded, about 0.8 GB
