@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from marsclf import classifier_file
+from marsclf import classifier_file, paths
 from marsclf.backbones import BLOCKS, SPECS, build_backbone
 from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
@@ -18,12 +18,9 @@ from marsclf.find import find_images
 from marsclf.images import fit_view
 from marsclf.inference import Predictor, make_predictor, predict_each
 from marsclf.metrics import THRESHOLD
-from marsclf.paths import CACHE
 from marsclf.read import ignore_decoders_warnings, read_rgb, to_8_bit
 from marsclf.rows import Row, check_threshold, error_row, image_row, table
 from marsclf.training import build_head, join
-
-PUBLISHED = Path(__file__).parent / "classifier.npz"
 
 
 @dataclass(frozen=True)
@@ -128,14 +125,14 @@ class _Item:
     error: str | None = None
 
 
-def load_classifier(path: str | Path | None = None, cache: Path = CACHE) -> Classifier:
+def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -> Classifier:
     """Return the classifier that comes with the library, or that of a classifier file.
 
     The file gives the weights that training changed; the others are the backbone's own. The first
     call for a classifier takes some seconds more, to prepare the network for the fast engine.
     Raises MarsclfError for a file that is missing or no classifier file; nothing in it is executed.
     """
-    file = Path(path or PUBLISHED)
+    file = Path(path or paths.CLASSIFIER)
     weights, metadata, digest = classifier_file.read(file)
     name = metadata["backbone"]
     if name not in SPECS:

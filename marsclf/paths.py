@@ -15,6 +15,8 @@ CACHE = (
     if (PROJECT_ROOT / "pyproject.toml").is_file()
     else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marsclf"
 )
+# The published classifier is part of the library.
+CLASSIFIER = Path(__file__).resolve().parent / "classifier.npz"
 DATA = PROJECT_ROOT / "data" / "msl-images"
 
 

@@ -120,7 +120,7 @@ def test_the_run_is_whole_and_stays_in_its_folder(
 ) -> None:
     folder, printed = smoke_run
     left = {path.name for path in folder.iterdir()}
-    files = {"model.keras", "predictions.csv", "metrics.json", "training.json"}
+    files = {"model.keras", "classifier.npz", "predictions.csv", "metrics.json", "training.json"}
     assert left == files | {f"{name}.ipynb" for name in NOTEBOOKS} | {"figures", "checkpoints"}
     made = {"marsclf", "notebooks", "presets", "runs", "cache"}
     assert {path.name for path in project.iterdir()} == made
