@@ -83,7 +83,7 @@ def ignore_decoders_warnings() -> None:
 
     To be called within warnings.catch_warnings, which counts for all threads.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.|pdr\.")
+    warnings.filterwarnings("ignore", module=r"(PIL|pdr)\b")
 
 
 def _one_line(error: Exception) -> str:
@@ -155,7 +155,9 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
         high = next(scale for scale in FULL_SCALES if high <= scale)
     else:
         low, high = np.percentile(values, STRETCH)
-    scaled = (values.astype(np.float32) - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+    spread = float(high) - float(low)
+    factor = 255 / spread if spread > 1e-30 else 0.0  # one value everywhere is black
+    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
     return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
