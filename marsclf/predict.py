@@ -91,7 +91,6 @@ def predict(
         print(f"error: interrupted{kept}.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ALL_READ
     seconds = time.monotonic() - started
     print(report(table.counts, table.counts["images"] - before, seconds), file=sys.stderr)
@@ -236,9 +235,12 @@ class _Printed:
         try:
             csv.writer(self.stream, lineterminator="\n").writerows(lines)
             self.stream.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            # What is left in the buffer would fail once more when Python ends.
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
             raise MarsclfError(
                 f"Standard output cannot be written ({error.strerror}); the rows end there."
             ) from None
@@ -255,16 +257,10 @@ class _Journal:
         with self._failing_clearly():
             self.file = self.path.open("a+b")
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MarsclfError(f"Another run is writing {output}: let it end.") from None
-        self.file.seek(0)
-        if self.file.read(1) and not resume:
-            raise MarsclfError(
-                f"{self.path} is left from a run that was stopped: go on with it by --resume, or "
-                "remove it."
-            )
-        self._take_up()
+            self._take_up(resume)
+        except BaseException:
+            self.file.close()
+            raise
 
     def __enter__(self) -> None:
         pass
@@ -287,10 +283,19 @@ class _Journal:
             WRITERS[self.output.suffix](self._rows(), temporary)
         self.path.unlink()
 
-    def _take_up(self) -> None:
+    def _take_up(self, resume: bool) -> None:
         """Read what is there, but for a line that a kill cut off."""
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MarsclfError(f"Another run is writing {self.output}: let it end.") from None
         self.file.seek(0)
         head = self.file.readline()
+        if head and not resume:
+            raise MarsclfError(
+                f"{self.path} is left from a run that was stopped: go on with it by --resume, or "
+                "remove it."
+            )
         if not head.endswith(b"\n") and self.head.startswith(head):
             with self._failing_clearly():
                 self.file.truncate(0)
