@@ -12,7 +12,7 @@ FIGURES = PROJECT_ROOT / "figures"
 # Where the library alone is installed there is no project's folder to keep a cache in.
 CACHE = (
     PROJECT_ROOT / "cache"
-    if (PROJECT_ROOT / "pyproject.toml").is_file()
+    if NOTEBOOKS.is_dir()
     else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marsclf"
 )
 # The published classifier is part of the library.
