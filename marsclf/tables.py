@@ -80,7 +80,7 @@ def cost_table(result: dict) -> str:
         "all_blocks_224": "training step, all blocks at 224 pixels",
         "all_blocks": f"training step, all blocks at {pixels} pixels",
         "preset_blocks": f"training step, {first} and up at {pixels} pixels",
-        "preset_blocks_engine": "the same, frozen blocks on the engine",
+        "preset_blocks_stored": "the same, from stored features of the frozen blocks",
     }.items():
         row(what, training["ms_an_image"][name], "{:.1f} ms an image")
     reference = result["reference"]["ms_an_image"]
