@@ -4,7 +4,6 @@ Times are medians of repeats in which all contestants take turns; each comes wit
 the largest value. Ratios are formed turn by turn, because a machine's speed drifts.
 """
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -161,8 +160,7 @@ def measure_images(files: list[Path], augmentation: Augmentation) -> dict:
 def measure_training(files: list[Path], preset: dict, cache: Path) -> dict:
     """Return milliseconds an image of a training step, from ready views or stored features on."""
     steps = 4
-    recipe = Recipe(**{field.name: preset[field.name] for field in dataclasses.fields(Recipe)})
-    schedule = recipe.schedule("finetune", BATCH)
+    schedule = Recipe.of(preset).schedule("finetune", BATCH)
     size = preset["image_size"] or build_backbone(preset["backbone"], weights=None).input_shape[1]
     contestants = {
         "all_blocks_224": (224, list(BLOCKS), False),

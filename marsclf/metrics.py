@@ -23,17 +23,22 @@ THRESHOLD = 0.9
 RESAMPLES = 2000
 
 
-def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.ndarray) -> None:
-    """Write predictions for `index_rows` (split, path, label) and `probabilities` (N, 25).
+def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return predictions for `index_rows` (split, path, label) and `probabilities` (N, 25).
 
-    The predicted class and its confidence are taken after rounding, so that the file agrees
-    with itself.
+    The predicted class and its confidence are taken after rounding to four significant digits, so
+    that a file of them agrees with itself.
     """
     rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
     table = index_rows[["split", "path", "label"]].reset_index(drop=True)
     table["predicted"] = rounded.argmax(axis=1)
     table["confidence"] = rounded.max(axis=1)
-    table = table.join(pd.DataFrame(rounded, columns=PROBABILITY_COLUMNS))
+    return table.join(pd.DataFrame(rounded, columns=PROBABILITY_COLUMNS))
+
+
+def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.ndarray) -> None:
+    """Write the predictions of `as_predictions` as CSV."""
+    table = as_predictions(index_rows, probabilities)
     with replace_atomically(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
 
@@ -89,6 +94,20 @@ def product_ids(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [data.parse_product_id(path) for path in predictions["path"]], index=predictions.index
     )
+
+
+def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions with one answer a burst: same sol, camera and sequence.
+
+    The normalised geometric mean of the burst's probabilities: the rover took these images within
+    minutes of one another, of one thing.
+    """
+    ids = product_ids(predictions)
+    bursts = ids.groupby(["sol", "camera", "sequence"]).ngroup().to_numpy()
+    logs = np.log(np.maximum(predictions[PROBABILITY_COLUMNS].to_numpy(), 1e-7))
+    means = pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy()
+    shares = np.exp(means)
+    return as_predictions(predictions, shares / shares.sum(axis=1, keepdims=True))
 
 
 def summarize(predictions: pd.DataFrame) -> dict[str, object]:

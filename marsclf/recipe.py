@@ -1,6 +1,7 @@
 """A recipe: everything that decides what a network learns, and its steps in order."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from marsclf.backbones import build_backbone, split_frozen, unfreeze_blocks
-from marsclf.features import Features, embed_views, pass_on, view_counts
-from marsclf.images import Augmentation
+from marsclf.features import Features, embed_images, embed_views, pass_on, view_counts
+from marsclf.images import WHOLE_IMAGE, Augmentation, Condition
 from marsclf.paths import CACHE
 from marsclf.training import History, Schedule, build_head, join, train
 
@@ -39,6 +40,16 @@ class Recipe:
     finetune_batch_size: int
     finetune_learning_rate: float
     finetune_patience: int
+    test_zooms: list[float]
+
+    @classmethod
+    def of(cls, parameters: dict[str, object]) -> "Recipe":
+        """Return the recipe in a run's parameters, which hold others besides."""
+        return cls(**{field.name: parameters[field.name] for field in fields(cls)})
+
+    def members(self, changes: list[dict]) -> list["Recipe"]:
+        """Return the recipes of an ensemble, each with its changes to this one; or this alone."""
+        return [replace(self, **change) for change in changes or [{}]]
 
     def schedule(self, stage: str, images: int) -> Schedule:
         """Return how the stage "head" or "finetune" learns from so many training images."""
@@ -70,6 +81,75 @@ class Seen(NamedTuple):
     labels: np.ndarray
 
 
+class Learnt(NamedTuple):
+    """A trained network.
+
+    Attributes:
+        network: its backbone.
+        head: features (n, width) to probabilities (n, 25).
+        classifier: what the frozen part gives to probabilities (n, 25); shares the weights.
+        history: a record an epoch, of both stages.
+        wall_s: seconds of "features", "head" and "finetune".
+    """
+
+    network: Network
+    head: keras.Model
+    classifier: keras.Model
+    history: History
+    wall_s: dict[str, float]
+
+
+def learn(
+    recipe: Recipe,
+    root: Path,
+    train_rows: pd.DataFrame,
+    validation_rows: pd.DataFrame,
+    folder: Path,
+    cache: Path = CACHE,
+) -> Learnt:
+    """Train a network by all steps of a recipe; what an equal one did before is not done again.
+
+    Args:
+        recipe: what to do.
+        root: folder that the paths in the rows count from.
+        train_rows, validation_rows: parts of a data set's index, to learn from and to choose the
+            best epoch on.
+        folder: of the checkpoints.
+        cache: of what the frozen part sees.
+    """
+    times = [time.monotonic()]
+    network = build(recipe)
+    counts = view_counts(train_rows["label"].to_numpy(), recipe.views, recipe.views_rare)
+    train_on = see(recipe, network, root, train_rows, counts, cache)
+    once = np.ones(len(validation_rows), int)
+    validation = see(recipe, network, root, validation_rows, once, cache)
+    times.append(time.monotonic())
+    images = len(train_rows)
+    head, history = train_head(recipe, network, train_on, validation, images, folder, cache)
+    times.append(time.monotonic())
+    classifier, more = fine_tune(recipe, network, head, train_on, validation, images, folder)
+    times.append(time.monotonic())
+    wall_s = dict(zip(("features", "head", "finetune"), np.diff(times).tolist(), strict=True))
+    return Learnt(network, head, classifier, history + more, wall_s)
+
+
+def predict(
+    recipe: Recipe,
+    learnt: Learnt,
+    root: Path,
+    rows: pd.DataFrame,
+    cache: Path = CACHE,
+    condition: Condition = WHOLE_IMAGE,
+) -> np.ndarray:
+    """Return the probabilities of images under a condition (rows, 25), averaged over the zooms."""
+    each = []
+    for zoom in recipe.test_zooms:
+        looked = replace(condition, zoom=condition.zoom * zoom)
+        seen = embed_images(root, rows, learnt.network.frozen, cache, looked)
+        each.append(pass_on(seen, learnt.classifier, cache).read())
+    return np.mean(each, axis=0)
+
+
 def build(recipe: Recipe) -> Network:
     """Build the recipe's backbone and split it before the first block that will learn."""
     whole = build_backbone(recipe.backbone, recipe.image_size)
@@ -89,11 +169,6 @@ def see(
     views_of = Augmentation(**recipe.augmentation)
     views = embed_views(root, rows, counts, network.frozen, views_of, recipe.seed, cache)
     return Seen(views, rows["label"].to_numpy().repeat(counts))
-
-
-def training_counts(recipe: Recipe, labels: np.ndarray) -> np.ndarray:
-    """Return how many views each training image gets."""
-    return view_counts(labels, recipe.views, recipe.views_rare)
 
 
 def train_head(

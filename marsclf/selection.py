@@ -5,16 +5,21 @@ with other frequencies. So each fold learns from early sols of train and validat
 later ones, which are shown under conditions changed on purpose, all classes alike.
 """
 
+import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
-from marsclf.features import embed_images
+from marsclf import data, paths, recipe
 from marsclf.images import Condition
+from marsclf.ledger import SELECTION, append_row
 from marsclf.paths import CACHE
-from marsclf.recipe import Network
+from marsclf.presets import parameters_of
+from marsclf.recipe import Learnt, Recipe
+from marsclf.run import commit
 
 # The last sol to learn from and the last to be judged on; the second is the data set's own split.
 FOLDS = {"early": (150, 320), "late": (181, 564)}
@@ -50,13 +55,17 @@ def spread_over_sols(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(
-    network: Network, classifier: keras.Model, root: Path, rows: pd.DataFrame, cache: Path = CACHE
+    members: list[tuple[Recipe, Learnt]], root: Path, rows: pd.DataFrame, cache: Path = CACHE
 ) -> np.ndarray:
-    """Return the probabilities under each condition, (conditions, rows, 25)."""
+    """Return the mean probabilities of the members under each condition, (conditions, rows, 25)."""
     return np.stack(
         [
-            classifier.predict(
-                embed_images(root, rows, network.frozen, cache, condition).read(), verbose=0
+            np.mean(
+                [
+                    recipe.predict(how, learnt, root, rows, cache, condition)
+                    for how, learnt in members
+                ],
+                axis=0,
             )
             for condition in CONDITIONS.values()
         ]
@@ -75,3 +84,44 @@ def criterion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]
     by_condition = np.mean(recalls, axis=0)
     named = dict(zip(CONDITIONS, by_condition.tolist(), strict=True))
     return {"criterion": float(by_condition.mean())} | named
+
+
+def compare(preset: str, settings: dict[str, object], data_dir: str | Path | None) -> dict:
+    """Train a preset's recipe on each fold, print its criterion and, for the real data, store it.
+
+    A line is added to results/selection.csv. The best epoch is chosen on random views of the very
+    images that are judged, for every recipe alike: the figures compare recipes and promise nothing.
+    """
+    parameters = parameters_of(preset, settings)
+    members = Recipe.of(parameters).members(parameters["ensemble"])
+    dataset = data.open_dataset(data_dir)
+    started, by_fold, by_condition = time.monotonic(), {}, []
+    for name in FOLDS:
+        train, judged = fold(dataset.index, name)
+        learnt = [
+            recipe.learn(how, dataset.root, train, judged, paths.RUNS / "compare" / name / str(i))
+            for i, how in enumerate(members)
+        ]
+        probabilities = judge(list(zip(members, learnt, strict=True)), dataset.root, judged)
+        found = criterion(probabilities, judged["label"].to_numpy())
+        by_fold[name] = found.pop("criterion")
+        by_condition.append(list(found.values()))
+        print(f"{name}: {by_fold[name]:.4f}", flush=True)
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "preset": preset,
+        "settings": json.dumps(settings),
+        "criterion": np.mean(list(by_fold.values())),
+        **by_fold,
+        **dict(zip(CONDITIONS, np.mean(by_condition, axis=0), strict=True)),
+        "wall_s": time.monotonic() - started,
+    }
+    line = {k: round(float(v), 4) if isinstance(v, float) else v for k, v in line.items()}
+    print(f"criterion {line['criterion']:.4f}, {line['wall_s']:.0f} s")
+    if dataset.name == "msl-v1":
+        append_row(paths.RESULTS / SELECTION, line)
+        print(f"Added to {paths.RESULTS / SELECTION}.")
+    else:
+        print(f"{data.SAMPLE_NOTICE} Nothing was stored.")
+    return line

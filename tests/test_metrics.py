@@ -236,3 +236,19 @@ def test_data_set_is_named_by_the_file_beside(tmp_path: Path) -> None:
     assert metrics.dataset_name(predictions) == "msl-v1"
     (tmp_path / "training.json").write_text('{"dataset": "sample"}')
     assert metrics.dataset_name(predictions) == "sample"
+
+
+def test_a_burst_gives_one_answer(tmp_path: Path) -> None:
+    rows = [spread(8, 0.9, 9), spread(9, 0.6, 8), spread(9, 0.6, 8), spread(24, 0.8, 8)]
+    table = make_predictions(tmp_path, [600] * 4, [8] * 4, rows)
+    paths = [product(600, n) for n in range(4)]
+    # Images 0 and 1 share sol, camera and sequence; 2 is of another camera, 3 of another sequence.
+    paths[2], paths[3] = paths[2].replace("MR", "ML"), paths[3].replace("MR000010", "MR000011")
+    found = metrics.burst_consensus(table.assign(path=paths))
+    # sqrt(0.9 * 0.4) = 0.6 against sqrt(0.1 * 0.6) = 0.245, of which the first is 0.710.
+    assert found["predicted"].tolist() == [8, 8, 9, 24]
+    assert found["confidence"].tolist() == pytest.approx([0.7101, 0.7101, 0.6, 0.8], abs=1e-4)
+    assert found[["split", "path", "label"]].equals(
+        table.assign(path=paths)[["split", "path", "label"]]
+    )
+    assert metrics.summarize(found)["accuracy"] == 0.5

@@ -1,17 +1,17 @@
 """Selection: nothing of test, nothing later than what is judged, all classes and sols alike."""
 
+import dataclasses
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import recall_score
+from tiny_project import enter_project, make_project
 
-from marsclf import selection
+from marsclf import paths, selection
 from marsclf.data import Dataset
-from marsclf.images import decode_rgb, fit_view
-from marsclf.recipe import Network
+from marsclf.selection import FOLDS
 
 
 def make_index(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
@@ -58,21 +58,62 @@ def test_the_criterion_is_the_mean_of_the_class_recalls() -> None:
     assert found["criterion"] == pytest.approx(np.mean(expected))
 
 
-def test_what_is_judged_is_seen_under_each_condition(
-    sample_dataset: Dataset, tmp_path: Path
+def test_the_members_are_averaged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(how: str, learnt: int, root: Path, rows: object, cache: Path, condition: object):
+        assert (how, root) == ("how", Path("images"))
+        return np.full((len(rows), 25), learnt * condition.zoom)
+
+    monkeypatch.setattr(selection.recipe, "predict", predict)
+    rows = make_index([("val", 1, 0)] * 3)
+    found = selection.judge([("how", 1), ("how", 3)], Path("images"), rows)
+    zooms = [condition.zoom for condition in selection.CONDITIONS.values()]
+    assert found.shape == (len(zooms), 3, 25)
+    np.testing.assert_allclose(found[:, 0, 0], 2 * np.array(zooms))
+
+
+def test_compare_on_sample_data_stores_nothing(
+    sample_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    keras.utils.set_random_seed(0)
-    pixels = keras.Input((16, 16, 3))
-    frozen = keras.Model(pixels, keras.layers.Conv2D(4, 3, strides=2)(pixels))
-    features = keras.Input(frozen.output_shape[1:])
-    flat = keras.layers.Flatten()(features)
-    classifier = keras.Model(features, keras.layers.Dense(25, "softmax")(flat))
-    rows = sample_dataset.index.head(5)
-    network = Network(frozen, frozen, None)
-    found = selection.judge(network, classifier, sample_dataset.root, rows, tmp_path)
-    assert found.shape == (8, 5, 25)
-    images = [decode_rgb(sample_dataset.root / path) for path in rows["path"]]
-    for probabilities, condition in zip(found, selection.CONDITIONS.values(), strict=True):
-        views = np.stack([fit_view(image, 16, condition) for image in images])
-        expected = classifier.predict_on_batch(frozen.predict_on_batch(views))
-        np.testing.assert_allclose(probabilities, expected, atol=1e-3)
+    enter_project(monkeypatch, make_project(tmp_path))
+    learnt_from = []
+
+    def learn(how: object, root: Path, train: pd.DataFrame, judged: pd.DataFrame, folder: Path):
+        assert not set(train["path"]) & set(judged["path"])
+        learnt_from.append(int(train["sol"].max()))
+        return judged["label"].to_numpy()
+
+    def predict(how: object, labels: np.ndarray, *_: object) -> np.ndarray:
+        return np.eye(25)[np.where(np.arange(len(labels)) % 2, labels, 0)]
+
+    monkeypatch.setattr(selection, "parameters_of", lambda *_: {"ensemble": []})
+    monkeypatch.setattr(selection.Recipe, "of", lambda _: selection.Recipe)
+    monkeypatch.setattr(selection.Recipe, "members", lambda _: ["one"])
+    monkeypatch.setattr(selection.recipe, "learn", learn)
+    monkeypatch.setattr(selection.recipe, "predict", predict)
+    line = selection.compare("laptop", {}, sample_dir)
+    assert all(last <= until for last, (until, _) in zip(learnt_from, FOLDS.values(), strict=True))
+    assert 0 < line["criterion"] < 1
+    assert line["criterion"] == pytest.approx((line["early"] + line["late"]) / 2, abs=1e-4)
+    assert not (paths.RESULTS / selection.SELECTION).exists()
+    assert "SAMPLE DATA" in capsys.readouterr().out
+
+
+def test_compare_on_the_real_data_adds_a_line(
+    tmp_path: Path, sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter_project(monkeypatch, make_project(tmp_path))
+    real = dataclasses.replace(sample_dataset, name="msl-v1")
+    monkeypatch.setattr(selection.data, "open_dataset", lambda _: real)
+    monkeypatch.setattr(selection, "parameters_of", lambda *_: {"ensemble": []})
+    monkeypatch.setattr(selection.Recipe, "of", lambda _: selection.Recipe)
+    monkeypatch.setattr(selection.Recipe, "members", lambda _: ["one"])
+    monkeypatch.setattr(selection.recipe, "learn", lambda *_: None)
+    ground = np.eye(25)[8]
+    monkeypatch.setattr(selection.recipe, "predict", lambda *a: np.tile(ground, (len(a[3]), 1)))
+    lines = [selection.compare("laptop", {"seed": seed}, None) for seed in (0, 1)]
+    stored = pd.read_csv(paths.RESULTS / selection.SELECTION)
+    assert stored["settings"].tolist() == ['{"seed": 0}', '{"seed": 1}']
+    assert stored["criterion"].tolist() == [line["criterion"] for line in lines]
