@@ -77,16 +77,16 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return table[COLUMNS].astype({"label": int, "predicted": int})
 
 
-def dataset_name(predictions_file: Path) -> str | None:
-    """Return which data set the file was made from, as the run's JSON beside it says.
+def about(predictions_file: Path) -> dict:
+    """Return what the run's JSON beside the file says: `dataset`, `temperature` and more.
 
-    "msl-v1", "sample" or "other"; None where no such JSON is there.
+    Empty where no such JSON is there.
     """
     for name in ("training.json", "metrics.json"):
         beside = predictions_file.with_name(name)
         if beside.is_file():
-            return json.loads(beside.read_text(encoding="utf-8")).get("dataset")
-    return None
+            return json.loads(beside.read_text(encoding="utf-8"))
+    return {}
 
 
 def product_ids(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -194,6 +194,48 @@ def per_class(predictions: pd.DataFrame) -> pd.DataFrame:
             "f1": 2 * hits / np.maximum(support + guesses, 1),
         }
     ).rename_axis("label")
+
+
+def errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the wrong rows: sol, camera, sequence, true, said (names), confidence, of_true, path.
+
+    `of_true` is the probability of the true class.
+    """
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    table = product_ids(predictions).loc[wrong.index, ["sol", "camera", "sequence"]]
+    for name, column in {"true": "label", "said": "predicted"}.items():
+        table[name] = [data.CLASS_NAMES[label] for label in wrong[column]]
+    probabilities = wrong[PROBABILITY_COLUMNS].to_numpy()
+    of_true = probabilities[np.arange(len(wrong)), wrong["label"].to_numpy()]
+    return table.assign(confidence=wrong["confidence"], of_true=of_true, path=wrong["path"])
+
+
+def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each burst, true class and wrong answer, the most errors first.
+
+    Columns as of `errors`, confidence and of_true averaged, and `errors`, how many.
+    """
+    table = errors(predictions).groupby(["sol", "camera", "sequence", "true", "said"])
+    counted = table.agg(
+        errors=("path", "count"), confidence=("confidence", "mean"), of_true=("of_true", "mean")
+    ).reset_index()
+    return counted.sort_values("errors", ascending=False, kind="stable", ignore_index=True)
+
+
+def calibration_over_sols(predictions: pd.DataFrame, periods: int = 4) -> pd.DataFrame:
+    """Return, for as many periods with equally many sols: first_sol, last_sol, images, accuracy,
+    confidence (mean) and ece."""
+    sols = product_ids(predictions)["sol"].to_numpy()
+    rows = []
+    for part in np.array_split(np.unique(sols), periods):
+        chosen = predictions[(sols >= part[0]) & (sols <= part[-1])]
+        correct = (chosen["label"] == chosen["predicted"]).to_numpy()
+        confidence = chosen["confidence"].to_numpy()
+        error = expected_calibration_error(confidence, correct)
+        numbers = [len(chosen), correct.mean(), confidence.mean(), error]
+        rows.append([part[0], part[-1], *numbers])
+    names = ["first_sol", "last_sol", "images", "accuracy", "confidence", "ece"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> pd.DataFrame:

@@ -91,6 +91,7 @@ def run(
         "commit": code,
         "settings": settings or {},
         "parameters": parameters,
+        "temperature": training.get("temperature"),
         "hardware": hardware(),
         "wall_s": {stage: round(seconds, 1) for stage, seconds in wall_s.items()},
         "peak_rss_mb": peak_rss_mb(),
@@ -110,7 +111,7 @@ def run(
 def _remove_results(run_dir: Path) -> None:
     """Remove what an earlier run left, but for its checkpoints, so that nothing old looks new."""
     (run_dir / "metrics.json").unlink(missing_ok=True)
-    for pattern in ("predictions.csv", "training.json", "model.keras", "*.ipynb", "figures/*.png"):
+    for pattern in ("*.csv", "training.json", "model.keras", "*.ipynb", "figures/*.png"):
         for path in run_dir.glob(pattern):
             path.unlink()
     shutil.rmtree(run_dir / "published", ignore_errors=True)
