@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from marsclf.backbones import build_backbone, split_frozen, unfreeze_blocks
+from marsclf.errors import MarsclfError
 from marsclf.features import Features, embed_images, embed_views, pass_on, view_counts
 from marsclf.images import WHOLE_IMAGE, Augmentation, Condition
 from marsclf.paths import CACHE
@@ -49,6 +50,9 @@ class Recipe:
 
     def members(self, changes: list[dict]) -> list["Recipe"]:
         """Return the recipes of an ensemble, each with its changes to this one; or this alone."""
+        names = [field.name for field in fields(self)]
+        for name in (name for change in changes for name in change if name not in names):
+            raise MarsclfError(f"ensemble: no recipe has {name!r}; it has {', '.join(names)}.")
         return [replace(self, **change) for change in changes or [{}]]
 
     def schedule(self, stage: str, images: int) -> Schedule:
@@ -85,6 +89,7 @@ class Learnt(NamedTuple):
     """A trained network.
 
     Attributes:
+        recipe: how it learnt.
         network: its backbone.
         head: features (n, width) to probabilities (n, 25).
         classifier: what the frozen part gives to probabilities (n, 25); shares the weights.
@@ -92,6 +97,7 @@ class Learnt(NamedTuple):
         wall_s: seconds of "features", "head" and "finetune".
     """
 
+    recipe: Recipe
     network: Network
     head: keras.Model
     classifier: keras.Model
@@ -130,24 +136,27 @@ def learn(
     classifier, more = fine_tune(recipe, network, head, train_on, validation, images, folder)
     times.append(time.monotonic())
     wall_s = dict(zip(("features", "head", "finetune"), np.diff(times).tolist(), strict=True))
-    return Learnt(network, head, classifier, history + more, wall_s)
+    return Learnt(recipe, network, head, classifier, history + more, wall_s)
 
 
 def predict(
-    recipe: Recipe,
-    learnt: Learnt,
+    members: list[Learnt],
     root: Path,
     rows: pd.DataFrame,
     cache: Path = CACHE,
     condition: Condition = WHOLE_IMAGE,
 ) -> np.ndarray:
-    """Return the probabilities of images under a condition (rows, 25), averaged over the zooms."""
-    each = []
-    for zoom in recipe.test_zooms:
-        looked = replace(condition, zoom=condition.zoom * zoom)
-        seen = embed_images(root, rows, learnt.network.frozen, cache, looked)
-        each.append(pass_on(seen, learnt.classifier, cache).read())
-    return np.mean(each, axis=0)
+    """Return the probabilities of images under a condition (rows, 25).
+
+    The mean over the members of an ensemble and the zooms at which each looks at an image.
+    """
+    answers = []
+    for learnt in members:
+        for zoom in learnt.recipe.test_zooms:
+            looked = replace(condition, zoom=condition.zoom * zoom)
+            seen = embed_images(root, rows, learnt.network.frozen, cache, looked)
+            answers.append(pass_on(seen, learnt.classifier, cache).read())
+    return np.mean(answers, axis=0)
 
 
 def build(recipe: Recipe) -> Network:

@@ -54,21 +54,10 @@ def spread_over_sols(rows: pd.DataFrame) -> pd.DataFrame:
     return order.groupby("label").head(IMAGES_A_CLASS).sort_values(["sol", "path"])
 
 
-def judge(
-    members: list[tuple[Recipe, Learnt]], root: Path, rows: pd.DataFrame, cache: Path = CACHE
-) -> np.ndarray:
-    """Return the mean probabilities of the members under each condition, (conditions, rows, 25)."""
+def judge(members: list[Learnt], root: Path, rows: pd.DataFrame, cache: Path = CACHE) -> np.ndarray:
+    """Return the probabilities that networks give under each condition, (conditions, rows, 25)."""
     return np.stack(
-        [
-            np.mean(
-                [
-                    recipe.predict(how, learnt, root, rows, cache, condition)
-                    for how, learnt in members
-                ],
-                axis=0,
-            )
-            for condition in CONDITIONS.values()
-        ]
+        [recipe.predict(members, root, rows, cache, condition) for condition in CONDITIONS.values()]
     )
 
 
@@ -102,7 +91,7 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
             recipe.learn(how, dataset.root, train, judged, paths.RUNS / "compare" / name / str(i))
             for i, how in enumerate(members)
         ]
-        probabilities = judge(list(zip(members, learnt, strict=True)), dataset.root, judged)
+        probabilities = judge(learnt, dataset.root, judged)
         found = criterion(probabilities, judged["label"].to_numpy())
         by_fold[name] = found.pop("criterion")
         by_condition.append(list(found.values()))

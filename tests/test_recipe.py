@@ -9,6 +9,7 @@ import pytest
 
 from marsclf import recipe
 from marsclf.data import Dataset
+from marsclf.errors import MarsclfError
 from marsclf.features import view_loader
 from marsclf.images import WHOLE_IMAGE, Augmentation, Condition, decode_rgb, fit_view
 from marsclf.presets import parameters_of
@@ -85,12 +86,31 @@ def test_the_parts_answer_as_the_whole_network_does(learnt, sample_dataset: Data
         return np.mean([whole.predict_on_batch(each) for each in views], axis=0)
 
     def answer(how: Recipe, *condition: Condition) -> np.ndarray:
-        return recipe.predict(how, found, root, rows, folder / "cache", *condition)
+        member = found._replace(recipe=how)
+        return recipe.predict([member], root, rows, folder / "cache", *condition)
 
     np.testing.assert_allclose(answer(make_recipe()), expected(WHOLE_IMAGE), atol=1e-4)
     twice = answer(make_recipe(test_zooms=[1.0, 0.5]), Condition(zoom=2.0, turn=90))
     both = Condition(zoom=2.0, turn=90), Condition(zoom=1.0, turn=90)
     np.testing.assert_allclose(twice, expected(*both), atol=1e-4)
+
+
+def test_the_answers_of_members_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Constant:
+        def read(self) -> np.ndarray:
+            return np.full((3, 25), self.value)
+
+    def pass_on(_: object, classifier: float, cache: Path) -> Constant:
+        constant = Constant()
+        constant.value = classifier
+        return constant
+
+    monkeypatch.setattr(recipe, "embed_images", lambda *_: None)
+    monkeypatch.setattr(recipe, "pass_on", pass_on)
+    network = recipe.Network(None, None, None)
+    members = [Learnt(make_recipe(), network, None, value, [], {}) for value in (1.0, 4.0)]
+    found = recipe.predict(members, Path("images"), pd.DataFrame({"path": "abc"}, range(3)))
+    np.testing.assert_array_equal(found, np.full((3, 25), 2.5))
 
 
 def test_the_best_epoch_is_kept(learnt, sample_dataset: Dataset) -> None:
@@ -146,3 +166,5 @@ def test_members_of_an_ensemble() -> None:
     first, second = how.members([{"seed": 1}, {"image_size": 64, "test_zooms": [0.5]}])
     assert (first.seed, first.image_size) == (1, 32)
     assert (second.seed, second.image_size, second.test_zooms) == (how.seed, 64, [0.5])
+    with pytest.raises(MarsclfError, match="ensemble: no recipe has 'sede'; it has backbone, "):
+        how.members([{"seed": 1}, {"sede": 2}])

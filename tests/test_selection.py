@@ -58,17 +58,16 @@ def test_the_criterion_is_the_mean_of_the_class_recalls() -> None:
     assert found["criterion"] == pytest.approx(np.mean(expected))
 
 
-def test_the_members_are_averaged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict(how: str, learnt: int, root: Path, rows: object, cache: Path, condition: object):
-        assert (how, root) == ("how", Path("images"))
-        return np.full((len(rows), 25), learnt * condition.zoom)
+def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(members: list, root: Path, rows: pd.DataFrame, cache: Path, condition: object):
+        assert (members, root) == (["one"], Path("images"))
+        return np.full((len(rows), 25), condition.zoom)
 
     monkeypatch.setattr(selection.recipe, "predict", predict)
-    rows = make_index([("val", 1, 0)] * 3)
-    found = selection.judge([("how", 1), ("how", 3)], Path("images"), rows)
+    found = selection.judge(["one"], Path("images"), make_index([("val", 1, 0)] * 3))
     zooms = [condition.zoom for condition in selection.CONDITIONS.values()]
     assert found.shape == (len(zooms), 3, 25)
-    np.testing.assert_allclose(found[:, 0, 0], 2 * np.array(zooms))
+    assert found[:, 0, 0].tolist() == zooms
 
 
 def test_compare_on_sample_data_stores_nothing(
@@ -85,7 +84,8 @@ def test_compare_on_sample_data_stores_nothing(
         learnt_from.append(int(train["sol"].max()))
         return judged["label"].to_numpy()
 
-    def predict(how: object, labels: np.ndarray, *_: object) -> np.ndarray:
+    def predict(members: list[np.ndarray], *_: object) -> np.ndarray:
+        (labels,) = members
         return np.eye(25)[np.where(np.arange(len(labels)) % 2, labels, 0)]
 
     monkeypatch.setattr(selection, "parameters_of", lambda *_: {"ensemble": []})
@@ -112,7 +112,7 @@ def test_compare_on_the_real_data_adds_a_line(
     monkeypatch.setattr(selection.Recipe, "members", lambda _: ["one"])
     monkeypatch.setattr(selection.recipe, "learn", lambda *_: None)
     ground = np.eye(25)[8]
-    monkeypatch.setattr(selection.recipe, "predict", lambda *a: np.tile(ground, (len(a[3]), 1)))
+    monkeypatch.setattr(selection.recipe, "predict", lambda *a: np.tile(ground, (len(a[2]), 1)))
     lines = [selection.compare("laptop", {"seed": seed}, None) for seed in (0, 1)]
     stored = pd.read_csv(paths.RESULTS / selection.SELECTION)
     assert stored["settings"].tolist() == ['{"seed": 0}', '{"seed": 1}']
