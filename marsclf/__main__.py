@@ -1,8 +1,9 @@
-"""The command line: python -m marsclf {run,check-data,compare,bench,publish,verify}."""
+"""The command line: python -m marsclf {predict,run,check-data,compare,bench,publish,verify}."""
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +42,41 @@ def _parser() -> argparse.ArgumentParser:
         "help": "override parameters of the notebooks; values are YAML",
     }
 
+    predict = commands.add_parser(
+        "predict",
+        help="classify images",
+        description="Classify images. The exit status is 0, or 3 if some could not be read.",
+    )
+    predict.add_argument(
+        "sources",
+        metavar="PATH",
+        nargs="+",
+        help="file, folder, pattern such as 'a/**/*.jpg', or - for names on standard input",
+    )
+    predict.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="table to write, .csv or .parquet (default: CSV on standard output)",
+    )
+    predict.add_argument(
+        "--threshold",
+        type=float,
+        default=0.9,
+        help="confidence beneath which a class is uncertain (default: 0.9)",
+    )
+    predict.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="classifier.npz of a run (default: the published one)",
+    )
+    predict.add_argument(
+        "--explain", type=Path, metavar="DIR", help="folder for overlays of what spoke for a class"
+    )
+    predict.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    predict.set_defaults(command=_predict)
+
     run = commands.add_parser("run", help="run the three notebooks and print the results")
     run.add_argument("--preset", default="laptop", help="one of presets/ (default: laptop)")
     source = run.add_mutually_exclusive_group()
@@ -72,6 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="recompute every published number")
     verify.set_defaults(command=_verify)
     return parser
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from marsclf.predict import predict
+
+    return predict(
+        options.sources,
+        options.output,
+        options.threshold,
+        options.model,
+        options.explain,
+        options.resume,
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

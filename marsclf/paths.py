@@ -1,5 +1,6 @@
 """Where things lie: every folder of the project as a constant."""
 
+import os
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -8,7 +9,14 @@ PRESETS = PROJECT_ROOT / "presets"
 RUNS = PROJECT_ROOT / "runs"
 RESULTS = PROJECT_ROOT / "results"
 FIGURES = PROJECT_ROOT / "figures"
-CACHE = PROJECT_ROOT / "cache"
+# Where the library alone is installed there is no project's folder to keep a cache in.
+CACHE = (
+    PROJECT_ROOT / "cache"
+    if NOTEBOOKS.is_dir()
+    else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marsclf"
+)
+# The published classifier is part of the library.
+CLASSIFIER = Path(__file__).resolve().parent / "classifier.npz"
 DATA = PROJECT_ROOT / "data" / "msl-images"
 
 

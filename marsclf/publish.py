@@ -1,7 +1,8 @@
 """Publishing a run of the real data in the repository, and verifying what is published.
 
-Published are results/<preset>/ (metrics.json, predictions.csv.gz), figures/<preset>/ and the
-tables between two markers in the documents. Every number can be recomputed from the predictions.
+Published are results/<preset>/ (metrics.json, predictions.csv.gz), figures/<preset>/, the tables
+between two markers in the documents and, of the default preset, the classifier that the command
+`predict` uses. Every number can be recomputed from the predictions.
 """
 
 import gzip
@@ -9,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from marsclf import data, ledger, metrics, paths
+from marsclf import classifier_file, data, ledger, metrics, paths
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.presets import DEFAULT_PRESET, parameters_of
@@ -28,6 +29,7 @@ README, MODEL_CARD, RESULTS = "README.md", "MODEL_CARD.md", "RESULTS.md"
 IMAGES = {"train": 3746, "val": 1640, "test": 1305}
 TOLERANCE = 1e-6
 MAX_BYTES = 1_000_000
+MAX_CLASSIFIER_BYTES = 8_000_000
 
 
 def publish(preset: str) -> None:
@@ -56,6 +58,9 @@ def publish(preset: str) -> None:
     packed = gzip.compress(predictions.read_bytes(), 9, mtime=0) if not faults else b""
     if len(packed) >= MAX_BYTES:
         faults.append(f"the packed predictions have {len(packed):,} bytes, {MAX_BYTES:,} or more")
+    classifier = run_dir / paths.CLASSIFIER.name
+    if preset == DEFAULT_PRESET:
+        faults += _classifier_faults(classifier, result)
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
     documents = _documents(_published() | {preset: result}, {preset: predictions})
@@ -66,6 +71,9 @@ def publish(preset: str) -> None:
     with replace_atomically(paths.RESULTS / preset / "predictions.csv.gz") as temporary:
         temporary.write_bytes(packed)
     write_json(paths.RESULTS / preset / "metrics.json", result)
+    if preset == DEFAULT_PRESET:
+        with replace_atomically(paths.CLASSIFIER) as temporary:
+            shutil.copyfile(classifier, temporary)
     for path, text in documents.items():
         with replace_atomically(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -138,6 +146,23 @@ def _faults(path: Path, result: dict, predictions: Path) -> list[str]:
     if not faults and sha256_of(content) not in ledger.scored():
         faults.append(f"{predictions}: the ledger of test scores, {ledger.NAME}, does not hold it")
     return faults
+
+
+def _classifier_faults(path: Path, result: dict) -> list[str]:
+    """Return what is wrong with the classifier file of a run that has these metrics."""
+    try:
+        _, metadata, _ = classifier_file.read(path)
+    except MarsclfError as error:
+        return [str(error)]
+    size = path.stat().st_size
+    if size > MAX_CLASSIFIER_BYTES:
+        return [f"{path} has {size:,} bytes, more than {MAX_CLASSIFIER_BYTES:,}"]
+    return [
+        f"{path} is of another run: its {name} is {metadata['training'].get(name)!r}, not "
+        f"{result.get(name)!r}"
+        for name in ("preset", "seed", "data_digest")
+        if metadata["training"].get(name) != result.get(name)
+    ]
 
 
 def _leaves(tree: object, name: str = "") -> dict[str, object]:

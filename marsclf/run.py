@@ -111,7 +111,7 @@ def run(
 def _remove_results(run_dir: Path) -> None:
     """Remove what an earlier run left, but for its checkpoints, so that nothing old looks new."""
     (run_dir / "metrics.json").unlink(missing_ok=True)
-    for pattern in ("*.csv", "training.json", "model.keras", "*.ipynb", "figures/*.png"):
+    for pattern in ("*.csv", "training.json", "model.keras", "*.npz", "*.ipynb", "figures/*.png"):
         for path in run_dir.glob(pattern):
             path.unlink()
     shutil.rmtree(run_dir / "published", ignore_errors=True)

@@ -122,7 +122,8 @@ def test_the_run_is_whole_and_stays_in_its_folder(
 ) -> None:
     folder, printed = smoke_run
     left = {path.name for path in folder.iterdir()}
-    files = {"model.keras", "predictions.csv", "metrics.json", "training.json", "test_errors.csv"}
+    files = {"model.keras", "classifier.npz", "predictions.csv", "metrics.json", "training.json"}
+    files.add("test_errors.csv")
     assert left == files | {f"{name}.ipynb" for name in NOTEBOOKS} | {"figures", "checkpoints"}
     made = {"marsclf", "notebooks", "presets", "runs", "cache"}
     assert {path.name for path in project.iterdir()} == made
@@ -256,6 +257,36 @@ def test_error_analysis_from_predictions_alone(
     assert "the galleries are left out" in printed and "Grad-CAM is left out" in printed
     assert data.SAMPLE_NOTICE not in printed  # nothing says what they are of
     assert "Data set: unknown, 375 predictions in predictions.csv" in printed
+
+
+def test_classify_new_images(
+    sample_dir: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my images"
+    folder.mkdir()
+    for path in sorted((sample_dir / "calibrated").iterdir())[:30]:
+        shutil.copy(path, folder)
+    (folder / "broken.jpg").write_text("no image")
+    parameters = {"folder": str(folder), "shown_images": 8, "threshold": 0.5}
+    name = "05_classify_new_images"
+    notebook = execute_alone(name, project, monkeypatch, tmp_path, **parameters)
+    printed = printed_by(notebook)
+    assert "31 images" in printed and "1 could not be read" in printed
+    assert "30 images chosen, the first 8 shown" in printed
+    assert data.SAMPLE_NOTICE not in printed
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["05_thumbnails.png"]
+    assert pictures_in(notebook) == 1
+    tables = [output.get("data", {}).get("text/html", "") for output in outputs_of(notebook)]
+    assert ["broken.jpg" in text for text in tables if text] == [False, False, True, False]
+    assert [o for o in outputs_of(notebook) if o.get("name") == "stderr"] == []
+
+
+def test_classify_new_images_without_a_folder(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = execute_alone("05_classify_new_images", project, monkeypatch, tmp_path)
+    assert data.SAMPLE_NOTICE in printed_by(notebook)
+    assert pictures_in(notebook) == 1
 
 
 @pytest.mark.realdata

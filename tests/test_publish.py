@@ -6,16 +6,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_project import enter_project, make_project, write_predictions
 
-from marsclf import data, ledger, metrics, paths, publish, run
+from marsclf import classifier_file, data, ledger, metrics, paths, publish, run
 from marsclf.errors import MarsclfError
 from marsclf.files import write_json
 from marsclf.presets import parameters_of
 
 BEGIN, END = (marker.format("results") for marker in (publish.BEGIN, publish.END))
 README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n"
+METADATA = {
+    "backbone": "EfficientNetLite0",
+    "image_size": 64,
+    "head_hidden": 0,
+    "first_learning_block": None,
+    "classes": list(data.CLASS_NAMES),
+    "calibration": {"kind": "temperature", "temperature": 1.0},
+    "training": {
+        "preset": "laptop",
+        "seed": 0,
+        "commit": "0" * 40,
+        "dataset": "msl-v1",
+        "data_digest": data.MSL_V1_DIGEST,
+    },
+}
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
 
 
@@ -39,6 +55,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     result["splits"] = run.measure(metrics.read_predictions(folder / "predictions.csv"))
     write_json(folder / "metrics.json", result)
     ledger.append(result, folder / "predictions.csv")
+    classifier_file.write(folder / "classifier.npz", {"a/kernel": np.ones(3)}, METADATA)
     return tmp_path
 
 
@@ -62,7 +79,8 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish.publish("laptop")
     assert [path.name for path in (paths.FIGURES / "laptop").iterdir()] == ["graph.png"]
     packed = paths.RESULTS / "laptop" / "predictions.csv.gz"
-    stored = (paths.RUNS / "laptop" / "predictions.csv").read_bytes()
+    run_dir = paths.RUNS / "laptop"
+    stored = (run_dir / "predictions.csv").read_bytes()
     assert gzip.decompress(packed.read_bytes()) == stored
     readme = (project / "README.md").read_text()
     assert readme.startswith("# Title\n\n") and readme.endswith("\n\nThe end.\n")
@@ -71,6 +89,7 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| [A, B](https://example.org) | – | 72.8 % | 66.7 % | 0.5 | old |" in readme
     assert "10.0 min | 1.5 GB | 2 cores of Some CPU, 8 GB, no GPU | 000000000000 |" in readme
     assert f"| {test['burst']['accuracy']:.1%} |" in readme
+    assert paths.CLASSIFIER.read_bytes() == (run_dir / "classifier.npz").read_bytes()
     assert "Warning" not in capsys.readouterr().out
     publish.verify()
     assert "laptop: ok" in capsys.readouterr().out
@@ -177,6 +196,25 @@ def test_publish_refuses_a_run_without_end_or_figures(project: Path) -> None:
         publish.publish("laptop")
     (paths.RUNS / "laptop" / "metrics.json").write_text("{}")
     with pytest.raises(MarsclfError, match="is not the metrics file of a run"):
+        publish.publish("laptop")
+
+
+def test_publish_refuses_a_classifier_of_another_run(project: Path) -> None:
+    path = paths.RUNS / "laptop" / "classifier.npz"
+    training = METADATA["training"] | {"seed": 1}
+    classifier_file.write(path, {"a/kernel": np.ones(3)}, METADATA | {"training": training})
+    before = everything_in(project)
+    with pytest.raises(MarsclfError, match="is of another run: its seed is 1, not 0"):
+        publish.publish("laptop")
+    path.unlink()
+    with pytest.raises(MarsclfError, match=r"classifier\.npz cannot be read"):
+        publish.publish("laptop")
+    assert {name: before[name] for name in everything_in(project)} == everything_in(project)
+
+
+def test_publish_refuses_a_large_classifier(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "MAX_CLASSIFIER_BYTES", 100)
+    with pytest.raises(MarsclfError, match="bytes, more than 100"):
         publish.publish("laptop")
 
 

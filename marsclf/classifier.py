@@ -1,0 +1,220 @@
+"""The classifier that comes with the library, or one that a run wrote: images in, a table out."""
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from marsclf import classifier_file, paths
+from marsclf.backbones import BLOCKS, SPECS, build_backbone
+from marsclf.calibration import with_temperature
+from marsclf.data import CLASS_NAMES
+from marsclf.errors import MarsclfError
+from marsclf.find import find_images
+from marsclf.images import fit_view
+from marsclf.inference import Predictor, make_predictor, predict_each
+from marsclf.metrics import THRESHOLD
+from marsclf.read import ignore_decoders_warnings, read_rgb, to_8_bit
+from marsclf.rows import Row, check_threshold, error_row, image_row, table
+from marsclf.training import build_head, join
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with its weights, ready to classify.
+
+    Attributes:
+        model: RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
+        temperature: the logits are divided by it (Guo et al. 2017).
+        digest: SHA-256 of the file it was read from.
+        training: where its weights come from.
+    """
+
+    model: keras.Model = field(repr=False)
+    temperature: float
+    digest: str
+    training: dict
+    engine: Predictor = field(repr=False)
+
+    @property
+    def image_size(self) -> int:
+        """Return the side of the network's input, pixels."""
+        return self.model.input_shape[1]
+
+    def predict(
+        self,
+        images: str | Path | np.ndarray | Iterable[str | Path | np.ndarray],
+        threshold: float = THRESHOLD,
+    ) -> pd.DataFrame:
+        """Classify images and return a table with a row for each, in order; columns as in Row.
+
+        Args:
+            images: one or more paths of files, folders (all images beneath them) or patterns such
+                as `*.jpg`, or uint8 arrays (height, width) or (height, width, 3), RGB.
+            threshold: confidence, 0 to 1, beneath which a row is marked as uncertain.
+
+        Raises MarsclfError for arrays of another form; a file that cannot be read has its reason
+        in the column `error`.
+        """
+        check_threshold(threshold)
+        if isinstance(images, str | Path):
+            images = [images]
+        items = iter(images[np.newaxis] if _is_one_image(images) else images)
+        found: Iterable[str | np.ndarray] = (
+            path
+            for item in items
+            for path in ([_checked(item)] if isinstance(item, np.ndarray) else find_images([item]))
+        )
+        with warnings.catch_warnings():
+            ignore_decoders_warnings()
+            return table(row for _, row in self.rows(found, threshold))
+
+    def rows(
+        self, items: Iterable[str | np.ndarray], threshold: float
+    ) -> Iterator[tuple[str | np.ndarray, Row]]:
+        """Yield each item, a path or a uint8 array (height, width, 3), with its Row, in order.
+
+        Items are taken as they are needed, about a hundred ahead. What is said of one does not
+        depend on the others.
+        """
+        ahead: deque[_Item] = deque()
+
+        def taken() -> Iterator[_Item]:
+            for source in items:
+                ahead.append(_Item(source))
+                yield ahead[-1]
+
+        outputs = predict_each(taken(), self._load, self.engine)
+        for probabilities in outputs:
+            item = ahead.popleft()
+            path = item.source if isinstance(item.source, str) else None
+            if item.error is None:
+                yield item.source, image_row(path, self.calibrate(probabilities), threshold)
+            else:
+                yield item.source, error_row(path, item.error)
+
+    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the network's probabilities (..., 25) with its temperature, float64."""
+        return with_temperature(probabilities.astype(np.float64), self.temperature)
+
+    def view(self, source: str | np.ndarray) -> np.ndarray:
+        """Return what the network sees of an image: uint8 (size, size, 3)."""
+        image = source if isinstance(source, np.ndarray) else read_rgb(source)
+        return fit_view(image, self.image_size)
+
+    def _load(self, item: "_Item") -> np.ndarray:
+        try:
+            return self.view(item.source)
+        except MarsclfError as error:
+            item.error = str(error)
+        except Exception as error:  # one file must not stop the others
+            item.error = f"the image cannot be used: {error or type(error).__name__}"
+        return np.zeros((self.image_size, self.image_size, 3), np.uint8)
+
+
+@dataclass
+class _Item:
+    source: str | np.ndarray
+    error: str | None = None
+
+
+def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -> Classifier:
+    """Return the classifier that comes with the library, or that of a classifier file.
+
+    The file gives the weights that training changed; the others are the backbone's own. The first
+    call for a classifier takes some seconds more, to prepare the network for the fast engine.
+    Raises MarsclfError for a file that is missing or no classifier file; nothing in it is executed.
+    """
+    file = Path(path or paths.CLASSIFIER)
+    weights, metadata, digest = classifier_file.read(file)
+    name = metadata["backbone"]
+    if name not in SPECS:
+        raise MarsclfError(f"{file} asks for a backbone {name[:50]!r}; known are {[*SPECS]}.")
+    backbone = build_backbone(name, metadata["image_size"])
+    model = join(backbone, build_head(SPECS[name].feature_width, metadata["head_hidden"], 0.0))
+    places = _places(model)
+    missing = [key for key in places if _is_head(key) and key not in weights]
+    if missing:
+        raise MarsclfError(f"{file} is not a whole classifier file: it lacks {missing[0]}.")
+    for key, weight in weights.items():
+        place = places.get(key)
+        if place is None or tuple(place.shape) != weight.shape:
+            raise MarsclfError(
+                f"{file} does not fit {name}: it gives {key[:80]!r} with the shape {weight.shape}."
+            )
+        place.assign(weight)
+    temperature = float(metadata["calibration"]["temperature"])
+    engine = make_predictor(model, cache)
+    return Classifier(model, temperature, digest, metadata["training"], engine)
+
+
+def save_classifier(
+    model: keras.Model,
+    path: Path,
+    *,
+    backbone: str,
+    training: dict,
+    temperature: float = 1.0,
+) -> None:
+    """Write the classifier file of a model made by training.join: the weights that it learnt.
+
+    Args:
+        model: images to probabilities.
+        path: the file; see marsclf.classifier_file.
+        backbone: the name of the model's backbone.
+        training: where the weights come from: preset, seed, commit, dataset, data_digest.
+        temperature: what calibration divides the logits by.
+    """
+    size = model.input_shape[1]
+    untrained = _places(build_backbone(backbone, size))
+    changed = {
+        key: value
+        for key, weight in _places(model).items()
+        if not np.array_equal(value := np.array(weight), untrained.get(key))
+    }
+    learnt = [block for block in BLOCKS if any(key.startswith(block) for key in changed)]
+    hidden = [layer.units for layer in model.layers if layer.name == "head_hidden"]
+    metadata = {
+        "backbone": backbone,
+        "image_size": size,
+        "head_hidden": hidden[0] if hidden else 0,
+        "first_learning_block": learnt[0] if learnt else None,
+        "classes": list(CLASS_NAMES),
+        "calibration": {"kind": "temperature", "temperature": temperature},
+        "training": training,
+    }
+    classifier_file.write(path, changed, metadata)
+
+
+def _is_one_image(images: object) -> bool:
+    """Tell (height, width) and (height, width, 3) from (n, height, width, 3)."""
+    return isinstance(images, np.ndarray) and images.ndim in (2, 3)
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    if image.dtype != np.uint8 or not fits or not image.size:
+        raise MarsclfError(
+            "An image must be a uint8 array (height, width) or (height, width, 3), not "
+            f"{image.dtype} {image.shape}."
+        )
+    return to_8_bit(image)
+
+
+def _places(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return the model's variables by "layer/weight", without the states of dropout."""
+    return {
+        f"{layer.name}/{weight.name}": weight
+        for layer in model.layers
+        for weight in layer.weights
+        if "seed_generator" not in weight.path
+    }
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith(("head_", "probabilities/"))
