@@ -13,7 +13,7 @@ STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help run smoke lab test lint check-data bench publish verify lock clean environment
+.PHONY: help run smoke lab test lint check-data compare bench publish verify lock clean environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ lint: environment ## check style and format
 
 check-data: environment ## list every fault of the data [DATA_DIR]
 	$(BIN)/python -m marsclf check-data $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+
+compare: environment ## how a recipe does on later sols, without test [PRESET DATA_DIR SET]
+	$(BIN)/python -m marsclf compare --preset '$(PRESET)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+		$(foreach setting,$(SET),--set '$(setting)')
 
 bench: environment ## measure what the work costs, about twenty minutes [DATA_DIR]
 	$(BIN)/python -m marsclf bench $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')

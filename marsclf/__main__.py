@@ -1,4 +1,4 @@
-"""The command line: python -m marsclf {predict,run,check-data,bench,publish,verify}."""
+"""The command line: python -m marsclf {predict,run,check-data,compare,bench,publish,verify}."""
 
 import argparse
 import os
@@ -32,6 +32,14 @@ def _parser() -> argparse.ArgumentParser:
         "metavar": "DIR",
         "type": os.path.abspath,
         "help": "folder of the images (default: MARSCLF_DATA_DIR)",
+    }
+    settings = {
+        "dest": "settings",
+        "metavar": "NAME=VALUE",
+        "nargs": "+",
+        "action": "extend",
+        "default": [],
+        "help": "override parameters of the notebooks; values are YAML",
     }
 
     predict = commands.add_parser(
@@ -83,20 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     source = run.add_mutually_exclusive_group()
     source.add_argument("--data-dir", **data_dir)
     source.add_argument("--sample", action="store_true", help="use generated images")
-    run.add_argument(
-        "--set",
-        dest="settings",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override parameters of the notebooks; values are YAML",
-    )
+    run.add_argument("--set", **settings)
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check-data", help="list every fault of the data")
     check.add_argument("--data-dir", **data_dir)
     check.set_defaults(command=_check_data)
+
+    compare = commands.add_parser(
+        "compare", help="how a recipe does on later sols, without the test split"
+    )
+    compare.add_argument("--preset", default="laptop", help="one of presets/ (default: laptop)")
+    compare.add_argument("--data-dir", **data_dir)
+    compare.add_argument("--set", **settings)
+    compare.set_defaults(command=_compare)
 
     bench = commands.add_parser("bench", help="measure what the work costs on this machine")
     bench.add_argument("--data-dir", **data_dir)
@@ -161,6 +169,14 @@ def _check_data(options: argparse.Namespace) -> int:
     faults = data.find_faults(root)
     print("\n".join([*faults, f"{root}: {len(faults)} faults"]))
     return 1 if faults else 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from marsclf.presets import parse_settings
+    from marsclf.selection import compare
+
+    compare(options.preset, parse_settings(options.settings), options.data_dir)
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -91,19 +91,18 @@ def unfreeze_blocks(model: keras.Model, blocks: Sequence[str]) -> None:
 
 def split_frozen(
     model: keras.Model, blocks: Sequence[str]
-) -> tuple[keras.Model | None, keras.Model]:
+) -> tuple[keras.Model, keras.Model | None]:
     """Split a flat model before the first of the named blocks: what stays frozen, what learns.
 
-    Both parts share the model's weights. The first is None where the named blocks begin with the
-    stem.
+    Both parts share the model's weights. Where the blocks begin with the stem the first part only
+    scales the pixels; where no block is named it is the whole model, and there is no second part.
     """
-    names = [layer.name for layer in model.layers]
-    first = min((BLOCKS.index(block) for block in blocks), default=len(BLOCKS))
-    if first == 0:
-        return None, model
+    if not blocks:
+        return model, None
+    first = BLOCKS.index(min(blocks, key=BLOCKS.index))
     # In the order of the layers blocks follow each other, and no shortcut passes a block's start.
-    last = max(i for i, name in enumerate(names) if name.startswith(BLOCKS[:first]))
-    boundary = model.layers[last].output
+    begin = next(i for i, la in enumerate(model.layers) if la.name.startswith(BLOCKS[first:]))
+    boundary = model.layers[begin - 1].output
     return (
         keras.Model(model.input, boundary, name=f"{model.name}_frozen"),
         keras.Model(boundary, model.output, name=f"{model.name}_learning"),

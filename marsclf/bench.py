@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -30,9 +30,10 @@ from marsclf.hardware import hardware, peak_rss_mb
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import compare, make_predictor, predict_each
 from marsclf.presets import DEFAULT_PRESET, parameters_of
+from marsclf.recipe import Recipe
 from marsclf.run import commit
 from marsclf.tables import cost_table
-from marsclf.training import Schedule, build_head, compile_stage, join, one_hot
+from marsclf.training import build_head, compile_stage, join, one_hot
 
 REPEATS = 5
 BATCH = 32  # of Keras, its own default
@@ -157,23 +158,26 @@ def measure_images(files: list[Path], augmentation: Augmentation) -> dict:
 
 
 def measure_training(files: list[Path], preset: dict, cache: Path) -> dict:
-    """Return milliseconds an image of a training step, from the pixels of ready views onwards."""
+    """Return milliseconds an image of a training step, from ready views or stored features on."""
     steps = 4
+    schedule = Recipe.of(preset).schedule("finetune", BATCH)
     size = preset["image_size"] or build_backbone(preset["backbone"], weights=None).input_shape[1]
     contestants = {
         "all_blocks_224": (224, list(BLOCKS), False),
         "all_blocks": (size, list(BLOCKS), False),
         "preset_blocks": (size, preset["finetune_blocks"], False),
-        "preset_blocks_engine": (size, preset["finetune_blocks"], True),
+        "preset_blocks_stored": (size, preset["finetune_blocks"], True),
     }
     turns = {}
     for name, (pixels, blocks, split) in contestants.items():
         model = join(build_backbone(preset["backbone"], pixels), build_head(1280, 512, 0.4))
         unfreeze_blocks(model, blocks)
-        frozen, learning = split_frozen(model, blocks) if split else (None, model)
-        see = make_predictor(frozen, cache) if frozen else np.asarray
-        compile_stage(learning, _schedule(preset), steps=1000)
-        turns[name] = functools.partial(_steps, learning, see, _views(files, pixels), steps)
+        inputs, learning = _views(files, pixels), model
+        if split:
+            frozen, learning = split_frozen(model, blocks)
+            inputs = make_predictor(frozen, cache)(inputs)
+        compile_stage(learning, schedule, steps=1000)
+        turns[name] = functools.partial(_steps, learning, inputs, steps)
     seconds = _side_by_side(turns)
     each = {name: _scaled(values, 1e3 / steps / BATCH) for name, values in seconds.items()}
     return {
@@ -181,7 +185,7 @@ def measure_training(files: list[Path], preset: dict, cache: Path) -> dict:
         "blocks": preset["finetune_blocks"],
         "ms_an_image": {name: spread(values) for name, values in each.items()},
         "preset_against_all_blocks_224": spread(
-            _ratio(each["all_blocks_224"], each["preset_blocks_engine"])
+            _ratio(each["all_blocks_224"], each["preset_blocks_stored"])
         ),
     }
 
@@ -324,29 +328,12 @@ def _views(files: list[Path], size: int) -> np.ndarray:
     return np.stack([fit_view(decode_rgb(path), size) for path in chosen])
 
 
-def _schedule(preset: dict) -> Schedule:
-    return Schedule(
-        epochs=preset["finetune_epochs"],
-        batch_size=preset["finetune_batch_size"],
-        learning_rate=preset["finetune_learning_rate"],
-        weight_decay=preset["weight_decay"],
-        label_smoothing=preset["label_smoothing"],
-        balance=preset["balance"],
-        patience=preset["finetune_patience"],
-    )
-
-
-def _steps(
-    model: keras.Model, see: Callable[[np.ndarray], np.ndarray], views: np.ndarray, steps: int
-) -> None:
-    """Train so many steps; as in training, another thread prepares the next batch meanwhile."""
+def _steps(model: keras.Model, inputs: np.ndarray, steps: int) -> None:
+    """Train so many steps."""
     targets = one_hot(np.arange(BATCH) % 25)
-    batches = [
-        views.take(range(i * BATCH, (i + 1) * BATCH), axis=0, mode="wrap") for i in range(steps)
-    ]
-    with ThreadPoolExecutor(1) as pool:
-        for batch in pool.map(see, batches):
-            model.train_on_batch(batch, targets)
+    for i in range(steps):
+        batch = inputs.take(range(i * BATCH, (i + 1) * BATCH), axis=0, mode="wrap")
+        model.train_on_batch(batch, targets)
 
 
 def _classify(

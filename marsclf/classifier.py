@@ -12,6 +12,7 @@ import pandas as pd
 
 from marsclf import classifier_file, paths
 from marsclf.backbones import BLOCKS, SPECS, build_backbone
+from marsclf.calibration import with_temperature
 from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.find import find_images
@@ -98,11 +99,8 @@ class Classifier:
                 yield item.source, error_row(path, item.error)
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return softmax(logits / temperature) for softmax(logits), float64 (..., 25)."""
-        # The logits themselves are lost, but for a constant that softmax does not see.
-        logits = np.log(np.maximum(probabilities.astype(np.float64), 1e-30)) / self.temperature
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+        """Return the network's probabilities (..., 25) with its temperature, float64."""
+        return with_temperature(probabilities.astype(np.float64), self.temperature)
 
     def view(self, source: str | np.ndarray) -> np.ndarray:
         """Return what the network sees of an image: uint8 (size, size, 3)."""

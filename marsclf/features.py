@@ -1,15 +1,15 @@
-"""What a frozen backbone sees in each image, and in random views of it, cached by content.
+"""What a frozen network sees in each image, and in random views of it, cached by content.
 
 A view's features depend on the network, the image's bytes, the view's size, the augmentation and
 the seed, and on nothing else; these together name the cache file. So a killed run goes on where it
-stopped, and a second run with another head finds everything done.
+stopped, and a second run with another head, or another seed of it, finds everything done.
 """
 
-import itertools
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 
 import keras
@@ -19,11 +19,44 @@ from tqdm import tqdm
 
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
-from marsclf.images import VIEWS_VERSION, Augmentation, decode_rgb, fit_view, random_view
+from marsclf.images import (
+    VIEWS_VERSION,
+    WHOLE_IMAGE,
+    Augmentation,
+    Condition,
+    decode_rgb,
+    fit_view,
+    random_view,
+)
 from marsclf.inference import make_predictor, network_digest, predict_each
 from marsclf.paths import CACHE
 
-IMAGES_PER_FILE = 128  # one file is a few seconds of work: little is lost by a kill
+VIEWS_PER_FILE = 512  # one file is a few seconds of work: little is lost by a kill
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network gave for many views, read from the cache's files as it is asked for.
+
+    `features[rows]` gives the rows with those numbers as float32 (rows, ...); so features of
+    more views than memory holds can be drawn from.
+    """
+
+    files: tuple[Path, ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        # Opened anew each time, because what a process has mapped counts as its memory.
+        opened = {n: np.load(self.files[n], mmap_mode="r") for n in set(rows // VIEWS_PER_FILE)}
+        places = zip(rows // VIEWS_PER_FILE, rows % VIEWS_PER_FILE, strict=True)
+        return np.stack([opened[file][place] for file, place in places]).astype(np.float32)
+
+    def read(self) -> np.ndarray:
+        """Return all rows at once."""
+        return self[np.arange(self.count)]
 
 
 def view_counts(labels: np.ndarray, views: int, views_rare: int) -> np.ndarray:
@@ -42,69 +75,100 @@ def view_counts(labels: np.ndarray, views: int, views_rare: int) -> np.ndarray:
 
 
 def embed_images(
-    root: Path, rows: pd.DataFrame, backbone: keras.Model, cache: Path = CACHE
-) -> np.ndarray:
-    """Return the features of each whole image as float32 (rows, width)."""
-    return embed_views(root, rows, np.ones(len(rows), int), backbone, None, 0, cache)
+    root: Path,
+    rows: pd.DataFrame,
+    network: keras.Model,
+    cache: Path = CACHE,
+    condition: Condition = WHOLE_IMAGE,
+) -> Features:
+    """Return what `network` sees in each whole image, or in one changed as `condition` says."""
+    return embed_views(root, rows, np.ones(len(rows), int), network, condition, 0, cache)
 
 
 def embed_views(
     root: Path,
     rows: pd.DataFrame,
     counts: np.ndarray,
-    backbone: keras.Model,
-    augmentation: Augmentation | None,
+    network: keras.Model,
+    kind: Augmentation | Condition,
     seed: int,
     cache: Path = CACHE,
-) -> np.ndarray:
-    """Return the features of `counts[i]` random views of each image i.
+) -> Features:
+    """Return what `network` sees in `counts[i]` random views of each image i.
 
     Args:
         root: folder that the paths in `rows` count from.
         rows: part of a data set's index (columns path, sha256).
         counts: views an image, (rows,).
-        backbone: pixels 0-255 (n, size, size, 3) to features (n, width).
-        augmentation: how the views differ; None gives the whole image as it is.
-        seed: of the views; view k of an image is the same whatever else is embedded.
+        network: pixels 0-255 (n, size, size, 3) to features (n, ...).
+        kind: how far random views differ from the image, or the condition of the one fixed view.
+        seed: of random views; view k of an image is the same whatever else is embedded.
         cache: where the features are kept.
 
     Returns:
-        (sum of counts, width), the views of the first image first; float16 for random views, of
-        which there are many, float32 for whole images.
+        Features of (sum of counts) views, those of the first image first. They are kept as float16
+        for random views, of which there are many, and as float32 for whole images.
     """
-    size = backbone.input_shape[1]
-    recipe = json.dumps([VIEWS_VERSION, asdict(augmentation) if augmentation else None, seed])
-    network = network_digest(backbone)
-    files: dict[Path, list[tuple]] = {}
-    for start in range(0, len(rows), IMAGES_PER_FILE):
-        part = rows.iloc[start : start + IMAGES_PER_FILE]
-        views = [
-            (root / path, sha256, view)
-            for path, sha256, count in zip(
-                part["path"], part["sha256"], counts[start : start + IMAGES_PER_FILE], strict=True
-            )
-            for view in range(count)
-        ]
-        contents = json.dumps([view[1:] for view in views])
-        name = sha256_of(network.encode(), recipe.encode(), contents.encode())
-        files[cache / "features" / f"{name[:32]}.npy"] = views
-    missing = {path: views for path, views in files.items() if not path.exists()}
-    if missing:
-        # One stream through all the files, so that no core waits at the end of each.
-        outputs = predict_each(
-            itertools.chain(*missing.values()),
-            view_loader(size, augmentation, seed),
-            make_predictor(backbone, cache),
-        )
-        for path, views in tqdm(missing.items(), desc="embedding", unit="file", disable=None):
-            features = np.stack(list(itertools.islice(outputs, len(views))))
-            with replace_atomically(path) as temporary:
-                np.save(temporary, features.astype(np.float16 if augmentation else np.float32))
-    return np.concatenate([np.load(path) for path in files])
+    size = network.input_shape[1]
+    recipe = json.dumps([VIEWS_VERSION, type(kind).__name__, asdict(kind), seed])
+    start = sha256_of(network_digest(network).encode(), recipe.encode())
+    views = [
+        (root / path, sha256, view)
+        for path, sha256, count in zip(rows["path"], rows["sha256"], counts, strict=True)
+        for view in range(count)
+    ]
+    files = {}
+    for part in (views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE)):
+        contents = json.dumps([view[1:] for view in part])
+        files[_place(cache, start, contents)] = part
+    dtype = np.float16 if isinstance(kind, Augmentation) else np.float32
+    _fill(files, view_loader(size, kind, seed), network, dtype, cache)
+    return Features(tuple(files), len(views))
+
+
+def pass_on(features: Features, network: keras.Model, cache: Path = CACHE) -> Features:
+    """Return what `network` makes of features (n, ...), cached as they are."""
+    digest = network_digest(network)
+    files = {}
+    for number, source in enumerate(features.files):
+        count = min(VIEWS_PER_FILE, len(features) - number * VIEWS_PER_FILE)
+        files[_place(cache, digest, source.name)] = [(source, row) for row in range(count)]
+    read = lru_cache(maxsize=4)(np.load)
+
+    def load(item: tuple[Path, int]) -> np.ndarray:
+        return read(item[0])[item[1]].astype(np.float32)
+
+    _fill(files, load, network, np.load(features.files[0], mmap_mode="r").dtype, cache)
+    return Features(tuple(files), len(features))
+
+
+def _place(cache: Path, *described: str) -> Path:
+    return cache / "features" / f"{sha256_of(*(text.encode() for text in described))[:32]}.npy"
+
+
+def _fill(
+    files: dict[Path, list],
+    load: Callable[..., np.ndarray],
+    network: keras.Model,
+    dtype: type,
+    cache: Path,
+) -> None:
+    """Write each file that is missing: the network's outputs for its items."""
+    missing = {path: items for path, items in files.items() if not path.exists()}
+    if not missing:
+        return
+    # One stream through all the files, so that no core waits at the end of each.
+    sample = np.stack([load(item) for item in next(iter(missing.values()))[:4]])
+    predict = make_predictor(network, cache, sample)
+    outputs = predict_each(chain(*missing.values()), load, predict)
+    for path, part in tqdm(missing.items(), desc=network.name, unit="file", disable=None):
+        features = np.stack([row.astype(dtype) for row in islice(outputs, len(part))])
+        with replace_atomically(path) as temporary:
+            np.save(temporary, features)
 
 
 def view_loader(
-    size: int, augmentation: Augmentation | None, seed: int
+    size: int, kind: Augmentation | Condition, seed: int
 ) -> Callable[[tuple[Path, str, int]], np.ndarray]:
     """Return a function from path, SHA-256 and number of a view to its pixels (size, size, 3)."""
     decode = lru_cache(maxsize=8)(decode_rgb)  # the views of one image follow each other
@@ -112,9 +176,9 @@ def view_loader(
     def load(view: tuple[Path, str, int]) -> np.ndarray:
         path, sha256, number = view
         image = decode(path)
-        if augmentation is None:
-            return fit_view(image, size)
+        if isinstance(kind, Condition):
+            return fit_view(image, size, kind)
         rng = np.random.default_rng([seed, int(sha256[:16], 16), number])
-        return random_view(image, size, augmentation, rng)
+        return random_view(image, size, kind, rng)
 
     return load

@@ -168,8 +168,11 @@ def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> Figure:
     return fig
 
 
-def reliability_diagram(predictions: pd.DataFrame) -> Figure:
-    """Chart accuracy against confidence in 15 bins, above how many images each bin holds."""
+def reliability_diagram(predictions: pd.DataFrame, note: str = "") -> Figure:
+    """Chart accuracy against confidence in 15 bins, above how many images each bin holds.
+
+    `note` is added to the title.
+    """
     correct = (predictions["label"] == predictions["predicted"]).to_numpy()
     bins = metrics.calibration_bins(predictions["confidence"].to_numpy(), correct)
     error = metrics.summarize(predictions)["ece"]
@@ -183,7 +186,7 @@ def reliability_diagram(predictions: pd.DataFrame) -> Figure:
     upper.plot([0, 1], [0, 1], "--", color="black", label="perfectly calibrated")
     upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
     upper.legend(loc="upper left")
-    upper.set_title(f"{split_of(predictions)}: expected calibration error {error:.3f}")
+    upper.set_title(f"{split_of(predictions)}: expected calibration error {error:.3f}{note}")
     lower.bar(centres, bins["count"], width=width, color=BLUE, edgecolor="white")
     lower.set(xlabel="confidence of the prediction", ylabel="images")
     return fig

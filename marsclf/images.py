@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from marsclf.errors import MarsclfError
 
-VIEWS_VERSION = 1  # raise it when the code below gives other pixels: cached features depend on it
+VIEWS_VERSION = 2  # raise it when the code below gives other pixels: cached features depend on it
 # Callers load images in as many threads as there are cores; OpenCV's own would only compete.
 cv2.setNumThreads(1)
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 weights of red, green and blue
@@ -45,6 +45,28 @@ class Augmentation:
                 raise MarsclfError(f"augmentation {name} is {value}; it must be 0 or more")
 
 
+@dataclass(frozen=True)
+class Condition:
+    """How a fixed view of a whole image differs from it. The defaults change nothing.
+
+    Attributes:
+        turn: degrees.
+        mirror: whether left and right are exchanged.
+        zoom: enlargement about the centre.
+        gain: factor of all values.
+        grey: whether all colour is lost.
+    """
+
+    turn: float = 0.0
+    mirror: bool = False
+    zoom: float = 1.0
+    gain: float = 1.0
+    grey: bool = False
+
+
+WHOLE_IMAGE = Condition()
+
+
 def decode_rgb(path: Path) -> np.ndarray:
     """Decode an image file to uint8 (height, width, 3), RGB; one channel becomes three.
 
@@ -60,13 +82,21 @@ def decode_rgb(path: Path) -> np.ndarray:
         raise MarsclfError(f"{path} cannot be decoded ({error}); replace the file") from None
 
 
-def fit_view(image: np.ndarray, size: int) -> np.ndarray:
+def fit_view(image: np.ndarray, size: int, condition: Condition = WHOLE_IMAGE) -> np.ndarray:
     """Return the whole image in a `size` x `size` square, uint8, its aspect ratio kept.
 
     What the image leaves free is filled by its mirror image, so no edge is drawn that the scene
     does not have.
     """
-    return _warp(image, size, np.eye(2), np.zeros(2))
+    c = condition
+    angle = np.deg2rad(c.turn)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # Rounded, so that a quarter turn exchanges pixels and blurs none.
+    matrix = np.round(turn, 12) @ np.diag([-c.zoom if c.mirror else c.zoom, c.zoom])
+    view = _warp(image, size, matrix, np.zeros(2))
+    if c.grey:
+        view = np.repeat((view @ LUMA).round().astype(np.uint8)[..., np.newaxis], 3, axis=2)
+    return view if c.gain == 1 else np.clip(view * c.gain, 0, 255).astype(np.uint8)
 
 
 def random_view(

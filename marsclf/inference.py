@@ -48,17 +48,19 @@ def has_gpu() -> bool:
     return bool(keras.distribution.list_devices("gpu"))
 
 
-def make_predictor(model: keras.Model, cache: Path = CACHE) -> Predictor:
-    """Return a function from uint8 images (n, height, width, 3) to the model's outputs (n, ...).
+def make_predictor(
+    model: keras.Model, cache: Path = CACHE, sample: np.ndarray | None = None
+) -> Predictor:
+    """Return a function from images or features (n, ...) to the model's outputs (n, ...).
 
     Several threads may call it at once. The exported network is kept in `cache` by content, so the
-    next call for an equal model only loads it. When it is exported, its outputs for a batch of
-    noise must agree with Keras's to 1e-3.
+    next call for an equal model only loads it. When it is exported, its outputs for `sample`, or
+    for images of noise, must agree with Keras's to 1e-3.
     """
     if has_gpu():
         return _keras_predictor(model)
     try:
-        return _openvino_predictor(model, cache)
+        return _openvino_predictor(model, cache, sample)
     except Exception as error:  # OpenVINO's errors have no base of their own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"running on Keras, which is slower: {reason}", stacklevel=2)
@@ -75,7 +77,7 @@ def _keras_predictor(model: keras.Model) -> Predictor:
     return predict
 
 
-def _openvino_predictor(model: keras.Model, cache: Path) -> Predictor:
+def _openvino_predictor(model: keras.Model, cache: Path, sample: np.ndarray | None) -> Predictor:
     import openvino
 
     folder = cache / "networks" / network_digest(model)[:32]
@@ -88,7 +90,7 @@ def _openvino_predictor(model: keras.Model, cache: Path) -> Predictor:
             converted = openvino.convert_model(temporary / "saved_model")
             openvino.save_model(converted, temporary / "network.xml", compress_to_fp16=False)
             shutil.rmtree(temporary / "saved_model")
-            _check(_compile(temporary / "network.xml", model.input_shape), model)
+            _check(_compile(temporary / "network.xml", model.input_shape), model, sample)
     return _compile(folder / "network.xml", model.input_shape)
 
 
@@ -98,10 +100,8 @@ def _compile(file: Path, input_shape: tuple) -> Predictor:
     core = openvino.Core()
     network = core.read_model(file)
     network.reshape([1, *input_shape[1:]])
-    preprocessing = openvino.preprocess.PrePostProcessor(network)
-    preprocessing.input().tensor().set_element_type(openvino.Type.u8)
     compiled = core.compile_model(
-        preprocessing.build(),
+        network,
         "CPU",
         {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -111,20 +111,22 @@ def _compile(file: Path, input_shape: tuple) -> Predictor:
     )
     threads = threading.local()
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(inputs: np.ndarray) -> np.ndarray:
         if not hasattr(threads, "request"):
             threads.request = compiled.create_infer_request()
         # Copies, because the request's own output is overwritten by the next image.
         return np.concatenate(
-            [threads.request.infer(image[np.newaxis])[0].copy() for image in images]
+            [threads.request.infer(one[np.newaxis].astype(np.float32))[0].copy() for one in inputs]
         )
 
     return predict
 
 
-def _check(predict: Predictor, model: keras.Model) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), np.uint8)
-    found, expected = predict(noise), model.predict_on_batch(noise)
+def _check(predict: Predictor, model: keras.Model, sample: np.ndarray | None) -> None:
+    if sample is None:
+        shape = (4, *model.input_shape[1:])
+        sample = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    found, expected = predict(sample), model.predict_on_batch(sample)
     difference, cosine = compare(found, expected)
     if not (difference < LARGEST_DIFFERENCE and cosine > 1 - LARGEST_DIFFERENCE**2):
         raise RuntimeError(

@@ -14,7 +14,7 @@ from marsclf.errors import MarsclfError
 from marsclf.files import sha256_of
 
 NAME = "test_ledger.csv"
-COLUMNS = ("time", "commit", "preset", "seed", "settings", "predictions_sha256")
+SELECTION = "selection.csv"  # what recipes did in validation; nothing of test
 FIGURES = ("accuracy", "macro_f1", "ece")
 
 
@@ -24,32 +24,59 @@ def append(result: dict, predictions: Path) -> None:
     Raises MarsclfError where the ledger cannot be written: a score that is not written down must
     not be seen.
     """
-    row = [
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        result["commit"],
-        result["preset"],
-        result["seed"],
-        json.dumps(result["settings"]),
-        sha256_of(predictions.read_bytes()),
-        *(result["splits"]["test"][figure] for figure in FIGURES),
-    ]
-    path = paths.RESULTS / NAME
+    about = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{name: result[name] for name in ("commit", "preset", "seed")},
+        "settings": json.dumps(result["settings"]),
+        "predictions_sha256": sha256_of(predictions.read_bytes()),
+    }
+    test = result["splits"]["test"]
+    figures = {figure: test[figure] for figure in FIGURES}
+    figures |= {"burst_accuracy": test["burst"]["accuracy"], "recipe": recipe_digest(result)}
+    append_row(paths.RESULTS / NAME, about | figures)
+
+
+def recipe_digest(result: dict) -> str:
+    """Return 16 hexadecimal digits for a run's parameters but its seed."""
+    parameters = {name: value for name, value in result["parameters"].items() if name != "seed"}
+    return sha256_of(json.dumps(parameters, sort_keys=True).encode())[:16]
+
+
+def seeds(result: dict) -> dict[str, dict[str, float]]:
+    """Return the newest test figures of each seed that a run's recipe was scored with."""
+    names = (*FIGURES, "burst_accuracy")
+    return {
+        row["seed"]: {name: float(row[name]) for name in names}
+        for row in rows()
+        if row["recipe"] == recipe_digest(result)
+    }
+
+
+def append_row(path: Path, row: dict[str, object]) -> None:
+    """Add a line to a CSV file, with a header if it is the first; or raise MarsclfError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         begun = path.exists()
         with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([row] if begun else [(*COLUMNS, *FIGURES), row])
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if not begun:
+                writer.writeheader()
+            writer.writerow(row)
     except OSError as error:
         raise MarsclfError(
             f"The score cannot be entered in {path} ({error.strerror}); make it writable."
         ) from error
 
 
-def scored() -> set[str]:
-    """Return the SHA-256 of every predictions file that the ledger holds."""
+def rows() -> list[dict[str, str]]:
+    """Return the ledger's lines, oldest first."""
     path = paths.RESULTS / NAME
     if not path.exists():
-        return set()
+        return []
     with path.open(encoding="utf-8", newline="") as file:
-        return {row["predictions_sha256"] for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def scored() -> set[str]:
+    """Return the SHA-256 of every predictions file that the ledger holds."""
+    return {row["predictions_sha256"] for row in rows()}

@@ -23,17 +23,22 @@ THRESHOLD = 0.9
 RESAMPLES = 2000
 
 
-def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.ndarray) -> None:
-    """Write predictions for `index_rows` (split, path, label) and `probabilities` (N, 25).
+def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return predictions for `index_rows` (split, path, label) and `probabilities` (N, 25).
 
-    The predicted class and its confidence are taken after rounding, so that the file agrees
-    with itself.
+    The predicted class and its confidence are taken after rounding to four significant digits, so
+    that a file of them agrees with itself.
     """
     rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
     table = index_rows[["split", "path", "label"]].reset_index(drop=True)
     table["predicted"] = rounded.argmax(axis=1)
     table["confidence"] = rounded.max(axis=1)
-    table = table.join(pd.DataFrame(rounded, columns=PROBABILITY_COLUMNS))
+    return table.join(pd.DataFrame(rounded, columns=PROBABILITY_COLUMNS))
+
+
+def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.ndarray) -> None:
+    """Write the predictions of `as_predictions` as CSV."""
+    table = as_predictions(index_rows, probabilities)
     with replace_atomically(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
 
@@ -72,16 +77,16 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return table[COLUMNS].astype({"label": int, "predicted": int})
 
 
-def dataset_name(predictions_file: Path) -> str | None:
-    """Return which data set the file was made from, as the run's JSON beside it says.
+def about(predictions_file: Path) -> dict:
+    """Return what the run's JSON beside the file says: `dataset`, `temperature` and more.
 
-    "msl-v1", "sample" or "other"; None where no such JSON is there.
+    Empty where no such JSON is there.
     """
     for name in ("training.json", "metrics.json"):
         beside = predictions_file.with_name(name)
         if beside.is_file():
-            return json.loads(beside.read_text(encoding="utf-8")).get("dataset")
-    return None
+            return json.loads(beside.read_text(encoding="utf-8"))
+    return {}
 
 
 def product_ids(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -89,6 +94,20 @@ def product_ids(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [data.parse_product_id(path) for path in predictions["path"]], index=predictions.index
     )
+
+
+def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions with one answer a burst: same sol, camera and sequence.
+
+    The normalised geometric mean of the burst's probabilities: the rover took these images within
+    minutes of one another, of one thing.
+    """
+    ids = product_ids(predictions)
+    bursts = ids.groupby(["sol", "camera", "sequence"]).ngroup().to_numpy()
+    logs = np.log(np.maximum(predictions[PROBABILITY_COLUMNS].to_numpy(), 1e-7))
+    means = pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy()
+    shares = np.exp(means)
+    return as_predictions(predictions, shares / shares.sum(axis=1, keepdims=True))
 
 
 def summarize(predictions: pd.DataFrame) -> dict[str, object]:
@@ -175,6 +194,48 @@ def per_class(predictions: pd.DataFrame) -> pd.DataFrame:
             "f1": 2 * hits / np.maximum(support + guesses, 1),
         }
     ).rename_axis("label")
+
+
+def errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the wrong rows: sol, camera, sequence, true, said (names), confidence, of_true, path.
+
+    `of_true` is the probability of the true class.
+    """
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    table = product_ids(predictions).loc[wrong.index, ["sol", "camera", "sequence"]]
+    for name, column in {"true": "label", "said": "predicted"}.items():
+        table[name] = [data.CLASS_NAMES[label] for label in wrong[column]]
+    probabilities = wrong[PROBABILITY_COLUMNS].to_numpy()
+    of_true = probabilities[np.arange(len(wrong)), wrong["label"].to_numpy()]
+    return table.assign(confidence=wrong["confidence"], of_true=of_true, path=wrong["path"])
+
+
+def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each burst, true class and wrong answer, the most errors first.
+
+    Columns as of `errors`, confidence and of_true averaged, and `errors`, how many.
+    """
+    table = errors(predictions).groupby(["sol", "camera", "sequence", "true", "said"])
+    counted = table.agg(
+        errors=("path", "count"), confidence=("confidence", "mean"), of_true=("of_true", "mean")
+    ).reset_index()
+    return counted.sort_values("errors", ascending=False, kind="stable", ignore_index=True)
+
+
+def calibration_over_sols(predictions: pd.DataFrame, periods: int = 4) -> pd.DataFrame:
+    """Return, for as many periods with equally many sols: first_sol, last_sol, images, accuracy,
+    confidence (mean) and ece."""
+    sols = product_ids(predictions)["sol"].to_numpy()
+    rows = []
+    for part in np.array_split(np.unique(sols), periods):
+        chosen = predictions[(sols >= part[0]) & (sols <= part[-1])]
+        correct = (chosen["label"] == chosen["predicted"]).to_numpy()
+        confidence = chosen["confidence"].to_numpy()
+        error = expected_calibration_error(confidence, correct)
+        numbers = [len(chosen), correct.mean(), confidence.mean(), error]
+        rows.append([part[0], part[-1], *numbers])
+    names = ["first_sol", "last_sol", "images", "accuracy", "confidence", "ece"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> pd.DataFrame:

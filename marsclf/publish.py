@@ -15,11 +15,17 @@ from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.presets import DEFAULT_PRESET, parameters_of
 from marsclf.run import measure
-from marsclf.tables import cost_table, results_tables
+from marsclf.tables import (
+    cost_table,
+    per_class_table,
+    results_tables,
+    seeds_table,
+    selection_table,
+)
 
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
-# README.md must hold the tables; the model card may.
-README, MODEL_CARD = "README.md", "MODEL_CARD.md"
+# README.md must hold the results; any of them may hold any of the tables.
+README, MODEL_CARD, RESULTS = "README.md", "MODEL_CARD.md", "RESULTS.md"
 IMAGES = {"train": 3746, "val": 1640, "test": 1305}
 TOLERANCE = 1e-6
 MAX_BYTES = 1_000_000
@@ -57,7 +63,7 @@ def publish(preset: str) -> None:
         faults += _classifier_faults(classifier, result)
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
-    documents = _documents(_published() | {preset: result})
+    documents = _documents(_published() | {preset: result}, {preset: predictions})
     with replace_atomically(paths.FIGURES / preset) as temporary:
         temporary.mkdir()
         for figure in figures:
@@ -89,7 +95,7 @@ def verify() -> None:
         test = result["splits"].get("test", {}).get("accuracy")
         print(f"{preset}: {'WRONG' if found else 'ok'}, test accuracy {test}")
     if not faults:
-        for path, text in _documents(published).items():
+        for path, text in _documents(published, {}).items():
             lines = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
             for number, (is_line, should_be) in enumerate(zip(*lines, strict=False), start=1):
                 if is_line != should_be:
@@ -174,17 +180,29 @@ def _same(stored: object, true: object) -> bool:
     return stored == true
 
 
-def _documents(published: dict[str, dict]) -> dict[Path, str]:
-    """Return the text of each document with its tables between their markers."""
+def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict[Path, str]:
+    """Return the text of each document with its tables between their markers.
+
+    `predictions` names the file of those presets whose own is not in results/ yet.
+    """
     tables = {"results": results_tables(published)}
     if (paths.RESULTS / "bench.json").is_file():
         bench = (paths.RESULTS / "bench.json").read_text(encoding="utf-8")
         tables["costs"] = cost_table(json.loads(bench))
+    if (paths.RESULTS / ledger.SELECTION).is_file():
+        tables["selection"] = selection_table()
+    if published:
+        tables["seeds"] = seeds_table(published)
+    if DEFAULT_PRESET in published:
+        stored = paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz"
+        file = predictions.get(DEFAULT_PRESET, stored)
+        tables["classes"] = per_class_table(metrics.read_predictions(file))
     texts = {}
-    for path in (paths.PROJECT_ROOT / README, paths.PROJECT_ROOT / MODEL_CARD):
+    for path in (paths.PROJECT_ROOT / name for name in (README, RESULTS, MODEL_CARD)):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         for name, table in tables.items():
-            if path.name == README or BEGIN.format(name) in text:
+            required = path.name == README and name == "results"
+            if required or BEGIN.format(name) in text:
                 text = _insert(text, name, table, path)
         if text:
             texts[path] = text

@@ -91,6 +91,7 @@ def run(
         "commit": code,
         "settings": settings or {},
         "parameters": parameters,
+        "temperature": training.get("temperature"),
         "hardware": hardware(),
         "wall_s": {stage: round(seconds, 1) for stage, seconds in wall_s.items()},
         "peak_rss_mb": peak_rss_mb(),
@@ -110,8 +111,7 @@ def run(
 def _remove_results(run_dir: Path) -> None:
     """Remove what an earlier run left, but for its checkpoints, so that nothing old looks new."""
     (run_dir / "metrics.json").unlink(missing_ok=True)
-    products = ("predictions.csv", "training.json", "model.keras", "classifier.npz")
-    for pattern in (*products, "*.ipynb", "figures/*.png"):
+    for pattern in ("*.csv", "training.json", "model.keras", "*.npz", "*.ipynb", "figures/*.png"):
         for path in run_dir.glob(pattern):
             path.unlink()
     shutil.rmtree(run_dir / "published", ignore_errors=True)
@@ -208,12 +208,18 @@ def _failure(name: str, partial: Path, error: Exception) -> str:
 
 
 def measure(predictions: pd.DataFrame) -> dict[str, dict]:
-    """Return the numbers of each split, from predictions as they are stored."""
+    """Return the numbers of each split, from predictions as they are stored.
+
+    Those under "burst" are of one answer a burst (see `metrics.burst_consensus`).
+    """
     splits = {split: predictions[predictions["split"] == split] for split in data.SPLITS}
     for split, rows in splits.items():
         if rows.empty:
             raise MarsclfError(f"The predictions hold no image of the {split} split.")
-    return {split: metrics.summarize(rows) for split, rows in splits.items()}
+    return {
+        split: metrics.summarize(rows) | {"burst": metrics.summarize(metrics.burst_consensus(rows))}
+        for split, rows in splits.items()
+    }
 
 
 def commit() -> str:
@@ -241,7 +247,10 @@ def _report(result: dict, run_dir: Path, expected: dict) -> None:
 
     header = ["split", "images", "accuracy", "95 % interval", "macro-F1", "top-3", "ECE"]
     rows = [[*header, "coverage@0.9", "accuracy@0.9"]]
+    both = {}
     for split, numbers in result["splits"].items():
+        both |= {split: numbers, f"{split}, by burst": numbers["burst"]}
+    for split, numbers in both.items():
         low, high = numbers["accuracy_ci95"]
         row = [split, str(numbers["n"]), percent(numbers["accuracy"])]
         row += [f"{100 * low:.1f}-{100 * high:.1f} %", f"{numbers['macro_f1']:.3f}"]

@@ -2,7 +2,10 @@
 
 import json
 
-from marsclf import data, paths
+import numpy as np
+import pandas as pd
+
+from marsclf import data, ledger, metrics, paths
 
 
 def results_tables(published: dict[str, dict]) -> str:
@@ -24,6 +27,9 @@ def results_tables(published: dict[str, dict]) -> str:
         macro_f1 = _number(test["macro_f1"], "**{:.3f}**")
         name = f"This repository, {link}, {result['backbone']}"
         compared.append([name, *shares, macro_f1, f"`make run PRESET={preset}`"])
+        shares = [_number(splits[split]["burst"]["accuracy"], "{:.1%}") for split in data.SPLITS]
+        macro_f1 = _number(test["burst"]["macro_f1"], "{:.3f}")
+        compared.append([f"{link}, one answer a burst", *shares, macro_f1, "the same run"])
         low, high = test["accuracy_ci95"]
         machine = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']:g} GB"
         row = [link, str(result["seed"]), f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%})"]
@@ -35,6 +41,52 @@ def results_tables(published: dict[str, dict]) -> str:
         ]
         runs.append([*row, f"{machine}, {hardware['gpu'] or 'no GPU'}", result["commit"][:12]])
     return f"{_markdown(compared)}\n{_markdown(runs)}" if published else _markdown(compared)
+
+
+def seeds_table(published: dict[str, dict]) -> str:
+    """Return a Markdown table: mean and standard deviation over the seeds in the ledger."""
+    names = {
+        "accuracy": "{:.1%}",
+        "macro_f1": "{:.3f}",
+        "ece": "{:.3f}",
+        "burst_accuracy": "{:.1%}",
+    }
+    head = ["Preset", "Seeds", "Test accuracy", "Macro-F1", "ECE", "Accuracy, one answer a burst"]
+    rows = [head]
+    for preset, result in published.items():
+        seeds = ledger.seeds(result)
+        row = [f"`{preset}`", ", ".join(sorted(seeds, key=int))]
+        for name, form in names.items():
+            values = [figures[name] for figures in seeds.values()]
+            spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+            row.append(form.format(np.mean(values)) + spread)
+        rows.append(row)
+    return _markdown(rows)
+
+
+def per_class_table(predictions: pd.DataFrame) -> str:
+    """Return a Markdown table of each class's support, recall, precision and F1 in test."""
+    rows = [["Class", "Test images", "Recall", "Precision", "F1"]]
+    classes = metrics.per_class(predictions[predictions["split"] == "test"])
+    for row in classes[classes["support"] > 0].itertuples():
+        shares = [f"{row.recall:.1%}", f"{row.precision:.1%}", f"{row.f1:.3f}"]
+        rows.append([row.class_name, str(row.support), *shares])
+    return _markdown(rows)
+
+
+def selection_table() -> str:
+    """Return a Markdown table of the recipes that were compared, best first."""
+    table = pd.read_csv(paths.RESULTS / ledger.SELECTION)
+    first, last = table.columns.get_loc("criterion"), table.columns.get_loc("wall_s")
+    shown = list(table.columns[first:last])  # the folds and the conditions
+    rows = [["Changed in the preset", *(name.capitalize() for name in shown), "Minutes"]]
+    for row in table.sort_values("criterion", ascending=False).to_dict("records"):
+        settings = json.loads(row["settings"])
+        changed = ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
+        shares = [f"{row[name]:.1%}" for name in shown]
+        what = f"`{row['preset']}`: {changed or 'nothing'}"
+        rows.append([what, *shares, f"{row['wall_s'] / 60:.0f}"])
+    return _markdown(rows)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -80,7 +132,7 @@ def cost_table(result: dict) -> str:
         "all_blocks_224": "training step, all blocks at 224 pixels",
         "all_blocks": f"training step, all blocks at {pixels} pixels",
         "preset_blocks": f"training step, {first} and up at {pixels} pixels",
-        "preset_blocks_engine": "the same, frozen blocks on the engine",
+        "preset_blocks_stored": "the same, from stored features of the frozen blocks",
     }.items():
         row(what, training["ms_an_image"][name], "{:.1f} ms an image")
     reference = result["reference"]["ms_an_image"]

@@ -1,29 +1,24 @@
-"""The two stages of transfer learning: a head on cached features, then blocks of the backbone.
+"""The stages of transfer learning: a head on a frozen network's features, then blocks of it too.
 
-Both stages draw their batches class-balanced, stop early on validation, keep the best epoch, and
-go on after a kill exactly where the last whole epoch ended. Validation is judged as training is
+Each stage draws its batches class-balanced, stops early on validation, keeps the best epoch, and
+goes on after a kill exactly where the last whole epoch ended. Validation is judged as training is
 drawn, on random views with the classes weighted alike: whole images of the commonest two classes
 are solved in the first epoch and tell later ones apart by chance.
 """
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
-import pandas as pd
 
-from marsclf.backbones import split_frozen, unfreeze_blocks
 from marsclf.data import NUM_CLASSES
 from marsclf.errors import MarsclfError
-from marsclf.features import embed_views, view_loader
+from marsclf.features import Features
 from marsclf.files import replace_atomically, sha256_of, write_json
-from marsclf.images import Augmentation, decode_rgb, random_view
-from marsclf.inference import has_gpu, make_predictor, network_digest
-from marsclf.paths import CACHE
+from marsclf.inference import network_digest
 
 History = list[dict]
 
@@ -33,7 +28,8 @@ class Schedule:
     """How long and how fast one stage learns.
 
     Attributes:
-        epochs: at most so many; one epoch draws as many examples as the stage has.
+        epochs: at most so many.
+        epoch_size: views drawn an epoch.
         batch_size: examples a step.
         learning_rate: of AdamW at the start; it falls to zero along a cosine.
         weight_decay: of AdamW.
@@ -43,6 +39,7 @@ class Schedule:
     """
 
     epochs: int
+    epoch_size: int
     batch_size: int
     learning_rate: float
     weight_decay: float
@@ -51,7 +48,7 @@ class Schedule:
     patience: int
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "patience"):
+        for name in ("epochs", "epoch_size", "batch_size", "learning_rate", "patience"):
             if getattr(self, name) <= 0:
                 raise MarsclfError(f"{name} is {getattr(self, name)}; it must be above 0")
 
@@ -80,179 +77,30 @@ def join(backbone: keras.Model, head: keras.Model) -> keras.Model:
     return keras.Model(backbone.input, tensor, name=f"{backbone.name}_classifier")
 
 
-def train_head(
-    head: keras.Model,
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
-    schedule: Schedule,
-    seed: int,
-    folder: Path,
-) -> History:
-    """Train a head on views' features (n, width) and labels (n,); the best epoch's weights stay."""
-    features, labels = train
-
-    def batches(epoch: int) -> keras.utils.PyDataset:
-        return BalancedBatches(
-            labels, lambda rows, _: features[rows].astype("float32"), schedule, seed, epoch
-        )
-
-    seen, val_labels = validation
-    evaluation = (seen.astype("float32"), *_targets_and_weights(val_labels, schedule))
-    return _fit("head", head, batches, evaluation, schedule, seed, folder)
-
-
-def fine_tune(
-    model: keras.Model,
-    root: Path,
-    train: pd.DataFrame,
-    validation: pd.DataFrame,
-    blocks: list[str],
-    augmentation: Augmentation,
-    schedule: Schedule,
-    seed: int,
-    folder: Path,
-    cache: Path = CACHE,
-) -> History:
-    """Train the named blocks and the head of a joined model on random views of the images.
-
-    On a processor the blocks before the first that learns run on the inference engine, and only
-    what follows them on Keras.
-
-    Args:
-        model: images to probabilities, from `join`; it ends with its best epoch's weights.
-        root: folder that the paths in `train` and `validation` count from.
-        train, validation: parts of a data set's index.
-        blocks: names of the backbone's blocks that learn; BatchNorm stays frozen everywhere.
-        augmentation: how far the random views differ from the images.
-        schedule, seed, folder: as for `train_head`.
-        cache: where the frozen part and what it sees in the validation images are kept.
-    """
-    unfreeze_blocks(model, blocks)
-    frozen, learning = (None, model) if has_gpu() else split_frozen(model, blocks)
-    see = make_predictor(frozen, cache) if frozen else np.asarray
-    size = model.input_shape[1]
-
-    paths = [root / path for path in train["path"]]
-
-    def views(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        images = (decode_rgb(paths[row]) for row in rows)
-        return see(np.stack([random_view(image, size, augmentation, rng) for image in images]))
-
-    def batches(epoch: int) -> keras.utils.PyDataset:
-        # Never one worker: it is a thread of TensorFlow's, whose small stack the engine overflows.
-        return BalancedBatches(train["label"].to_numpy(), views, schedule, seed, epoch, workers=2)
-
-    if frozen:  # then what it sees in the same views need not be computed every epoch
-        once = np.ones(len(validation), int)
-        seen = embed_views(root, validation, once, frozen, augmentation, seed, cache)
-        targets, weights = _targets_and_weights(validation["label"].to_numpy(), schedule)
-        evaluation = (seen.astype("float32"), targets, weights)
-    else:
-        evaluation = FixedViews(root, validation, size, augmentation, schedule, seed)
-    return _fit("finetune", learning, batches, evaluation, schedule, seed, folder)
-
-
-def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
-    """Compile a model for a stage of so many steps."""
-    model.compile(
-        keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
-            weight_decay=schedule.weight_decay,
-        ),
-        keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
-        metrics=["accuracy"],
-        # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
-        jit_compile=keras.backend.backend() == "jax",
-    )
-
-
-def _targets_and_weights(labels: np.ndarray, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
-    """Return targets (n, 25) and weights (n,), 1 on average: classes count as in training."""
-    weights = class_weights(labels, schedule.balance)
-    return one_hot(labels), weights / weights.mean()
-
-
-def class_weights(labels: np.ndarray, balance: float) -> np.ndarray:
-    """Return a weight an example (n,): the size of its class to the power of -balance."""
-    return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -float(balance)
-
-
-def one_hot(labels: np.ndarray) -> np.ndarray:
-    """Return labels 0-24 (n,) as float32 (n, 25)."""
-    return np.eye(NUM_CLASSES, dtype="float32")[labels]
-
-
-class BalancedBatches(keras.utils.PyDataset):
-    """One epoch of batches drawn with replacement, rare classes more often than they come.
-
-    `load(rows, rng)` gives the inputs of the examples with those row numbers. Equal seed and epoch
-    give equal batches, in whatever order and by however many threads they are made.
-    """
-
-    def __init__(
-        self,
-        labels: np.ndarray,
-        load: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-        schedule: Schedule,
-        seed: int,
-        epoch: int,
-        workers: int = 1,
-    ) -> None:
-        super().__init__(workers=workers)
-        self.targets, self.load, self.schedule = one_hot(labels), load, schedule
-        self.seed = (seed, epoch)
-        weights = class_weights(labels, schedule.balance)
-        rng = np.random.default_rng(self.seed)
-        self.rows = rng.choice(len(labels), len(labels), p=weights / weights.sum())
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.rows) / self.schedule.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        size = self.schedule.batch_size
-        rows = self.rows[index * size : (index + 1) * size]
-        return self.load(rows, np.random.default_rng((*self.seed, index))), self.targets[rows]
-
-
-class FixedViews(keras.utils.PyDataset):
-    """Batches of one random view an image, in order, with targets and weights: always the same."""
-
-    def __init__(
-        self,
-        root: Path,
-        table: pd.DataFrame,
-        size: int,
-        augmentation: Augmentation,
-        schedule: Schedule,
-        seed: int,
-    ) -> None:
-        super().__init__(workers=2)
-        self.views = [
-            (root / path, sha, 0) for path, sha in zip(table["path"], table["sha256"], strict=True)
-        ]
-        self.load, self.batch_size = view_loader(size, augmentation, seed), schedule.batch_size
-        self.targets, self.weights = _targets_and_weights(table["label"].to_numpy(), schedule)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.views) / self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        views = np.stack([self.load(view) for view in self.views[part]])
-        return views, self.targets[part], self.weights[part]
-
-
-def _fit(
+def train(
     stage: str,
     model: keras.Model,
-    batches: Callable[[int], keras.utils.PyDataset],
-    validation: tuple[np.ndarray, np.ndarray] | keras.utils.PyDataset,
+    seen: tuple[Features, np.ndarray],
+    validation: tuple[Features, np.ndarray],
     schedule: Schedule,
     seed: int,
     folder: Path,
 ) -> History:
-    """Train epoch by epoch, each ending in a checkpoint; the best epoch's weights stay."""
-    first = batches(0)
+    """Train epoch by epoch, each ending in a checkpoint; the best epoch's weights stay.
+
+    Args:
+        stage: its name, in the history and the checkpoints' names.
+        model: features (n, ...) to probabilities (n, 25); what of it may learn is trainable.
+        seen, validation: features of views (n, ...) and their labels 0-24 (n,).
+        schedule: how long and how fast.
+        seed: of what is drawn, and of dropout.
+        folder: of the checkpoints; an equal stage that was killed goes on from them.
+
+    Returns:
+        A record an epoch: stage, epoch, and loss and accuracy of both sides.
+    """
+    evaluation = Batches.in_order(*validation, schedule)
+    first = Batches.drawn(*seen, schedule, seed, epoch=0)
     keras.utils.set_random_seed(seed)
     compile_stage(model, schedule, schedule.epochs * len(first))
     model.optimizer.build(model.trainable_variables)
@@ -261,7 +109,7 @@ def _fit(
         network_digest(model).encode(),
         repr((schedule, seed, len(first))).encode(),
         np.ascontiguousarray(first[0][0]),
-        np.ascontiguousarray(validation[0][0]),
+        np.ascontiguousarray(evaluation[0][0]),
     )
     progress, best = folder / f"{stage}.json", folder / f"{stage}.best.weights.h5"
     # Two names in turn: the record in `progress` never points to a file that is being replaced.
@@ -276,9 +124,8 @@ def _fit(
         epoch = len(history)
         _reseed_dropout(model, seed, epoch)
         logs = model.fit(
-            batches(epoch),
-            validation_data=validation,
-            validation_batch_size=schedule.batch_size,
+            Batches.drawn(*seen, schedule, seed, epoch),
+            validation_data=evaluation,
             shuffle=False,
             verbose=0,
         ).history
@@ -300,6 +147,73 @@ def _fit(
         )
     model.load_weights(best)
     return history
+
+
+def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
+    """Compile a model for a stage of so many steps."""
+    model.compile(
+        keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
+            weight_decay=schedule.weight_decay,
+        ),
+        keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
+        metrics=["accuracy"],
+        # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
+        jit_compile=keras.backend.backend() == "jax",
+    )
+
+
+def class_weights(labels: np.ndarray, balance: float) -> np.ndarray:
+    """Return a weight an example (n,): the size of its class to the power of -balance."""
+    return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -float(balance)
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """Return labels 0-24 (n,) as float32 (n, 25)."""
+    return np.eye(NUM_CLASSES, dtype="float32")[labels]
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of features (n, ...), targets (n, 25) and weights (n,), read when asked for."""
+
+    def __init__(
+        self,
+        features: Features,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        batch_size: int,
+    ) -> None:
+        super().__init__()
+        self.features, self.labels, self.batch_size = features, labels, batch_size
+        self.rows, self.weights = rows, weights
+
+    @classmethod
+    def drawn(
+        cls, features: Features, labels: np.ndarray, schedule: Schedule, seed: int, epoch: int
+    ) -> "Batches":
+        """One epoch, drawn with replacement, views of rare classes more often than they come.
+
+        Equal seed and epoch give equal batches.
+        """
+        shares = class_weights(labels, schedule.balance)
+        rng = np.random.default_rng((seed, epoch))
+        rows = rng.choice(len(labels), schedule.epoch_size, p=shares / shares.sum())
+        return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size)
+
+    @classmethod
+    def in_order(cls, features: Features, labels: np.ndarray, schedule: Schedule) -> "Batches":
+        """All views once; the classes count as in `drawn`, by weights that are 1 on average."""
+        weights = class_weights(labels, schedule.balance)
+        rows = np.arange(len(labels))
+        return cls(features, labels, rows, weights / weights.mean(), schedule.batch_size)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.features[rows], one_hot(self.labels[rows]), self.weights[rows]
 
 
 def _reseed_dropout(model: keras.Model, seed: int, epoch: int) -> None:

@@ -261,7 +261,6 @@ class _Silent(_Quiet):
         (["block1", "block5"], (32, 32, 32)),
         (["top", "block4"], (8, 8, 40)),
         (["top"], (2, 2, 320)),
-        ([], (2, 2, 1280)),
     ],
 )
 def test_the_parts_of_a_split_network_are_the_whole(
@@ -281,7 +280,17 @@ def test_the_parts_of_a_split_network_are_the_whole(
         assert network_digest(part) == network_digest(other)
 
 
-def test_a_network_that_learns_from_the_stem_up_is_not_split() -> None:
-    model = build_backbone("EfficientNetLite0", 32, weights=None)
+@pytest.mark.parametrize("name", ["EfficientNetB0", "EfficientNetLite0"])
+def test_where_the_stem_learns_only_the_scaling_is_split_off(name: str) -> None:
+    model = build_backbone(name, 32, weights=None)
     frozen, learning = backbones.split_frozen(model, ["block7", "stem"])
-    assert frozen is None and learning is model
+    assert frozen.output_shape == (None, 32, 32, 3)
+    assert len(learning.layers) > 100 and not frozen.trainable_weights
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    found = learning.predict_on_batch(frozen.predict_on_batch(images))
+    np.testing.assert_allclose(found, model.predict_on_batch(images), atol=1e-6)
+
+
+def test_where_nothing_learns_there_is_no_second_part() -> None:
+    model = build_backbone("EfficientNetLite0", 32, weights=None)
+    assert backbones.split_frozen(model, []) == (model, None)

@@ -11,8 +11,8 @@ import pytest
 from marsclf import features, inference
 from marsclf.data import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.features import embed_images, embed_views, view_counts
-from marsclf.images import Augmentation, decode_rgb, fit_view
+from marsclf.features import Features, embed_images, embed_views, pass_on, view_counts
+from marsclf.images import Augmentation, Condition, decode_rgb, fit_view
 
 AUGMENTATION = Augmentation(rotation=180, zoom=0.5, shift=0.1, flip=True, brightness=0.5)
 
@@ -30,7 +30,7 @@ class Engine:
     def __init__(self) -> None:
         self.made, self.images, self.left = 0, 0, 10**6
 
-    def make_predictor(self, network: keras.Model, cache: Path):
+    def make_predictor(self, network: keras.Model, cache: Path, sample: np.ndarray):
         self.made += 1
 
         def predict(batch: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ class Engine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     counting = Engine()
     monkeypatch.setattr(features, "make_predictor", counting.make_predictor)
-    monkeypatch.setattr(features, "IMAGES_PER_FILE", 4)
+    monkeypatch.setattr(features, "VIEWS_PER_FILE", 4)
     # One thread and small chunks, so that the moment of a kill is known.
     monkeypatch.setattr(inference, "cores", lambda: 0)
     monkeypatch.setattr(inference, "CHUNK", 4)
@@ -89,12 +89,56 @@ def test_view_counts_that_make_no_sense(views: int, views_rare: int) -> None:
 def test_whole_images_are_what_the_model_sees(
     sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
 ) -> None:
-    found = embed_images(sample_dataset.root, rows, network, tmp_path)
+    found = embed_images(sample_dataset.root, rows, network, tmp_path).read()
     views = [fit_view(decode_rgb(sample_dataset.root / path), 16) for path in rows["path"]]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
     assert len(files(tmp_path)) == 3  # of four images, four and two
     assert (engine.made, engine.images) == (1, 10)
+
+
+def test_images_under_a_condition(
+    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
+) -> None:
+    grey = Condition(grey=True, turn=90)
+    found = embed_images(sample_dataset.root, rows, network, tmp_path, grey).read()
+    views = [fit_view(decode_rgb(sample_dataset.root / path), 16, grey) for path in rows["path"]]
+    np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
+    whole = embed_images(sample_dataset.root, rows, network, tmp_path).read()
+    assert (abs(found - whole).max(axis=1) > 0).all()
+
+
+def test_features_are_read_by_row(tmp_path: Path, engine: Engine) -> None:
+    content = np.random.default_rng(0).normal(size=(10, 2, 3)).astype(np.float16)
+    files = [tmp_path / f"{i}.npy" for i in range(3)]
+    for i, file in enumerate(files):
+        np.save(file, content[4 * i : 4 * i + 4])
+    stored = Features(tuple(files), 10)
+    rows = np.array([9, 0, 3, 4, 4, 8])
+    assert len(stored) == 10 and stored[rows].dtype == np.float32
+    np.testing.assert_array_equal(stored[rows], content[rows])
+    np.testing.assert_array_equal(stored.read(), content)
+
+
+def make_upper(seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="dense")], name="upper")
+
+
+def test_features_are_passed_on_once(
+    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
+) -> None:
+    counts = np.arange(10) % 3 + 1
+    first = embed_views(sample_dataset.root, rows, counts, network, AUGMENTATION, 0, tmp_path)
+    before, upper = engine.images, make_upper()
+    second = pass_on(first, upper, tmp_path)
+    assert engine.images == before + counts.sum() == before + len(second)
+    expected = upper.predict_on_batch(first.read())
+    np.testing.assert_allclose(second.read(), expected, rtol=2e-3, atol=2e-2)
+    assert pass_on(first, make_upper(), tmp_path) == second
+    assert engine.images == before + counts.sum()
+    other = pass_on(first, make_upper(1), tmp_path)
+    assert not set(other.files) & set(second.files)
 
 
 def test_a_second_call_reads_the_cache_alone(
@@ -109,12 +153,13 @@ def test_a_second_call_reads_the_cache_alone(
     arguments = (rows, counts, network, AUGMENTATION, 0, tmp_path)
     first = embed_views(sample_dataset.root, *arguments)
     whole = embed_images(sample_dataset.root, rows, network, tmp_path)
-    assert first.shape == (counts.sum(), 6) and first.dtype == np.float16
+    assert first.read().shape == (counts.sum(), 6)
+    assert np.load(first.files[0]).dtype == np.float16
     monkeypatch.setattr(features, "make_predictor", None)
-    monkeypatch.setattr(features, "decode_rgb", None)
+    monkeypatch.setattr(features, "decode_rgb", lambda _: pytest.fail("an image is read"))
     nowhere = tmp_path / "moved"  # it is the contents that count, not where they lie
-    np.testing.assert_array_equal(embed_views(nowhere, *arguments), first)
-    np.testing.assert_array_equal(embed_images(nowhere, rows, network, tmp_path), whole)
+    assert embed_views(nowhere, *arguments) == first
+    assert embed_images(nowhere, rows, network, tmp_path) == whole
 
 
 def test_a_view_does_not_depend_on_what_else_is_embedded(
@@ -129,7 +174,7 @@ def test_a_view_does_not_depend_on_what_else_is_embedded(
             AUGMENTATION,
             0,
             tmp_path,
-        ).astype(float)
+        ).read()
         return np.split(found, np.cumsum(counts)[:-1])
 
     scale = {"rtol": 2e-3, "atol": 1e-2}  # half precision
@@ -166,7 +211,9 @@ def test_what_features_depend_on(
 
     def embed(network: keras.Model, augmentation: Augmentation, seed: int, rows: pd.DataFrame):
         counts = np.array([1, 2])
-        return embed_views(sample_dataset.root, rows, counts, network, augmentation, seed, tmp_path)
+        return embed_views(
+            sample_dataset.root, rows, counts, network, augmentation, seed, tmp_path
+        ).read()
 
     first, second = embed(**arguments), embed(**other)
     assert len(files(tmp_path)) == 2
@@ -180,16 +227,16 @@ def test_a_killed_run_goes_on_where_it_stopped(
 ) -> None:
     counts = np.full(10, 2)
     root = sample_dataset.root
-    whole = embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path / "whole")
+    whole = embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path / "whole").read()
     assert engine.images == 20
-    engine.images, engine.left = 0, 4  # files of 8, 8 and 4 views: killed in the third
+    engine.images, engine.left = 0, 2  # files of 4 views: killed in the third
     with pytest.raises(KeyboardInterrupt):
         embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path)
     done = {path: path.stat().st_mtime_ns for path in files(tmp_path)}
     assert len(done) == 2
     engine.images, engine.left = 0, 10
-    resumed = embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path)
-    assert engine.images == 4
+    resumed = embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path).read()
+    assert engine.images == 12
     np.testing.assert_array_equal(resumed, whole)
     assert {path: path.stat().st_mtime_ns for path in files(tmp_path)}.items() >= done.items()
 

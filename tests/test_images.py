@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from marsclf.errors import MarsclfError
-from marsclf.images import LUMA, Augmentation, decode_rgb, fit_view, random_view
+from marsclf.images import LUMA, Augmentation, Condition, decode_rgb, fit_view, random_view
 
 EVERYTHING = {
     "rotation": 90,
@@ -56,6 +56,31 @@ def test_fit_view_keeps_the_whole_image_and_mirrors_the_rest() -> None:
     np.testing.assert_array_equal(view, image[[1, 0, 1, 0]])
     upright = image.transpose(1, 0, 2)
     np.testing.assert_array_equal(fit_view(upright, 4), upright[:, [1, 0, 1, 0]])
+
+
+def test_views_under_a_condition() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+
+    def view(**changed: object) -> np.ndarray:
+        return fit_view(image, 12, Condition(**changed))
+
+    np.testing.assert_array_equal(view(turn=180), image[::-1, ::-1])
+    np.testing.assert_array_equal(view(turn=90), np.rot90(image, -1))
+    np.testing.assert_array_equal(view(mirror=True), image[:, ::-1])
+    np.testing.assert_array_equal(view(turn=90, mirror=True), np.rot90(image[:, ::-1], -1))
+    brighter = np.minimum(image * 1.5, 255).astype(np.uint8)
+    np.testing.assert_array_equal(view(gain=1.5), brighter)
+    grey = view(grey=True)
+    np.testing.assert_array_equal(grey[..., 0], (image @ LUMA).round())
+    assert (grey == grey[..., :1]).all()
+
+
+def test_a_condition_that_zooms() -> None:
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[12:20, 12:20] = 200
+    closer, farther = (fit_view(picture, 32, Condition(zoom=zoom)) for zoom in (2.0, 0.5))
+    assert (closer[9:23, 9:23] == 200).all() and (closer[:7] == 0).all()
+    assert (farther[15:17, 15:17] == 200).all() and (farther[10:12, 15:17] == 0).all()
 
 
 def test_fit_view_averages_when_it_shrinks() -> None:

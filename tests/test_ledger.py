@@ -14,7 +14,10 @@ RESULT = {
     "preset": "laptop",
     "seed": 3,
     "settings": {"seed": 3},
-    "splits": {"test": {"accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125}},
+    "parameters": {"seed": 3, "rate": 0.1},
+    "splits": {
+        "test": {"accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125, "burst": {"accuracy": 0.75}}
+    },
 }
 
 
@@ -38,6 +41,25 @@ def test_every_score_is_a_line(results: Path, tmp_path: Path) -> None:
     first = rows[0]
     assert (first["preset"], first["seed"], first["settings"]) == ("laptop", "3", '{"seed": 3}')
     assert (first["accuracy"], first["macro_f1"], first["ece"]) == ("0.5", "0.25", "0.125")
+
+
+def test_seeds_of_one_recipe(tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions.csv"
+    predictions.touch()
+
+    def score(seed: int, rate: float, accuracy: float) -> dict:
+        test = RESULT["splits"]["test"] | {"accuracy": accuracy}
+        parameters = {"rate": rate, "seed": seed}
+        result = RESULT | {"seed": seed, "parameters": parameters, "splits": {"test": test}}
+        ledger.append(result, predictions)
+        return result
+
+    assert ledger.seeds(RESULT) == {}
+    for seed, rate, accuracy in ((0, 0.1, 0.5), (1, 0.1, 0.6), (0, 0.2, 0.7), (1, 0.1, 0.8)):
+        result = score(seed, rate, accuracy)
+    found = {seed: figures["accuracy"] for seed, figures in ledger.seeds(result).items()}
+    assert found == {"0": 0.5, "1": 0.8}
+    assert ledger.seeds(result)["1"]["burst_accuracy"] == 0.75
 
 
 def test_a_ledger_that_cannot_be_written(results: Path, tmp_path: Path) -> None:

@@ -231,8 +231,49 @@ def test_faulty_files_are_named(tmp_path: Path, four: pd.DataFrame) -> None:
 
 def test_data_set_is_named_by_the_file_beside(tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.csv"
-    assert metrics.dataset_name(predictions) is None
+    assert metrics.about(predictions) == {}
     (tmp_path / "metrics.json").write_text('{"dataset": "msl-v1"}')
-    assert metrics.dataset_name(predictions) == "msl-v1"
+    assert metrics.about(predictions)["dataset"] == "msl-v1"
     (tmp_path / "training.json").write_text('{"dataset": "sample"}')
-    assert metrics.dataset_name(predictions) == "sample"
+    assert metrics.about(predictions)["dataset"] == "sample"
+
+
+def test_a_burst_gives_one_answer(tmp_path: Path) -> None:
+    rows = [spread(8, 0.9, 9), spread(9, 0.6, 8), spread(9, 0.6, 8), spread(24, 0.8, 8)]
+    table = make_predictions(tmp_path, [600] * 4, [8] * 4, rows)
+    paths = [product(600, n) for n in range(4)]
+    # Images 0 and 1 share sol, camera and sequence; 2 is of another camera, 3 of another sequence.
+    paths[2], paths[3] = paths[2].replace("MR", "ML"), paths[3].replace("MR000010", "MR000011")
+    found = metrics.burst_consensus(table.assign(path=paths))
+    # sqrt(0.9 * 0.4) = 0.6 against sqrt(0.1 * 0.6) = 0.245, of which the first is 0.710.
+    assert found["predicted"].tolist() == [8, 8, 9, 24]
+    assert found["confidence"].tolist() == pytest.approx([0.7101, 0.7101, 0.6, 0.8], abs=1e-4)
+    assert found[["split", "path", "label"]].equals(
+        table.assign(path=paths)[["split", "path", "label"]]
+    )
+    assert metrics.summarize(found)["accuracy"] == 0.5
+
+
+def test_errors_by_burst(tmp_path: Path) -> None:
+    rows = [spread(24, 0.8, 8), spread(9, 0.9, 8), spread(8, 0.6, 9), spread(9, 0.7, 8)]
+    table = make_predictions(tmp_path, [500, 600, 600, 600], [8] * 4, rows)
+    single = metrics.errors(table)
+    assert single["path"].tolist() == table["path"].iloc[[0, 1, 3]].tolist()
+    assert single["of_true"].tolist() == pytest.approx([0.2, 0.1, 0.3])
+    first, second = metrics.errors_by_burst(table).to_dict("records")
+    assert (first["sol"], first["true"], first["said"]) == (600, "ground", "horizon")
+    assert (first["errors"], second["errors"]) == (2, 1)
+    assert (first["confidence"], first["of_true"]) == pytest.approx((0.8, 0.2))
+    assert (second["sol"], second["camera"], second["said"]) == (500, "MR", "wheel")
+    assert metrics.errors_by_burst(table[table["predicted"] == 8]).empty
+
+
+def test_calibration_over_sols(four: pd.DataFrame) -> None:
+    found = metrics.calibration_over_sols(four, periods=2).to_dict("records")
+    assert [(row["first_sol"], row["last_sol"], row["images"]) for row in found] == [
+        (600, 600, 2),
+        (700, 700, 2),
+    ]
+    assert [row["accuracy"] for row in found] == [1, 0]
+    # Gaps: 0.05 and 0.1 (two bins of one image); 0.6 and 1.
+    assert [row["ece"] for row in found] == pytest.approx([0.075, 0.8])

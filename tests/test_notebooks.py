@@ -19,6 +19,7 @@ from tiny_project import enter_project
 
 import marsclf
 from marsclf import data, figures, metrics, paths, run
+from marsclf.calibration import with_temperature
 from marsclf.data import Dataset
 from marsclf.figures import WIDTH_INCHES
 from marsclf.images import decode_rgb, fit_view
@@ -49,6 +50,7 @@ FIGURES = {
         "gradcam_right",
         "gradcam_wrong",
         "reliability",
+        "reliability_before",
     ],
 }
 NUMBERS = ["n", "accuracy", "accuracy_ci95", "macro_f1", "top3", "nll", "ece"]
@@ -121,6 +123,7 @@ def test_the_run_is_whole_and_stays_in_its_folder(
     folder, printed = smoke_run
     left = {path.name for path in folder.iterdir()}
     files = {"model.keras", "classifier.npz", "predictions.csv", "metrics.json", "training.json"}
+    files.add("test_errors.csv")
     assert left == files | {f"{name}.ipynb" for name in NOTEBOOKS} | {"figures", "checkpoints"}
     made = {"marsclf", "notebooks", "presets", "runs", "cache"}
     assert {path.name for path in project.iterdir()} == made
@@ -234,7 +237,8 @@ def test_the_saved_model_gives_the_stored_predictions(
 ) -> None:
     model = keras.saving.load_model(smoke_run[0] / "model.keras")
     views = [fit_view(decode_rgb(sample_dir / path), SIZE) for path in predictions["path"]]
-    found = model.predict(np.stack(views), batch_size=64, verbose=0)
+    temperature = json.loads((smoke_run[0] / "training.json").read_text())["temperature"]
+    found = with_temperature(model.predict(np.stack(views), verbose=0), temperature)
     stored = predictions[metrics.PROBABILITY_COLUMNS].to_numpy()
     np.testing.assert_allclose(found, stored, atol=1e-3)
 
@@ -245,8 +249,9 @@ def test_error_analysis_from_predictions_alone(
     shutil.copy(smoke_run[0] / "predictions.csv", tmp_path)
     notebook = execute_alone("03_error_analysis", project, monkeypatch, tmp_path)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    need_images = {"03_confident_mistakes.png", "03_gradcam_right.png", "03_gradcam_wrong.png"}
-    assert names == {f"03_{name}.png" for name in FIGURES["03"]} - need_images
+    need_more = {"03_confident_mistakes.png", "03_gradcam_right.png", "03_gradcam_wrong.png"}
+    need_more.add("03_reliability_before.png")
+    assert names == {f"03_{name}.png" for name in FIGURES["03"]} - need_more
     assert pictures_in(notebook) == len(names)
     printed = printed_by(notebook)
     assert "the galleries are left out" in printed and "Grad-CAM is left out" in printed

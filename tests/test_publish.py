@@ -88,6 +88,7 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"**{test['accuracy']:.1%}**" in readme
     assert "| [A, B](https://example.org) | – | 72.8 % | 66.7 % | 0.5 | old |" in readme
     assert "10.0 min | 1.5 GB | 2 cores of Some CPU, 8 GB, no GPU | 000000000000 |" in readme
+    assert f"| {test['burst']['accuracy']:.1%} |" in readme
     assert paths.CLASSIFIER.read_bytes() == (run_dir / "classifier.npz").read_bytes()
     assert "Warning" not in capsys.readouterr().out
     publish.verify()
@@ -95,6 +96,39 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything_in(project)
     publish.publish("laptop")
     assert everything_in(project) == before
+
+
+def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
+    markers = [publish.BEGIN, publish.END]
+    names = ("seeds", "classes", "selection")
+    text = "\n".join(marker.format(name) for name in names for marker in markers)
+    (project / "RESULTS.md").write_text(f"# Results\n{text}\n")
+    (paths.RESULTS / "selection.csv").write_text(
+        "time,commit,preset,settings,criterion,early,late,as it is,grey,wall_s\n"
+        "now,abc,laptop,{},0.8,0.7,0.9,0.81,0.79,120\n"
+        'now,abc,laptop,"{""seed"": 1}",0.85,0.8,0.9,0.9,0.8,60\n'
+    )
+    result = json.loads((paths.RUNS / "laptop" / "metrics.json").read_text())
+    result["splits"]["test"]["accuracy"] += 0.1  # the ledger's line of another seed
+    result |= {"seed": 1, "parameters": result["parameters"] | {"seed": 1}}
+    ledger.append(result, paths.RUNS / "laptop" / "predictions.csv")
+    publish.publish("laptop")
+    lines = (project / "RESULTS.md").read_text().splitlines()
+    first, second = (line for line in lines if line.startswith("| `laptop`: "))
+    assert first == "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 90.0% | 80.0% | 1 |"
+    assert second.startswith("| `laptop`: nothing | 80.0% |")
+    mean = result["splits"]["test"]["accuracy"] - 0.05
+    (seeds,) = (line for line in lines if line.startswith("| `laptop` | 0, 1 |"))
+    assert f"| {mean:.1%} ± {0.1 / 2**0.5:.1%} |" in seeds
+    predictions = metrics.read_predictions(paths.RUNS / "laptop" / "predictions.csv")
+    ground = predictions.query("split == 'test' and label == 8")
+    recall = (ground["predicted"] == 8).mean()
+    assert any(line.startswith(f"| ground | {len(ground)} | {recall:.1%} |") for line in lines)
+    publish.verify()
+    edited = (project / "RESULTS.md").read_text().replace("85.0%", "95.0%")
+    (project / "RESULTS.md").write_text(edited)
+    with pytest.raises(MarsclfError, match=r"RESULTS\.md, line \d+: is .*95\.0%"):
+        publish.verify()
 
 
 def test_code_that_is_not_committed_is_named(

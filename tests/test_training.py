@@ -7,23 +7,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from marsclf import files, training
+from marsclf import training
 from marsclf.backbones import build_backbone
-from marsclf.data import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.features import view_loader
-from marsclf.images import Augmentation
-from marsclf.training import BalancedBatches, Schedule, build_head, fine_tune, join, train_head
+from marsclf.training import Batches, Schedule, build_head, join, train
 
 HEAD = Schedule(
     epochs=4,
+    epoch_size=120,
     batch_size=30,
     learning_rate=0.01,
     weight_decay=0.001,
@@ -31,8 +28,6 @@ HEAD = Schedule(
     balance=1.0,
     patience=10,
 )
-FINETUNE = dataclasses.replace(HEAD, epochs=2, batch_size=8, learning_rate=0.001)
-VIEWS = Augmentation(rotation=90, zoom=0.5, flip=True, brightness=0.3)
 WIDTH = 8
 
 
@@ -41,12 +36,12 @@ class Killed(BaseException):
 
 
 def toy(count: int = 120, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Features (float16) and labels of four well separated classes."""
+    """Features and labels of four well separated classes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 4 * 5
     features = rng.normal(0, noise, (count, WIDTH))
     features[np.arange(count), labels // 5] += 4
-    return features.astype(np.float16), labels
+    return features.astype(np.float32), labels
 
 
 def train_toy(
@@ -55,7 +50,7 @@ def train_toy(
     """Train a fresh head; return the history and the weights it ends with."""
     keras.utils.set_random_seed(seed)
     head = build_head(WIDTH, hidden, 0.3)
-    history = train_head(head, toy(noise=noise), toy(40, seed=9), schedule, seed, folder)
+    history = train("head", head, toy(noise=noise), toy(40, seed=9), schedule, seed, folder)
     return history, head.get_weights()
 
 
@@ -103,14 +98,10 @@ def uninterrupted(head_folder: Path) -> tuple[list[dict], list]:
     return train_toy(head_folder)
 
 
-def batches(balance: float = 1.0, seed: int = 0, epoch: int = 0, workers: int = 1):
+def batches(balance: float = 1.0, seed: int = 0, epoch: int = 0) -> Batches:
     labels = np.repeat([3, 8, 20], [20, 980, 200])
-    schedule = dataclasses.replace(HEAD, balance=balance, batch_size=64)
-
-    def load(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.column_stack([rows, rng.random(len(rows))])
-
-    return BalancedBatches(labels, load, schedule, seed, epoch, workers)
+    schedule = dataclasses.replace(HEAD, balance=balance, batch_size=64, epoch_size=1000)
+    return Batches.drawn(np.arange(1200)[:, np.newaxis], labels, schedule, seed, epoch)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +113,8 @@ def test_class_shares(balance: float, expected: list[float]) -> None:
     targets = np.concatenate(
         [
             y
-            for epoch in range(5)
-            for _, y in map(batches(balance, epoch=epoch).__getitem__, range(19))
+            for epoch in range(6)
+            for _, y, _ in map(batches(balance, epoch=epoch).__getitem__, range(16))
         ]
     )
     assert targets.shape == (6000, 25) and targets.dtype == np.float32
@@ -133,27 +124,30 @@ def test_class_shares(balance: float, expected: list[float]) -> None:
 
 def test_batches_hold_the_examples_of_their_targets() -> None:
     sequence = batches()
-    assert len(sequence) == 19  # 1,200 examples by 64
-    sizes = [len(sequence[i][0]) for i in range(19)]
-    assert sizes == [64] * 18 + [48]
-    inputs, targets = sequence[4]
-    rows = inputs[:, 0].astype(int)
-    np.testing.assert_array_equal(
-        targets.argmax(axis=1), np.repeat([3, 8, 20], [20, 980, 200])[rows]
-    )
+    assert len(sequence) == 16  # 1,000 examples by 64
+    sizes = [len(sequence[i][0]) for i in range(16)]
+    assert sizes == [64] * 15 + [40]
+    inputs, targets, weights = sequence[4]
+    labels = np.repeat([3, 8, 20], [20, 980, 200])[inputs[:, 0]]
+    np.testing.assert_array_equal(targets.argmax(axis=1), labels)
+    assert (weights == 1).all()
 
 
 def test_equal_seed_and_epoch_give_equal_batches() -> None:
-    first, again = batches(), batches(workers=2)
-    with ThreadPoolExecutor(4) as pool:
-        backwards = list(pool.map(again.__getitem__, reversed(range(19))))[::-1]
-    for index, (inputs, targets) in enumerate(backwards):
-        np.testing.assert_array_equal(first[index][0], inputs)
-        np.testing.assert_array_equal(first[index][1], targets)
-    assert (first[0][0][:, 1] != first[1][0][:, 1]).all()
+    np.testing.assert_array_equal(batches()[5][0], batches()[5][0])
     for other in (batches(seed=1), batches(epoch=1)):
-        assert (first[0][0][:, 0] != other[0][0][:, 0]).any()
-        assert (first[0][0][:, 1] != other[0][0][:, 1]).all()
+        assert (batches()[0][0] != other[0][0]).any()
+
+
+def test_validation_weighs_the_classes_as_training_draws_them() -> None:
+    labels = np.repeat([3, 8], [2, 6])
+    schedule = dataclasses.replace(HEAD, batch_size=5)
+    sequence = Batches.in_order(np.arange(8)[:, np.newaxis], labels, schedule)
+    both = zip(sequence[0], sequence[1], strict=True)
+    inputs, targets, weights = (np.concatenate(parts) for parts in both)
+    assert inputs[:, 0].tolist() == list(range(8))
+    np.testing.assert_array_equal(targets.argmax(axis=1), labels)
+    np.testing.assert_allclose(weights, [2, 2] + [2 / 3] * 6)
 
 
 def test_head_shapes() -> None:
@@ -185,7 +179,7 @@ def overfit(folder: Path, patience: int) -> tuple[list[dict], keras.Model]:
     keras.utils.set_random_seed(0)
     head = build_head(WIDTH, 16, 0.0)
     schedule = dataclasses.replace(HEAD, epochs=30, learning_rate=0.03, patience=patience)
-    return train_head(head, toy(), (features, labels), schedule, 0, folder), head
+    return train("head", head, toy(), (features, labels), schedule, 0, folder), head
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
@@ -235,12 +229,12 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_training
 from pathlib import Path
 from marsclf import training
-load = training.BalancedBatches.__getitem__
-def dying(self, index):
-    if self.seed[1] == 2 and index == 1:
+drawn = training.Batches.drawn
+def dying(*arguments, **options):
+    if 2 in (*arguments[4:], *options.values()):
         os.kill(os.getpid(), signal.SIGKILL)
-    return load(self, index)
-training.BalancedBatches.__getitem__ = dying
+    return drawn(*arguments, **options)
+training.Batches.drawn = dying
 test_training.train_toy(Path({str(tmp_path)!r}))
 """
     environment = os.environ | {"PYTHONHASHSEED": "1"}
@@ -298,118 +292,3 @@ def test_join_is_flat_and_shares_the_weights(backbone: keras.Model) -> None:
         np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
         head.set_weights([weights + 0.1 * weights.std() for weights in head.get_weights()])
         head.layers[-1].bias.assign(np.arange(25) / 10)
-
-
-def tune(
-    dataset: Dataset, folder: Path, views: Augmentation = VIEWS
-) -> tuple[tuple[list[dict], list[np.ndarray]], keras.Model, dict[str, np.ndarray]]:
-    """Fine-tune a small network on a few images: (history, weights), model, weights before."""
-    keras.utils.set_random_seed(0)
-    model = join(build_backbone("EfficientNetLite0", 32), build_head(1280, 0, 0.3))
-    before = {weights.path: weights.numpy() for weights in model.weights}
-    index = dataset.index
-    train = index[index["split"] == "train"].iloc[::8].head(24)
-    validation = index[index["split"] == "val"].iloc[::8].head(10)
-    blocks = ["block6", "top"]
-    history = fine_tune(
-        model, dataset.root, train, validation, blocks, views, FINETUNE, 0, folder, folder / "cache"
-    )
-    return (history, model.get_weights()), model, before
-
-
-@pytest.fixture(scope="module")
-def tuned(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("finetune")
-
-    def write_and_copy(path: Path, content: dict) -> None:
-        files.write_json(path, content)
-        if len(content["history"]) == 1:
-            shutil.copytree(folder, folder / "after_one_epoch")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "write_json", write_and_copy)
-        return *tune(sample_dataset, folder), folder
-
-
-def test_fine_tuning_changes_the_named_blocks_and_the_head_alone(tuned) -> None:
-    (history, _), model, before, _ = tuned
-    assert [record["epoch"] for record in history] == [1, 2]
-    assert {record["stage"] for record in history} == {"finetune"}
-    assert all(0 <= record["val_accuracy"] <= 1 for record in history)
-    norms = {
-        weights.path
-        for layer in model.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-        for weights in layer.weights
-    }
-    assert len(norms) == 49 * 4
-    assert any(path.startswith("block6") for path in norms)
-    for weights in model.weights:
-        same = np.array_equal(weights.numpy(), before[weights.path])
-        named = weights.path.startswith(("block6", "top_", "head/"))
-        assert same != (named and weights.path not in norms), weights.path
-
-
-def test_the_frozen_part_on_the_engine_learns_as_the_whole_network_does(
-    tuned, sample_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU nothing is split: the same batches, the same losses but for rounding."""
-    monkeypatch.setattr(training, "has_gpu", lambda: True)
-    monkeypatch.setattr(training, "make_predictor", None)
-    (expected, weights), _, _, _ = tuned
-    (history, found), _, _ = tune(sample_dataset, tmp_path)
-    for one, other in zip(history, expected, strict=True):
-        assert one == pytest.approx(other, abs=2e-3)
-    for one, other in zip(found, weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=5e-3)
-
-
-def test_the_best_epoch_is_kept_after_fine_tuning(tuned, sample_dataset: Dataset) -> None:
-    (history, _), model, _, _ = tuned
-    index = sample_dataset.index
-    validation = index[index["split"] == "val"].iloc[::8].head(10)
-    load = view_loader(32, VIEWS, 0)
-    views = [
-        load((sample_dataset.root / row.path, row.sha256, 0)) for row in validation.itertuples()
-    ]
-    probabilities = model.predict_on_batch(np.stack(views))
-    labels = validation["label"].to_numpy()
-    # Each class counts the same, however many images it has: the mean of the classes' means.
-    losses = -np.log(probabilities[np.arange(10), labels])
-    loss = np.mean([losses[labels == label].mean() for label in np.unique(labels)])
-    best = min(history, key=lambda record: record["val_loss"])
-    assert best["val_loss"] == pytest.approx(loss, abs=2e-3)
-    accuracy = np.mean(probabilities.argmax(axis=1) == labels)
-    assert best["val_accuracy"] == pytest.approx(accuracy, abs=1e-5)
-
-
-def test_fine_tuning_goes_on_after_a_kill(
-    tuned, sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finished, _, _, folder = tuned
-    begun = count_epochs(monkeypatch)
-    resumed, _, _ = tune(sample_dataset, folder / "after_one_epoch")
-    assert_equal(resumed, finished)
-    assert len(begun) == 1
-
-
-def test_fine_tuning_goes_on_for_the_same_recipe_alone(
-    tuned, sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def begin(*_: object, **__: object) -> None:
-        raise Killed
-
-    monkeypatch.setattr(keras.Model, "fit", begin)
-    finished, _, _, folder = tuned
-    again, _, _ = tune(sample_dataset, folder)
-    assert_equal(again, finished)
-    with pytest.raises(Killed):
-        tune(sample_dataset, folder, dataclasses.replace(VIEWS, zoom=0.6))
-
-
-def test_an_unknown_block(sample_dataset: Dataset, backbone: keras.Model, tmp_path: Path) -> None:
-    model = join(backbone, build_head(1280, 0, 0.3))
-    rows = sample_dataset.index.head(4)
-    root = sample_dataset.root
-    with pytest.raises(MarsclfError, match="no block 'block9'"):
-        fine_tune(model, root, rows, rows, ["block9"], VIEWS, FINETUNE, 0, tmp_path, tmp_path)

@@ -1,0 +1,46 @@
+"""Temperature: what it does to probabilities, and that the fitted one is the best."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from marsclf.calibration import fit_temperature, with_temperature
+
+
+def drawn(temperature: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that are right once divided by `temperature`, and labels drawn by them."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (count, 5))
+    true = with_temperature(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), 1.0)
+    labels = np.array([rng.choice(5, p=row) for row in true])
+    return with_temperature(true, 1 / temperature), labels
+
+
+def test_temperature_is_that_of_a_softmax() -> None:
+    logits = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
+
+    def softmax(values: np.ndarray) -> np.ndarray:
+        return np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+
+    for temperature in (0.5, 1.0, 3.0):
+        found = with_temperature(softmax(logits), temperature)
+        np.testing.assert_allclose(found, softmax(logits / temperature))
+    certain = with_temperature(np.array([[1.0, 0.0]]), 0.5)
+    np.testing.assert_allclose(certain, [[1, 0]], atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_the_temperature_that_made_the_labels_is_found(temperature: float) -> None:
+    assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, rel=0.08)
+
+
+def test_no_other_temperature_has_a_lower_loss() -> None:
+    probabilities, labels = drawn(0.6, 300)
+    weights = np.where(labels == 1, 5.0, 1.0)
+    found = fit_temperature(probabilities, labels, weights)
+    assert found != fit_temperature(probabilities, labels)
+
+    def loss(temperature: float) -> float:
+        return log_loss(labels, with_temperature(probabilities, temperature), sample_weight=weights)
+
+    assert loss(found) < min(loss(found * 1.05), loss(found / 1.05))

@@ -1,0 +1,119 @@
+"""Selection: nothing of test, nothing later than what is judged, all classes and sols alike."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import recall_score
+from tiny_project import enter_project, make_project
+
+from marsclf import paths, selection
+from marsclf.data import Dataset
+from marsclf.selection import FOLDS
+
+
+def make_index(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
+    index = pd.DataFrame(rows, columns=["split", "sol", "label"])
+    return index.assign(path=[f"{i:04d}.jpg" for i in range(len(rows))])
+
+
+def test_a_fold_learns_from_earlier_sols_and_never_sees_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(selection, "FOLDS", {"one": (10, 20)})
+    index = make_index(
+        [("train", 3, 0), ("train", 10, 1), ("train", 11, 0), ("val", 20, 1), ("val", 21, 0)]
+        + [("val", 15, 2), ("test", 5, 0), ("test", 12, 1)]
+    )
+    train, judged = selection.fold(index, "one")
+    assert train["path"].tolist() == ["0000.jpg", "0001.jpg"]
+    assert judged["path"].tolist() == ["0002.jpg", "0003.jpg"]  # class 2 was never learnt
+
+
+def test_judged_images_come_from_many_sols(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "IMAGES_A_CLASS", 6)
+    index = make_index([("val", 1, 0)] * 50 + [("val", 2, 0)] * 2 + [("val", 3, 0)] * 9)
+    index = pd.concat([index, make_index([("val", 1, 4)] * 3)], ignore_index=True)
+    found = selection.spread_over_sols(index)
+    counts = found.groupby(["label", "sol"]).size().to_dict()
+    assert counts == {(0, 1): 2, (0, 2): 2, (0, 3): 2, (4, 1): 3}
+    pd.testing.assert_frame_equal(found, selection.spread_over_sols(index))
+
+
+def test_the_criterion_is_the_mean_of_the_class_recalls() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice([2, 5, 7, 20], 60, p=[0.7, 0.1, 0.1, 0.1])
+    probabilities = rng.dirichlet(np.full(25, 0.3), (len(selection.CONDITIONS), 60))
+    probabilities[:, np.arange(60), labels] += rng.random((len(selection.CONDITIONS), 60))
+    found = selection.criterion(probabilities, labels)
+    present = np.unique(labels)
+    expected = [
+        recall_score(labels, p.argmax(axis=1), labels=present, average="macro")
+        for p in probabilities
+    ]
+    assert list(found) == ["criterion", *selection.CONDITIONS]
+    assert list(found.values())[1:] == pytest.approx(expected)
+    assert found["criterion"] == pytest.approx(np.mean(expected))
+
+
+def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(members: list, root: Path, rows: pd.DataFrame, cache: Path, condition: object):
+        assert (members, root) == (["one"], Path("images"))
+        return np.full((len(rows), 25), condition.zoom)
+
+    monkeypatch.setattr(selection.recipe, "predict", predict)
+    found = selection.judge(["one"], Path("images"), make_index([("val", 1, 0)] * 3))
+    zooms = [condition.zoom for condition in selection.CONDITIONS.values()]
+    assert found.shape == (len(zooms), 3, 25)
+    assert found[:, 0, 0].tolist() == zooms
+
+
+def test_compare_on_sample_data_stores_nothing(
+    sample_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    enter_project(monkeypatch, make_project(tmp_path))
+    learnt_from = []
+
+    def learn(how: object, root: Path, train: pd.DataFrame, judged: pd.DataFrame, folder: Path):
+        assert not set(train["path"]) & set(judged["path"])
+        learnt_from.append(int(train["sol"].max()))
+        return judged["label"].to_numpy()
+
+    def predict(members: list[np.ndarray], *_: object) -> np.ndarray:
+        (labels,) = members
+        return np.eye(25)[np.where(np.arange(len(labels)) % 2, labels, 0)]
+
+    monkeypatch.setattr(selection, "parameters_of", lambda *_: {"ensemble": []})
+    monkeypatch.setattr(selection.Recipe, "of", lambda _: selection.Recipe)
+    monkeypatch.setattr(selection.Recipe, "members", lambda _: ["one"])
+    monkeypatch.setattr(selection.recipe, "learn", learn)
+    monkeypatch.setattr(selection.recipe, "predict", predict)
+    line = selection.compare("laptop", {}, sample_dir)
+    assert all(last <= until for last, (until, _) in zip(learnt_from, FOLDS.values(), strict=True))
+    assert 0 < line["criterion"] < 1
+    assert line["criterion"] == pytest.approx((line["early"] + line["late"]) / 2, abs=1e-4)
+    assert not (paths.RESULTS / selection.SELECTION).exists()
+    assert "SAMPLE DATA" in capsys.readouterr().out
+
+
+def test_compare_on_the_real_data_adds_a_line(
+    tmp_path: Path, sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter_project(monkeypatch, make_project(tmp_path))
+    real = dataclasses.replace(sample_dataset, name="msl-v1")
+    monkeypatch.setattr(selection.data, "open_dataset", lambda _: real)
+    monkeypatch.setattr(selection, "parameters_of", lambda *_: {"ensemble": []})
+    monkeypatch.setattr(selection.Recipe, "of", lambda _: selection.Recipe)
+    monkeypatch.setattr(selection.Recipe, "members", lambda _: ["one"])
+    monkeypatch.setattr(selection.recipe, "learn", lambda *_: None)
+    ground = np.eye(25)[8]
+    monkeypatch.setattr(selection.recipe, "predict", lambda *a: np.tile(ground, (len(a[2]), 1)))
+    lines = [selection.compare("laptop", {"seed": seed}, None) for seed in (0, 1)]
+    stored = pd.read_csv(paths.RESULTS / selection.SELECTION)
+    assert stored["settings"].tolist() == ['{"seed": 0}', '{"seed": 1}']
+    assert stored["criterion"].tolist() == [line["criterion"] for line in lines]
