@@ -67,7 +67,7 @@ def predict(
         raise nothing_found(sources)
 
     print("Loading the classifier ...", file=sys.stderr)
-    with _quiet_libraries():
+    with quiet_libraries():
         # Only now, because it loads Keras, which takes seconds.
         from marsclf.classifier import load_classifier
         from marsclf.explain import save_overlays
@@ -170,8 +170,8 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep off the terminal what TensorFlow tells of itself, past Python's own standard error."""
+def quiet_libraries() -> Iterator[None]:
+    """Keep off the terminal what TensorFlow or Ray tell past Python's own standard error."""
     sys.stderr.flush()
     terminal, python = os.dup(2), sys.stderr
     with Path(os.devnull).open("wb") as nowhere, os.fdopen(terminal, "w", buffering=1) as kept:
@@ -331,7 +331,7 @@ class _Journal:
         except OSError as error:
             kept = f"; {self.path} keeps what is done, for --resume" if self.counts else ""
             raise MarsclfError(
-                f"{self.output} cannot be written ({error.strerror}){kept}."
+                f"{self.output} cannot be written ({error.strerror or error}){kept}."
             ) from None
 
 

@@ -33,12 +33,12 @@ from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, write_json
 from marsclf.hardware import cores, limit_cores
 from marsclf.predict import (
-    SCHEMA,
     arrow_table,
     exit_status,
     named_images,
     nothing_found,
     partial_of,
+    quiet_libraries,
     report,
 )
 from marsclf.rows import Row, check_threshold, count
@@ -87,19 +87,23 @@ def predict_on_ray(
     try:
         _list_parts(sources, partial, classifier, made_by, images_a_part, resume)
     except OSError as error:
-        raise MarsclfError(f"{partial} cannot be written ({error.strerror}).") from None
+        raise MarsclfError(f"{partial} cannot be written ({error.strerror or error}).") from None
     parts = sorted(path.name for path in (partial / LIST).glob("*.parquet"))
-    missing = [part for part in parts if not (partial / part).exists()]
+    new = {part for part in parts if not (partial / part).exists()}
     started = time.monotonic()
-    if missing:
-        _work(ray, address, workers, missing, partial, threshold)
+    if new:
+        with quiet_libraries():
+            _work(ray, address, workers, sorted(new), partial, threshold)
     counts, done = Counter(), 0
-    for part in parts:
-        table = parquet.read_table(partial / part)
-        counts += count(Row(**row) for row in table.to_pylist())
-        done += table.num_rows if part in missing else 0
-    partial.rename(output)
-    shutil.rmtree(output / LIST)
+    try:
+        for part in parts:
+            table = parquet.read_table(partial / part)
+            counts += count(Row(**row) for row in table.to_pylist())
+            done += table.num_rows if part in new else 0
+        partial.rename(output)
+        shutil.rmtree(output / LIST)
+    except OSError as error:
+        raise MarsclfError(f"{output} cannot be made of its parts ({error}).") from None
     print(report(counts, done, time.monotonic() - started), file=sys.stderr)
     print(f"Table: {len(parts):,} parts in {output}", file=sys.stderr)
     return exit_status(counts)
@@ -107,8 +111,6 @@ def predict_on_ray(
 
 def _ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its core tells of every actor that is given arguments.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data
@@ -137,7 +139,6 @@ def _list_parts(
     shutil.rmtree(partial / LIST, ignore_errors=True)  # a list that was not finished
     # Absolute, because the workers have another working directory.
     images = map(os.path.abspath, named_images(sources))
-    number = -1
     for number in itertools.count():
         listed = list(itertools.islice(images, size))
         if not listed:
@@ -237,7 +238,7 @@ class Worker:
                 pairs = self.classifier.rows(map(os.fsdecode, listed), self.threshold)
                 table = arrow_table([row for _, row in pairs])
             with replace_atomically(target) as temporary:
-                parquet.write_table(table.cast(SCHEMA), temporary)
+                parquet.write_table(table, temporary)
         return batch
 
 
