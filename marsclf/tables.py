@@ -79,13 +79,13 @@ def selection_table() -> str:
     table = pd.read_csv(paths.RESULTS / ledger.SELECTION)
     first, last = table.columns.get_loc("criterion"), table.columns.get_loc("wall_s")
     shown = list(table.columns[first:last])  # the folds and the conditions
-    rows = [["Changed in the preset", *(name.capitalize() for name in shown), "Minutes"]]
+    rows = [["Changed in the preset", *(name.capitalize() for name in shown), "Minutes", "Commit"]]
     for row in table.sort_values("criterion", ascending=False).to_dict("records"):
         settings = json.loads(row["settings"])
         changed = ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
         shares = [f"{row[name]:.1%}" for name in shown]
         what = f"`{row['preset']}`: {changed or 'nothing'}"
-        rows.append([what, *shares, f"{row['wall_s'] / 60:.0f}"])
+        rows.append([what, *shares, f"{row['wall_s'] / 60:.0f}", row["commit"][:12]])
     return _markdown(rows)
 
 

@@ -115,7 +115,7 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     publish.publish("laptop")
     lines = (project / "RESULTS.md").read_text().splitlines()
     first, second = (line for line in lines if line.startswith("| `laptop`: "))
-    assert first == "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 90.0% | 80.0% | 1 |"
+    assert first == "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 90.0% | 80.0% | 1 | abc |"
     assert second.startswith("| `laptop`: nothing | 80.0% |")
     mean = result["splits"]["test"]["accuracy"] - 0.05
     (seeds,) = (line for line in lines if line.startswith("| `laptop` | 0, 1 |"))
