@@ -74,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--explain", type=Path, metavar="DIR", help="folder for overlays of what spoke for a class"
     )
+    predict.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="this process, or Ray, which writes a folder of parts (default: local)",
+    )
+    predict.add_argument(
+        "--address", help="Ray cluster, such as auto (default: Ray on this machine alone)"
+    )
     predict.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     predict.set_defaults(command=_predict)
 
@@ -111,8 +120,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from marsclf.errors import MarsclfError
     from marsclf.predict import predict
 
+    if options.engine == "ray":
+        from marsclf.ray_engine import predict_on_ray
+
+        if options.explain:
+            raise MarsclfError("--explain is of the local engine: leave out --engine ray.")
+        return predict_on_ray(
+            options.sources,
+            options.output,
+            options.threshold,
+            options.model,
+            options.address,
+            options.resume,
+        )
+    if options.address:
+        raise MarsclfError("--address is of a Ray cluster: add --engine ray.")
     return predict(
         options.sources,
         options.output,

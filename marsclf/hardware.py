@@ -11,12 +11,22 @@ from pathlib import Path
 
 import psutil
 
+_limit: int | None = None
+
+
+def limit_cores(number: int) -> None:
+    """Let this process use no more than so many cores, because others share the machine."""
+    global _limit
+    _limit = number
+
 
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        there = len(os.sched_getaffinity(0))
+    else:
+        there = os.cpu_count() or 1
+    return min(there, _limit or there)
 
 
 def hardware() -> dict[str, object]:

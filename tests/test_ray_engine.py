@@ -1,0 +1,145 @@
+"""Ray: the same rows as the local engine, though a worker is killed, and each of them once."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from marsclf import ray_engine
+from marsclf.__main__ import main
+from marsclf.classifier import load_classifier
+from marsclf.errors import MarsclfError
+from marsclf.rows import COLUMNS
+
+IMAGES, A_PART = 240, 4
+PARTS = [f"part-{number:06d}.parquet" for number in range(IMAGES // A_PART)]
+
+
+@pytest.fixture(scope="module")
+def images(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for path in sorted((sample_dir / "calibrated").iterdir())[: IMAGES - 2]:
+        shutil.copy(path, folder)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    shutil.copy(path, os.fsencode(folder) + b"/caf\xe9.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(images: Path) -> pd.DataFrame:
+    """The rows of the local engine."""
+    return load_classifier().predict(images, 0.5)
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "MapWorker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def parts_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("part-*.parquet"))
+
+
+def check(output: Path, rows: pd.DataFrame) -> None:
+    assert sorted(path.name for path in output.iterdir()) == PARTS
+    found = pd.read_parquet(output).astype(COLUMNS)
+    pd.testing.assert_frame_equal(found, rows, check_exact=True)
+
+
+def test_a_worker_is_killed_in_mid_run(images: Path, rows: pd.DataFrame, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    code = (
+        "import sys; from pathlib import Path; from marsclf.ray_engine import predict_on_ray\n"
+        "sys.exit(predict_on_ray([sys.argv[1]], Path(sys.argv[2]), 0.5, None, None, False,"
+        f" workers=2, images_a_part={A_PART}))"
+    )
+    command = [sys.executable, "-c", code, str(images), str(output)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not parts_in(partial):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        workers = workers_of(process)
+        workers[0].kill()
+        workers[0].wait()
+        assert len(workers) == 2 and len(parts_in(partial)) < len(PARTS)
+        _, said = process.communicate()
+    assert process.returncode == 3, said  # one file is broken
+    assert f"{IMAGES} images" in said and "Traceback" not in said
+    assert not partial.exists()
+    check(output, rows)
+
+
+def test_a_run_that_was_stopped(
+    images: Path, rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts are made here, without Ray's processes."""
+    pytest.importorskip("ray")
+    output, partial, made = tmp_path / "out", tmp_path / "out.partial", []
+
+    def work(_ray: object, _address: None, _workers: None, parts: list[str], *rest: object) -> None:
+        monkeypatch.setattr("marsclf.hardware._limit", None)  # and give it back at the end
+        worker = ray_engine.Worker(*rest, cores_each=1)
+        for part in parts:
+            if len(made) == 20:
+                made.append("stopped")
+                raise KeyboardInterrupt
+            worker({"part": np.array([part])})
+            made.append(part)
+
+    monkeypatch.setattr(ray_engine, "_work", work)
+
+    def run(resume: bool, threshold: float = 0.5) -> int:
+        return ray_engine.predict_on_ray(
+            [str(images)], output, threshold, None, None, resume, images_a_part=A_PART
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(resume=False)
+    assert parts_in(partial) == PARTS[:20] and not output.exists()
+    with pytest.raises(MarsclfError, match="go on with it by --resume"):
+        run(resume=False)
+    with pytest.raises(MarsclfError, match="another classifier or threshold"):
+        run(resume=True, threshold=0.9)
+    assert run(resume=True) == 3
+    assert made == [*PARTS[:20], "stopped", *PARTS[20:]]
+    check(output, rows)
+    assert run(resume=True) == 0  # whole already
+
+
+def test_what_ray_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "there").mkdir()
+    source, ray = str(tmp_path), ["--engine", "ray"]
+    for arguments, reason in (
+        ([source, *ray], "writes a folder of parts"),
+        ([source, *ray, "--output", "t.csv"], "writes a folder of parts"),
+        ([source, *ray, "--output", str(tmp_path / "there")], "is there already"),
+        ([source, *ray, "--output", str(tmp_path / "new")], "There is no image in"),
+        ([source, *ray, "--output", "new", "--explain", "x"], "--explain is of the local engine"),
+        ([source, "--address", "auto"], "add --engine ray"),
+        ([source, *ray, "--output", "new", "--model", "/gone.npz"], "cannot be read"),
+    ):
+        assert main(["predict", *arguments]) == 1
+        assert reason in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["predict", str(tmp_path), "--engine", "ray", "--output", "new"]) == 1
+    assert "pip install 'marsclf[ray]'" in capsys.readouterr().err
