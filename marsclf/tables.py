@@ -74,6 +74,18 @@ def per_class_table(predictions: pd.DataFrame) -> str:
     return _markdown(rows)
 
 
+def bursts_table(predictions: pd.DataFrame, most: int = 15) -> str:
+    """Return a Markdown table of the bursts of test with the most errors."""
+    rows = [
+        ["Sol", "Camera", "Sequence", "True", "Said", "Errors", "Confidence", "Of the true class"]
+    ]
+    bursts = metrics.errors_by_burst(predictions[predictions["split"] == "test"])
+    for row in bursts.head(most).itertuples():
+        names = [str(row.sol), row.camera, row.sequence, row.true, row.said]
+        rows.append([*names, str(row.errors), f"{row.confidence:.2f}", f"{row.of_true:.2f}"])
+    return _markdown(rows)
+
+
 def selection_table() -> str:
     """Return a Markdown table of the recipes that were compared, best first."""
     table = pd.read_csv(paths.RESULTS / ledger.SELECTION)
