@@ -18,6 +18,7 @@ from marsclf.run import measure
 from marsclf.tables import (
     bursts_table,
     cost_table,
+    headline,
     per_class_table,
     results_tables,
     seeds_table,
@@ -198,6 +199,7 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         stored = paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz"
         file = predictions.get(DEFAULT_PRESET, stored)
         table = metrics.read_predictions(file)
+        tables["headline"] = headline(published[DEFAULT_PRESET])
         tables |= {"classes": per_class_table(table), "bursts": bursts_table(table)}
     texts = {}
     for path in (paths.PROJECT_ROOT / name for name in (README, RESULTS, MODEL_CARD)):

@@ -8,6 +8,24 @@ import pandas as pd
 from marsclf import data, ledger, metrics, paths
 
 
+def headline(result: dict) -> str:
+    """Return the result of a published run in one paragraph."""
+    test, seeds = result["splits"]["test"], ledger.seeds(result)
+    low, high = test["accuracy_ci95"]
+    of_seeds = [figures["accuracy"] for figures in seeds.values()]
+    text = (
+        f"**{test['accuracy']:.1%} of the test images right** (95 % interval {low:.1%} to "
+        f"{high:.1%}, over sols), macro-F1 {test['macro_f1']:.3f}"
+    )
+    if len(of_seeds) > 1:
+        spread = f"{np.mean(of_seeds):.1%} ± {np.std(of_seeds, ddof=1):.1%}"
+        text += f"; {spread} over {len(of_seeds)} seeds"
+    right = _number(test["accuracy_at_0.9"], "{:.1%}")
+    text += f". Expected calibration error {test['ece']:.3f}; {test['coverage_at_0.9']:.1%} of the "
+    text += f"images reach a confidence of 0.9, and of these {right} are right."
+    return f"{text}\n"
+
+
 def results_tables(published: dict[str, dict]) -> str:
     """Return two Markdown tables: accuracy beside other publications, and this project's runs."""
     head = ["Model", "Train", "Validation", "Test", "Macro-F1, test", "Remarks"]

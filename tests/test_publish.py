@@ -100,7 +100,7 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     markers = [publish.BEGIN, publish.END]
-    names = ("seeds", "classes", "bursts", "selection")
+    names = ("headline", "seeds", "classes", "bursts", "selection")
     text = "\n".join(marker.format(name) for name in names for marker in markers)
     (project / "RESULTS.md").write_text(f"# Results\n{text}\n")
     (paths.RESULTS / "selection.csv").write_text(
@@ -124,6 +124,7 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     ground = predictions.query("split == 'test' and label == 8")
     recall = (ground["predicted"] == 8).mean()
     assert any(line.startswith(f"| ground | {len(ground)} | {recall:.1%} |") for line in lines)
+    assert any(f"; {mean:.1%} ± {0.1 / 2**0.5:.1%} over 2 seeds" in line for line in lines)
     worst = metrics.errors_by_burst(predictions.query("split == 'test'")).iloc[0]
     assert (
         f"| {worst.true} | {worst.said} | {worst.errors} | {worst.confidence:.2f} |"
