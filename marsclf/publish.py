@@ -16,7 +16,9 @@ from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.presets import DEFAULT_PRESET, parameters_of
 from marsclf.run import measure
 from marsclf.tables import (
+    bursts_table,
     cost_table,
+    headline,
     per_class_table,
     results_tables,
     seeds_table,
@@ -196,7 +198,9 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
     if DEFAULT_PRESET in published:
         stored = paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz"
         file = predictions.get(DEFAULT_PRESET, stored)
-        tables["classes"] = per_class_table(metrics.read_predictions(file))
+        table = metrics.read_predictions(file)
+        tables["headline"] = headline(published[DEFAULT_PRESET])
+        tables |= {"classes": per_class_table(table), "bursts": bursts_table(table)}
     texts = {}
     for path in (paths.PROJECT_ROOT / name for name in (README, RESULTS, MODEL_CARD)):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""

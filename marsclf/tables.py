@@ -8,6 +8,24 @@ import pandas as pd
 from marsclf import data, ledger, metrics, paths
 
 
+def headline(result: dict) -> str:
+    """Return the result of a published run in one paragraph."""
+    test, seeds = result["splits"]["test"], ledger.seeds(result)
+    low, high = test["accuracy_ci95"]
+    of_seeds = [figures["accuracy"] for figures in seeds.values()]
+    text = (
+        f"**{test['accuracy']:.1%} of the test images right** (95 % interval {low:.1%} to "
+        f"{high:.1%}, over sols), macro-F1 {test['macro_f1']:.3f}"
+    )
+    if len(of_seeds) > 1:
+        spread = f"{np.mean(of_seeds):.1%} ± {np.std(of_seeds, ddof=1):.1%}"
+        text += f"; {spread} over {len(of_seeds)} seeds"
+    right = _number(test["accuracy_at_0.9"], "{:.1%}")
+    text += f". Expected calibration error {test['ece']:.3f}; {test['coverage_at_0.9']:.1%} of the "
+    text += f"images reach a confidence of 0.9, and of these {right} are right."
+    return f"{text}\n"
+
+
 def results_tables(published: dict[str, dict]) -> str:
     """Return two Markdown tables: accuracy beside other publications, and this project's runs."""
     head = ["Model", "Train", "Validation", "Test", "Macro-F1, test", "Remarks"]
@@ -74,18 +92,30 @@ def per_class_table(predictions: pd.DataFrame) -> str:
     return _markdown(rows)
 
 
+def bursts_table(predictions: pd.DataFrame, most: int = 15) -> str:
+    """Return a Markdown table of the bursts of test with the most errors."""
+    rows = [
+        ["Sol", "Camera", "Sequence", "True", "Said", "Errors", "Confidence", "Of the true class"]
+    ]
+    bursts = metrics.errors_by_burst(predictions[predictions["split"] == "test"])
+    for row in bursts.head(most).itertuples():
+        names = [str(row.sol), row.camera, row.sequence, row.true, row.said]
+        rows.append([*names, str(row.errors), f"{row.confidence:.2f}", f"{row.of_true:.2f}"])
+    return _markdown(rows)
+
+
 def selection_table() -> str:
     """Return a Markdown table of the recipes that were compared, best first."""
     table = pd.read_csv(paths.RESULTS / ledger.SELECTION)
     first, last = table.columns.get_loc("criterion"), table.columns.get_loc("wall_s")
     shown = list(table.columns[first:last])  # the folds and the conditions
-    rows = [["Changed in the preset", *(name.capitalize() for name in shown), "Minutes"]]
+    rows = [["Changed in the preset", *(name.capitalize() for name in shown), "Minutes", "Commit"]]
     for row in table.sort_values("criterion", ascending=False).to_dict("records"):
         settings = json.loads(row["settings"])
         changed = ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
         shares = [f"{row[name]:.1%}" for name in shown]
         what = f"`{row['preset']}`: {changed or 'nothing'}"
-        rows.append([what, *shares, f"{row['wall_s'] / 60:.0f}"])
+        rows.append([what, *shares, f"{row['wall_s'] / 60:.0f}", row["commit"][:12]])
     return _markdown(rows)
 
 

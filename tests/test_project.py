@@ -165,7 +165,10 @@ def test_licence_notice_and_citation() -> None:
     assert dois == {"10.5281/zenodo.1049137", "10.1609/aaai.v32i1.11404"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "MODEL_CARD.md", "docs/archive-scale.md"])
+DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "docs/archive-scale.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_within_the_repository_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]

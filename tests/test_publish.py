@@ -100,7 +100,7 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     markers = [publish.BEGIN, publish.END]
-    names = ("seeds", "classes", "selection")
+    names = ("headline", "seeds", "classes", "bursts", "selection")
     text = "\n".join(marker.format(name) for name in names for marker in markers)
     (project / "RESULTS.md").write_text(f"# Results\n{text}\n")
     (paths.RESULTS / "selection.csv").write_text(
@@ -115,7 +115,7 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     publish.publish("laptop")
     lines = (project / "RESULTS.md").read_text().splitlines()
     first, second = (line for line in lines if line.startswith("| `laptop`: "))
-    assert first == "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 90.0% | 80.0% | 1 |"
+    assert first == "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 90.0% | 80.0% | 1 | abc |"
     assert second.startswith("| `laptop`: nothing | 80.0% |")
     mean = result["splits"]["test"]["accuracy"] - 0.05
     (seeds,) = (line for line in lines if line.startswith("| `laptop` | 0, 1 |"))
@@ -124,6 +124,12 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     ground = predictions.query("split == 'test' and label == 8")
     recall = (ground["predicted"] == 8).mean()
     assert any(line.startswith(f"| ground | {len(ground)} | {recall:.1%} |") for line in lines)
+    assert any(f"; {mean:.1%} ± {0.1 / 2**0.5:.1%} over 2 seeds" in line for line in lines)
+    worst = metrics.errors_by_burst(predictions.query("split == 'test'")).iloc[0]
+    assert (
+        f"| {worst.true} | {worst.said} | {worst.errors} | {worst.confidence:.2f} |"
+        in "\n".join(lines)
+    )
     publish.verify()
     edited = (project / "RESULTS.md").read_text().replace("85.0%", "95.0%")
     (project / "RESULTS.md").write_text(edited)
