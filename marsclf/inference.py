@@ -119,6 +119,9 @@ def _compile(file: Path, input_shape: tuple) -> Predictor:
             [threads.request.infer(one[np.newaxis].astype(np.float32))[0].copy() for one in inputs]
         )
 
+    # Two threads that are the first to hand an array to OpenVINO's bindings can wait for each other
+    # for ever, one with the lock of a C++ static, one with Python's own. So this thread is the first.
+    predict(np.zeros((1, *input_shape[1:]), np.float32))
     return predict
 
 

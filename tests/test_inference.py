@@ -112,6 +112,23 @@ def test_a_network_is_exported_once(
     assert entries(cache) == before
 
 
+def test_the_loading_thread_is_the_first_to_use_the_engine(
+    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two threads that are the first can, now and then, wait for each other for ever."""
+    import openvino
+
+    infer, users = openvino.InferRequest.infer, []
+
+    def noted(*arguments: object) -> object:
+        users.append(threading.current_thread())
+        return infer(*arguments)
+
+    monkeypatch.setattr(openvino.InferRequest, "infer", noted)
+    make_predictor(exported, cache)
+    assert users == [threading.main_thread()]
+
+
 def test_another_network_gets_another_place(exported: keras.Model, cache: Path) -> None:
     before = entries(cache)
     other = tiny_network(seed=1)
