@@ -120,7 +120,7 @@ def _compile(file: Path, input_shape: tuple) -> Predictor:
         )
 
     # Two threads that are the first to hand an array to OpenVINO's bindings can wait for each other
-    # for ever, one with the lock of a C++ static, one with Python's own. So this thread is the first.
+    # for ever, one with the lock of a C++ static, one with Python's own. So this one is the first.
     predict(np.zeros((1, *input_shape[1:]), np.float32))
     return predict
 
