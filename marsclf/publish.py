@@ -16,6 +16,7 @@ from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.presets import DEFAULT_PRESET, parameters_of
 from marsclf.run import measure
 from marsclf.tables import (
+    archive_table,
     bursts_table,
     cost_table,
     headline,
@@ -28,6 +29,7 @@ from marsclf.tables import (
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 # README.md must hold the results; any of them may hold any of the tables.
 README, MODEL_CARD, RESULTS = "README.md", "MODEL_CARD.md", "RESULTS.md"
+ARCHIVE = "docs/archive-scale.md"
 IMAGES = {"train": 3746, "val": 1640, "test": 1305}
 TOLERANCE = 1e-6
 MAX_BYTES = 1_000_000
@@ -189,8 +191,8 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
     """
     tables = {"results": results_tables(published)}
     if (paths.RESULTS / "bench.json").is_file():
-        bench = (paths.RESULTS / "bench.json").read_text(encoding="utf-8")
-        tables["costs"] = cost_table(json.loads(bench))
+        bench = json.loads((paths.RESULTS / "bench.json").read_text(encoding="utf-8"))
+        tables |= {"costs": cost_table(bench), "archive": archive_table(bench)}
     if (paths.RESULTS / ledger.SELECTION).is_file():
         tables["selection"] = selection_table()
     if published:
@@ -202,7 +204,7 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         tables["headline"] = headline(published[DEFAULT_PRESET])
         tables |= {"classes": per_class_table(table), "bursts": bursts_table(table)}
     texts = {}
-    for path in (paths.PROJECT_ROOT / name for name in (README, RESULTS, MODEL_CARD)):
+    for path in (paths.PROJECT_ROOT / name for name in (README, RESULTS, MODEL_CARD, ARCHIVE)):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         for name, table in tables.items():
             required = path.name == README and name == "results"

@@ -7,6 +7,10 @@ import pandas as pd
 
 from marsclf import data, ledger, metrics, paths
 
+# What the Planetary Data System's imaging archive holds, as its Image Atlas states it.
+ARCHIVE_IMAGES = 31_000_000
+DOLLARS_A_CORE_HOUR = 0.05
+
 
 def headline(result: dict) -> str:
     """Return the result of a published run in one paragraph."""
@@ -116,6 +120,37 @@ def selection_table() -> str:
         shares = [f"{row[name]:.1%}" for name in shown]
         what = f"`{row['preset']}`: {changed or 'nothing'}"
         rows.append([what, *shares, f"{row['wall_s'] / 60:.0f}", row["commit"][:12]])
+    return _markdown(rows)
+
+
+def archive_table(result: dict) -> str:
+    """Return the benchmark's rate as Markdown, and what it makes of the images of an archive."""
+    size, cores = result["classification"][-1], result["hardware"]["cores"]
+    images = result["images"]["ms_an_image"]
+    loading = images["decode"]["median"] + images["whole_image"]["median"]
+    hours = ARCHIVE_IMAGES / (size["images_a_s"] / cores) / 3600
+    rows = [
+        ["What", "How much", "Where from"],
+        [
+            f"the local engine, {cores} cores, browse images about 256 pixels wide",
+            f"{size['images_a_s']:.0f} images a second, {size['peak_rss_mb']} MB",
+            f"[bench.json](../results/bench.json), `classification`, {size['images']:,} images",
+        ],
+        ["a core's time for an image", f"{1000 * cores / size['images_a_s']:.1f} ms", "the same"],
+        ["of it decoding and fitting", f"{loading:.2f} ms", "the same file, `images`"],
+        [
+            f"{ARCHIVE_IMAGES / 1e6:.0f} million such images",
+            f"{hours:.0f} core-hours",
+            "computed from the first row",
+        ],
+        ["on 64 cores", f"{hours / 64:.1f} hours", "computed, if it scales evenly"],
+        [
+            "cost",
+            f"{hours * DOLLARS_A_CORE_HOUR:.1f} dollars",
+            f"computed, at an assumed {DOLLARS_A_CORE_HOUR} dollars a core-hour; storage and "
+            "traffic aside",
+        ],
+    ]
     return _markdown(rows)
 
 
