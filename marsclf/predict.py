@@ -17,7 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -259,7 +259,7 @@ class _Journal:
         try:
             self._take_up(resume)
         except BaseException:
-            self.file.close()
+            self._close()
             raise
 
     def __enter__(self) -> None:
@@ -268,7 +268,7 @@ class _Journal:
     def __exit__(self, *_: object) -> None:
         if not self.counts:  # a file without a row would only be in the way of the next run
             self.path.unlink(missing_ok=True)
-        self.file.close()
+        self._close()
 
     def add(self, rows: list[Row]) -> None:
         lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
@@ -323,6 +323,11 @@ class _Journal:
             except (ValueError, TypeError):
                 raise MarsclfError(f"{self.path} is damaged: remove it and start anew.") from None
             self.whole += len(line)
+
+    def _close(self) -> None:
+        # On a full disk it tries, once more in vain, to write what it could not before.
+        with suppress(OSError):
+            self.file.close()
 
     @contextmanager
     def _failing_clearly(self) -> Iterator[None]:

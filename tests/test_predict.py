@@ -304,6 +304,26 @@ def test_what_cannot_be(
     assert (images / "list.csv").read_text() == "precious"
 
 
+@pytest.mark.parametrize("most_bytes", [9, 1000])
+def test_a_file_that_may_not_grow(images: Path, most_bytes: int) -> None:
+    """The system's own refusal, also of what is still buffered when the file is closed."""
+    code = (
+        "import resource, sys; from pathlib import Path; from marsclf.predict import _Journal\n"
+        "from marsclf.errors import MarsclfError; from marsclf.rows import Row\n"
+        "most = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
+        "try:\n"
+        "    journal = _Journal(Path('t.csv'), {}, False)\n"
+        "    with journal:\n"
+        "        for _ in range(100): journal.add([Row('a.jpg')])\n"
+        "except MarsclfError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(most_bytes)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.startswith("t.csv cannot be written (File too large)")
+    assert ("t.csv.partial keeps what is done" in said.stdout) == (most_bytes == 1000)
+
+
 def test_a_full_disk(
     images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
