@@ -291,17 +291,18 @@ class _Journal:
             raise MarsclfError(f"Another run is writing {self.output}: let it end.") from None
         self.file.seek(0)
         head = self.file.readline()
-        if head and not resume:
-            raise MarsclfError(
-                f"{self.path} is left from a run that was stopped: go on with it by --resume, or "
-                "remove it."
-            )
+        # New, or stopped before there was a row.
         if not head.endswith(b"\n") and self.head.startswith(head):
             with self._failing_clearly():
                 self.file.truncate(0)
                 self.file.write(self.head)
                 self.file.flush()
             return
+        if not resume:
+            raise MarsclfError(
+                f"{self.path} is left from a run that was stopped: go on with it by --resume, or "
+                "remove it."
+            )
         if head != self.head:
             raise MarsclfError(
                 f"{self.path} is of another classifier or threshold: remove it, or give the same "

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from marsclf import predict
+from marsclf import paths, predict
 from marsclf.__main__ import main
 from marsclf.classifier import Classifier
 from marsclf.data import Dataset
@@ -318,10 +318,13 @@ def test_a_file_that_may_not_grow(images: Path, most_bytes: int) -> None:
         "except MarsclfError as error: print(error)\n"
     )
     command = [sys.executable, "-c", code, str(most_bytes)]
-    said = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
+    said = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.startswith("t.csv cannot be written (File too large)")
     assert ("t.csv.partial keeps what is done" in said.stdout) == (most_bytes == 1000)
+    # Without a row there is nothing to go on with, and so nothing to ask --resume for.
+    assert main(["predict", "images", "--output", "t.csv"]) == (1 if most_bytes == 1000 else 3)
 
 
 def test_a_full_disk(
