@@ -5,9 +5,11 @@ this module run out of bounds, wait, or execute something.
 """
 
 import stat
+import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,6 +35,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# How Pillow names the orders of bytes of 16-bit colours (N: the machine's), and the other order.
+SWAPPED = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}.items()
+}
 # Bounds the memory: threads decode small images side by side, but large ones in turn.
 _one_large_at_a_time = threading.Lock()
 
@@ -42,8 +50,9 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
     Greyscale becomes three equal channels, what is transparent becomes black, an EXIF rotation is
     carried out. Integers of more than 8 bits are taken to fill the smallest of 8, 10, 12, 14 and 16
-    bits that holds them; other numbers are stretched between two percentiles. Of a file with
-    several pictures the first is read. Images of over 20 megapixels come shrunk to that.
+    bits that holds them (but CMYK, and grey with transparency, all 16); other numbers are stretched
+    between two percentiles. Of a file with several pictures the first is read. Images of over 20
+    megapixels come shrunk to that.
 
     Raises:
         MarsclfError: the file cannot be read, holds no such image, is cut off, or has over 100
@@ -113,8 +122,13 @@ def _shrunk_size(width: int, height: int) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
+    low = _lower_bytes(image)
     image.load()
     orientation = _orientation(image)
+    if low is not None:
+        turn = TURNS.get(orientation)
+        both = [part if turn is None else part.transpose(turn) for part in (image, low)]
+        return to_8_bit(_sixteen_bits(*both))
     if image.mode.startswith("I;16"):
         image = image.convert("I")
     elif image.mode == "P" or (image.mode in ("1", "L", "RGB") and "transparency" in image.info):
@@ -131,6 +145,35 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _lower_bytes(image: Image.Image) -> Image.Image | None:
+    """Return the lower bytes of RGB of 16 bits, of which Pillow gives the upper ones alone.
+
+    They are what it gives when it is told the other byte order.
+    """
+    if image.mode not in ("RGB", "RGBA") or not {*map(_raw_mode, image.tile)} <= SWAPPED.keys():
+        return None
+    with Image.open(image.filename, formats=FORMATS) as low:
+        low.tile = [_with_raw_mode(tile, SWAPPED[_raw_mode(tile)]) for tile in low.tile]
+        low.load()
+        return low
+
+
+def _raw_mode(tile: NamedTuple) -> str:
+    return tile.args if isinstance(tile.args, str) else tile.args[0]
+
+
+def _with_raw_mode(tile: NamedTuple, mode: str) -> NamedTuple:
+    return tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+
+
+def _sixteen_bits(high: Image.Image, low: Image.Image) -> np.ndarray:
+    """Return uint16 (height, width, 3) of the upper and lower bytes, black where transparent."""
+    step = -(-high.width // _shrunk_size(*high.size)[0])
+    upper, lower = (np.asarray(part)[::step, ::step].astype(np.uint16) for part in (high, low))
+    values = upper[..., :3] << 8 | lower[..., :3]
+    return values if high.mode == "RGB" else (values * (upper[..., 3:] / 255)).astype(np.uint16)
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -2,12 +2,15 @@
 
 import io
 import os
+import struct
 import sys
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,6 +78,37 @@ def test_16_bits_fill_their_scale(tmp_path: Path, scale: int, suffix: str) -> No
     found = stored(Image.fromarray(values), tmp_path / f"a{suffix}")
     np.testing.assert_allclose(found[..., 0], values * (255 / full), atol=0.5001)
     assert found[0, 0].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("full", [65535, 4095])
+@pytest.mark.parametrize("name", ["a.png", "lzw.tif", "raw.tif", "alpha.png"])
+def test_colours_of_16_bits(tmp_path: Path, name: str, full: int) -> None:
+    """Of which Pillow by itself gives the upper bytes alone."""
+    values = (PIXELS / 255 * full).round().astype(np.uint16)
+    values[0, 0] = full
+    stored = np.ascontiguousarray(values[..., ::-1])  # OpenCV has blue first
+    if name == "alpha.png":
+        alpha = np.where(np.arange(36) < 18, 0, 65535) * np.ones((24, 1), int)
+        stored = np.dstack([stored, alpha.astype(np.uint16)])
+        values[:, :18] = 0
+    compression = [cv2.IMWRITE_TIFF_COMPRESSION, 5 if name == "lzw.tif" else 1]
+    assert cv2.imwrite(str(tmp_path / name), stored, compression)
+    scale = next(s for s in read.FULL_SCALES if s >= values.max())
+    np.testing.assert_allclose(read_rgb(tmp_path / name), values * (255 / scale), atol=0.5001)
+    with pytest.MonkeyPatch.context() as patch:  # as a large one
+        patch.setattr(read, "LARGE_PIXELS", 24 * 36 // 4)
+        assert read_rgb(tmp_path / name).shape == (12, 18, 3)
+
+
+def test_a_16_bit_colour_image_is_rotated(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", PIXELS.astype(np.uint16) * 16)[1])
+    upright = read_rgb(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    exif = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif
+    chunk += struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), np.rot90(upright, -1))
 
 
 def test_floats_are_stretched(tmp_path: Path) -> None:
@@ -161,8 +195,6 @@ def test_large_images_are_shrunk(tmp_path: Path, name: str, mode: str) -> None:
 
 def bomb(path: Path, side: int) -> None:
     """Write a small PNG that says it is a square of that side."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(kind + content))
@@ -286,16 +318,19 @@ def test_any_bytes(tmp_path: Path, start: bytes, rest: bytes, suffix: str) -> No
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     place=st.integers(0, 10_000),
     value=st.integers(0, 255),
     suffix=st.sampled_from([".png", ".tif"]),
+    kind=st.sampled_from([np.uint8, np.uint16]),
 )
-def test_mutated_png_and_tiff(tmp_path: Path, place: int, value: int, suffix: str) -> None:
+def test_mutated_png_and_tiff(
+    tmp_path: Path, place: int, value: int, suffix: str, kind: type
+) -> None:
     path = tmp_path / f"a{suffix}"
-    RGB.crop((0, 0, 8, 8)).save(path)
+    assert cv2.imwrite(str(path), PIXELS[:8, :8].astype(kind))
     content = bytearray(path.read_bytes())
     content[place % len(content)] = value
     path.write_bytes(content)
