@@ -18,6 +18,7 @@ from marsclf.errors import MarsclfError
 
 FORMATS = ("JPEG", "PNG", "TIFF")
 PDS_SUFFIXES = (".img", ".lbl", ".xml")
+PDS_DATA_SUFFIXES = (".img", ".dat")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".img")
 MAX_PIXELS = 100_000_000  # decoded, about 0.8 GB
 MAX_BYTES = 1_000_000_000
@@ -60,13 +61,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
-            raise MarsclfError("it is not a file")
-        if status.st_size == 0:
-            raise MarsclfError("the file is empty")
-        if status.st_size > MAX_BYTES:
-            raise MarsclfError(f"the file has more than {MAX_BYTES:,} bytes")
+        _check_file(path)
         if path.suffix.lower() in PDS_SUFFIXES:
             return _read_pds(path)
         with Image.open(path, formats=FORMATS) as image:
@@ -97,6 +92,16 @@ def ignore_decoders_warnings() -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
+        raise MarsclfError("it is not a file")
+    if status.st_size == 0:
+        raise MarsclfError("the file is empty")
+    if status.st_size > MAX_BYTES:
+        raise MarsclfError(f"the file has more than {MAX_BYTES:,} bytes")
 
 
 def _check_size(width: int, height: int) -> None:
@@ -204,6 +209,18 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
     return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
+def _check_pds_data(found: object) -> None:
+    """Check the file with the pixels that a label names, before pdr reads all of it.
+
+    pdr would let Pillow open pictures of any kind, one of which is a program to Ghostscript.
+    """
+    for data in found if isinstance(found, list | tuple | set) else [found]:
+        if data is not None:  # where there is none, pdr says so
+            if Path(data).suffix.lower() not in PDS_DATA_SUFFIXES:
+                raise MarsclfError(f"its label names {Path(data).name!r} instead of an .IMG file")
+            _check_file(Path(data))
+
+
 def _read_pds(path: Path) -> np.ndarray:
     try:
         import pdr
@@ -214,7 +231,11 @@ def _read_pds(path: Path) -> np.ndarray:
             product = pdr.read(path)
             # The pictures of one product: its own first, then perhaps masks and backplanes.
             names = sorted((k for k in product.keys() if "IMAGE" in k.upper()), key=len)  # noqa: SIM118
+            if names:
+                _check_pds_data(product._target_path(names[0]))
             values = product[names[0]] if names else None
+        except MarsclfError:
+            raise
         except Exception as error:
             raise MarsclfError(f"pdr cannot read the product: {_one_line(error)}") from None
         if not isinstance(values, np.ndarray) or values.ndim not in (2, 3) or not values.size:

@@ -466,3 +466,40 @@ def test_pds_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pdr", None)
     with pytest.raises(MarsclfError, match=r"pip install 'marsclf\[pds\]'"):
         read_rgb(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pds_labels_that_name_other_files(tmp_path: Path) -> None:
+    """What a label names is checked as what the user names, and no program is started for it."""
+    pytest.importorskip("pdr")
+    label = write_pds3(tmp_path, np.zeros((1, 24, 36), np.uint8)).with_suffix(".LBL")
+    text = label.read_text()
+
+    def reason(name: str) -> str:
+        label.write_text(text.replace(label.with_suffix(".IMG").name, name))
+        with pytest.raises(MarsclfError) as raised:
+            read_rgb(label)
+        return str(raised.value)
+
+    with (tmp_path / "LARGE.IMG").open("wb") as file:
+        file.truncate(read.MAX_BYTES + 1)
+    assert reason("LARGE.IMG") == "the file has more than 1,000,000,000 bytes"
+    (tmp_path / "A.JPG").write_bytes(REASONS["script.jpg"][0])
+    assert reason("A.JPG") == "its label names 'A.JPG' instead of an .IMG file"
+    os.mkfifo(tmp_path / "PIPE.IMG")
+    assert reason("PIPE.IMG") == "it is not a file"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_pds_labels(tmp_path: Path) -> None:
+    pytest.importorskip("pdr")
+    rng, outcomes = np.random.default_rng(0), []
+    path = write_pds3(tmp_path, PIXELS.transpose(2, 0, 1))
+    label = path.with_suffix(".LBL").read_bytes()
+    for _ in range(200):
+        content = bytearray(label)
+        for place in rng.integers(0, len(content), rng.integers(1, 4)):
+            content[place] = rng.choice(list(b'0179 "=^-\r\n()Z\xff'))
+        path.with_suffix(".LBL").write_bytes(content)
+        outcomes.append(read_or_say_why(path))
+    assert 20 < sum(outcomes) < 180
