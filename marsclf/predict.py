@@ -1,8 +1,8 @@
 """The command `predict`: classifies files into a table that appears whole or not at all.
 
 While it runs, finished rows are appended to `OUTPUT.partial` beside the output, one JSON list a
-line, after a first line that tells by which classifier and threshold they were made. A run that
-was stopped goes on from there with --resume. At the end the output is written from it.
+line, after a first line that tells by which classifier and threshold, and of what, they were made.
+A run that was stopped goes on from there with --resume. At the end the output is written from it.
 """
 
 import csv
@@ -26,7 +26,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically
+from marsclf.files import replace_atomically, sha256_of
 from marsclf.find import find_images, read_list
 from marsclf.read import ignore_decoders_warnings
 from marsclf.rows import COLUMNS, Row, check_threshold, count, shown
@@ -54,12 +54,14 @@ def predict(
     check_threshold(threshold)
     if output is not None:
         _check_output(output)
-        if resume and output.exists() and not partial_of(output).exists():
+        if resume and os.path.exists(output) and not os.path.exists(partial_of(output)):
             print(f"{output} is whole already: there is nothing to go on with.", file=sys.stderr)
             return ALL_READ
     elif resume:
         raise MarsclfError("--resume goes on with a file: name it with --output.")
     if explain is not None:
+        if os.path.realpath(explain) in map(os.path.realpath, sources):
+            raise MarsclfError(f"{explain} holds the images: name another folder for --explain.")
         _make_folder(explain)
     paths = named_images(sources, output, explain)
     first = next(paths, None)
@@ -73,7 +75,7 @@ def predict(
         from marsclf.explain import save_overlays
 
         classifier = load_classifier(model)
-    made_by = {"classifier": classifier.digest, "threshold": threshold}
+    made_by = settings_of(classifier.digest, threshold, sources)
     table = _Printed(sys.stdout) if output is None else _Journal(output, made_by, resume)
     started, before = time.monotonic(), table.counts["images"]
     try:
@@ -87,9 +89,7 @@ def predict(
                 bar.update(len(batch))
             table.finish()
     except KeyboardInterrupt:
-        kept = f"; --resume goes on with {partial_of(output)}" if output is not None else ""
-        print(f"error: interrupted{kept}.", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted(output)
     except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
         return ALL_READ
     seconds = time.monotonic() - started
@@ -97,6 +97,24 @@ def predict(
     if output is not None:
         print(f"Table: {output}", file=sys.stderr)
     return exit_status(table.counts)
+
+
+def interrupted(output: Path | None) -> int:
+    """Say that Ctrl-C was pressed, and what is there; return the exit status."""
+    there = output is not None and partial_of(output).exists()
+    kept = f"; --resume goes on with {partial_of(output)}" if there else ""
+    print(f"error: interrupted{kept}.", file=sys.stderr)
+    return INTERRUPTED
+
+
+def settings_of(classifier: str, threshold: float, sources: list[str]) -> dict:
+    """Return what a run that was stopped must have in common with one that goes on with it."""
+    whole = [source if source == "-" else os.path.abspath(source) for source in sources]
+    return {
+        "classifier": classifier,
+        "threshold": threshold,
+        "sources": sha256_of("\0".join(map(shown, whole)).encode()),
+    }
 
 
 def exit_status(counts: Counter) -> int:
@@ -116,6 +134,8 @@ def named_images(
         for source in sources
         for name in (read_list(sys.stdin.buffer) if source == "-" else [source])
     )
+    # A folder by itself names nothing twice; an archive's millions of names are then not kept.
+    may_repeat = not (len(sources) == 1 and os.path.isdir(sources[0]))
     seen: set[bytes] = set()
     for path in find_images(listed, leave_out=explain):
         if (
@@ -124,15 +144,18 @@ def named_images(
             and os.path.realpath(path) == os.path.realpath(output)
         ):
             raise MarsclfError(f"The output {output} is one of the images: name another file.")
-        key = _key(path)
-        if key not in seen:
+        if may_repeat:
+            key = _key(path)
+            if key in seen:
+                continue
             seen.add(key)
-            yield path
+        yield path
 
 
 def nothing_found(sources: list[str]) -> MarsclfError:
     """Return the error for sources without an image."""
-    return MarsclfError(f"There is no image in {', '.join(sources)}.")
+    named = ["standard input" if source == "-" else source for source in sources]
+    return MarsclfError(f"There is no image in {', '.join(named)}.")
 
 
 def report(counts: Counter, done: int, seconds: float) -> str:
@@ -156,9 +179,9 @@ def partial_of(output: Path) -> Path:
 def _check_output(output: Path) -> None:
     if output.suffix not in WRITERS:
         raise MarsclfError(f"The output {output} must end in {' or '.join(WRITERS)}.")
-    if output.is_dir():
+    if os.path.isdir(output):
         raise MarsclfError(f"The output {output} is a folder: name a file.")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise MarsclfError(f"The folder {output.parent} of the output is not there: make it first.")
 
 
@@ -305,8 +328,8 @@ class _Journal:
             )
         if head != self.head:
             raise MarsclfError(
-                f"{self.path} is of another classifier or threshold: remove it, or give the same "
-                "--model and --threshold as before."
+                f"{self.path} is of other images, or of another classifier or threshold: remove "
+                "it, or give the same paths, --model and --threshold as before."
             )
         for row in self._rows():
             self.done.add(_key(row.path))

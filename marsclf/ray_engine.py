@@ -35,11 +35,13 @@ from marsclf.hardware import cores, limit_cores
 from marsclf.predict import (
     arrow_table,
     exit_status,
+    interrupted,
     named_images,
     nothing_found,
     partial_of,
     quiet_libraries,
     report,
+    settings_of,
 )
 from marsclf.rows import Row, check_threshold, count
 
@@ -69,21 +71,21 @@ def predict_on_ray(
         workers: processes that classify; None: one for every four cores of the cluster.
         images_a_part: images in one file, which is what a lost worker begins again.
 
-    Returns 0, or 3 if some files could not be read. Raises MarsclfError where there is nothing to
-    do, where Ray is missing or not reached, and where parts could not be made.
+    Returns 0, or 3 if some files could not be read, or 130 after Ctrl-C. Raises MarsclfError where
+    there is nothing to do, where Ray is missing or not reached, and where parts could not be made.
     """
     ray = _ray()
     check_threshold(threshold)
     if output is None or output.suffix:
         raise MarsclfError("--engine ray writes a folder of parts: name one with --output.")
     output = output.absolute()
-    if output.exists():
-        if resume and output.is_dir():
+    if os.path.exists(output):
+        if resume and os.path.isdir(output):
             print(f"{output} is whole already: there is nothing to go on with.", file=sys.stderr)
             return 0
         raise MarsclfError(f"{output} is there already: name another folder, or remove it.")
     classifier, partial = model or paths.CLASSIFIER, partial_of(output)
-    made_by = {"classifier": classifier_file.read(classifier)[2], "threshold": threshold}
+    made_by = settings_of(classifier_file.read(classifier)[2], threshold, sources)
     try:
         _list_parts(sources, partial, classifier, made_by, images_a_part, resume)
     except OSError as error:
@@ -92,8 +94,11 @@ def predict_on_ray(
     new = {part for part in parts if not (partial / part).exists()}
     started = time.monotonic()
     if new:
-        with quiet_libraries():
-            _work(ray, address, workers, sorted(new), partial, threshold)
+        try:
+            with quiet_libraries():
+                _work(ray, address, workers, sorted(new), partial, threshold)
+        except KeyboardInterrupt:
+            return interrupted(output)
     counts, done = Counter(), 0
     try:
         for part in parts:
@@ -132,8 +137,8 @@ def _list_parts(
             )
         if json.loads(head.read_text(encoding="utf-8")) != made_by:
             raise MarsclfError(
-                f"{partial} is of another classifier or threshold: remove it, or give the same "
-                "--model and --threshold as before."
+                f"{partial} is of other images, or of another classifier or threshold: remove "
+                "it, or give the same paths, --model and --threshold as before."
             )
         return
     shutil.rmtree(partial / LIST, ignore_errors=True)  # a list that was not finished
@@ -181,7 +186,10 @@ def _work(
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise MarsclfError(f"No Ray cluster answers at {address or 'local'!r}: {reason}") from None
+        raise MarsclfError(
+            f"No Ray cluster answers at {address or 'local'!r} ({reason}); {partial} keeps the "
+            "list of images, for --resume."
+        ) from None
     try:
         total = int(ray.cluster_resources().get("CPU", 1))
         workers = min(workers or max(1, total // CORES_A_WORKER), len(parts))

@@ -238,7 +238,7 @@ def test_a_killed_process_is_gone_on_with(images: Path) -> None:
     assert ended.stdout == "" and "Traceback" not in ended.stderr
 
 
-def test_resume_needs_the_same_classifier_and_threshold(
+def test_resume_needs_the_same_images_classifier_and_threshold(
     images: Path,
     monkeypatch: pytest.MonkeyPatch,
     classifier: Classifier,
@@ -249,8 +249,9 @@ def test_resume_needs_the_same_classifier_and_threshold(
         stop_after(patch, classifier, 16, KeyboardInterrupt())
         assert main(command) == 130
     before = Path("t.csv.partial").read_bytes()
-    error = failure(capsys, *command[1:], "--resume", "--threshold", "0.5")
-    assert "is of another classifier or threshold" in error
+    for sources in (["images", "--threshold", "0.5"], ["images/sub"], ["images", "images/sub"]):
+        error = failure(capsys, *sources, "--output", "t.csv", "--resume")
+        assert "is of other images, or of another classifier or threshold" in error
     assert Path("t.csv.partial").read_bytes() == before
     lines = before.splitlines(keepends=True)
     Path("t.csv.partial").write_bytes(lines[0] + b"{damaged\n" + lines[1])
@@ -273,10 +274,14 @@ def test_two_runs_at_once(images: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "Another run is writing t.csv" in error
 
 
-def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     assert "There is no image in empty" in failure(capsys, "empty", "--output", "t.csv")
     assert names_in(tmp_path) == ["empty"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    assert "There is no image in standard input." in failure(capsys, "-")
 
 
 @pytest.mark.parametrize(
@@ -285,9 +290,14 @@ def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--output", "t.xlsx"], "must end in .csv or .parquet"),
         (["--output", "folder.csv"], "is a folder"),
         (["--output", "not there/t.csv"], "folder not there of the output is not there"),
+        (["--output", f"{'x' * 300}.csv"], "xxx.csv cannot be written (File name too long)"),
+        (["--output", f"{'x' * 300}.csv", "--resume"], "(File name too long)"),
+        (["--output", f"{'x' * 300}/t.csv"], "of the output is not there: make it first"),
+        (["--explain", "x" * 300], "cannot be made (File name too long)"),
         (["--output", "/proc/t.csv"], "/proc/t.csv cannot be written"),
         (["--output", "t.csv", "--threshold", "90"], "between 0 and 1"),
         (["--resume"], "name it with --output"),
+        (["--explain", "images/sub/.."], "images/sub/.. holds the images: name another folder"),
         (["--explain", "images/sub/broken.jpg"], "cannot be made"),
         (["images/list.csv", "--output", "images/list.csv"], "is one of the images"),
         (["images/list.csv", "--output", "images/sub/../list.csv"], "is one of the images"),
@@ -431,6 +441,16 @@ def test_memory_does_not_grow_with_the_number_of_files(
         next(rows)
     assert taken < 1000
     rows.close()
+
+
+def test_names_are_not_kept_where_none_can_come_twice(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an archive of millions; where a file can be named twice they must be."""
+    monkeypatch.setattr(predict, "_key", lambda path: pytest.fail("kept"))
+    assert len(list(predict.named_images(["images"]))) == 40
+    with pytest.raises(pytest.fail.Exception):
+        list(predict.named_images(["images", "images/sub"]))
 
 
 def test_a_list_that_is_not_ours_is_never_a_model(

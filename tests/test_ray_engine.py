@@ -84,7 +84,11 @@ def test_a_worker_is_killed_in_mid_run(images: Path, rows: pd.DataFrame, tmp_pat
 
 
 def test_a_run_that_was_stopped(
-    images: Path, rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path,
+    rows: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The parts are made here, without Ray's processes."""
     pytest.importorskip("ray")
@@ -102,18 +106,19 @@ def test_a_run_that_was_stopped(
 
     monkeypatch.setattr(ray_engine, "_work", work)
 
-    def run(resume: bool, threshold: float = 0.5) -> int:
+    def run(resume: bool, threshold: float = 0.5, source: Path = images) -> int:
         return ray_engine.predict_on_ray(
-            [str(images)], output, threshold, None, None, resume, images_a_part=A_PART
+            [str(source)], output, threshold, None, None, resume, images_a_part=A_PART
         )
 
-    with pytest.raises(KeyboardInterrupt):
-        run(resume=False)
+    assert run(resume=False) == 130
+    assert f"interrupted; --resume goes on with {partial}." in capsys.readouterr().err
     assert parts_in(partial) == PARTS[:20] and not output.exists()
     with pytest.raises(MarsclfError, match="go on with it by --resume"):
         run(resume=False)
-    with pytest.raises(MarsclfError, match="another classifier or threshold"):
-        run(resume=True, threshold=0.9)
+    for other in ({"threshold": 0.9}, {"source": tmp_path}):
+        with pytest.raises(MarsclfError, match="other images, or of another classifier or thresh"):
+            run(resume=True, **other)
     assert run(resume=True) == 3
     assert made == [*PARTS[:20], "stopped", *PARTS[20:]]
     check(output, rows)
@@ -130,6 +135,7 @@ def test_what_ray_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ([source, *ray, "--output", str(tmp_path / "there")], "is there already"),
         ([source, *ray, "--output", str(tmp_path / "new")], "There is no image in"),
         ([source, *ray, "--output", "new", "--explain", "x"], "--explain is of the local engine"),
+        ([source, *ray, "--output", "x" * 300], "cannot be written (File name too long)"),
         ([source, "--address", "auto"], "add --engine ray"),
         ([source, *ray, "--output", "new", "--model", "/gone.npz"], "cannot be read"),
     ):
