@@ -226,9 +226,12 @@ def test_a_killed_process_is_gone_on_with(images: Path) -> None:
         "predict._Journal.add = kill\n"
         "__main__.main(sys.argv[1:])"
     )
-    killed = subprocess.run([sys.executable, "-c", code, *command[3:]], capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *command[3:]], capture_output=True, env=environment
+    )
     assert killed.returncode == -9 and not Path("t.csv").exists()
-    ended = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    ended = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
     assert ended.returncode == 3, ended.stderr
     lines = ended.stderr.splitlines()
     assert lines[0] == "Loading the classifier ..." and lines[1].startswith("40 images: ")

@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from marsclf import ray_engine
+from marsclf import paths, ray_engine
 from marsclf.__main__ import main
 from marsclf.classifier import load_classifier
 from marsclf.errors import MarsclfError
 from marsclf.rows import COLUMNS
 
 IMAGES, A_PART = 360, 4
+PATIENCE = 200  # seconds, after which it hangs
 PARTS = [f"part-{number:06d}.parquet" for number in range(IMAGES // A_PART)]
 
 
@@ -48,6 +50,15 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
+@contextmanager
+def killed_at_the_end(process: subprocess.Popen) -> Iterator[None]:
+    """Let no process outlive a test that fails; Ray's own end with the one that started them."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def parts_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("part-*.parquet"))
 
@@ -67,16 +78,22 @@ def test_a_worker_is_killed_in_mid_run(images: Path, rows: pd.DataFrame, tmp_pat
         f" workers=2, images_a_part={A_PART}))"
     )
     command = [sys.executable, "-c", code, str(images), str(output)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process,
+        killed_at_the_end(process),
+    ):
+        started = time.monotonic()
         while not parts_in(partial):
             assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() - started < PATIENCE
             time.sleep(0.01)
         workers = workers_of(process)
         busiest = max(workers, key=lambda worker: worker.cpu_times().user)
         busiest.kill()
         busiest.wait()
         assert len(workers) == 2 and len(parts_in(partial)) < len(PARTS)
-        _, said = process.communicate()
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3, said  # one file is broken
     assert f"{IMAGES} images" in said and "Traceback" not in said
     assert not partial.exists()
