@@ -1,5 +1,9 @@
 """Looking through the table that a classifier gives: counts, filters and thumbnails."""
 
+import io
+import os
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,6 +12,9 @@ from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.figures import gallery
 from marsclf.read import read_rgb
+
+if TYPE_CHECKING:
+    import ipywidgets
 
 COLUMNS = 6
 SIDE = 300  # pixels of a tile; the images may be large
@@ -52,6 +59,37 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
         raise MarsclfError("No image is chosen: ask for another class or wider confidences.")
     titles = [f"{row.predicted}\n{row.confidence:.2f}" for row in rows.itertuples()]
     return gallery([_tile(path) for path in rows["path"]], titles, COLUMNS, "Images chosen")
+
+
+def chooser(table: pd.DataFrame, most_shown: int) -> "ipywidgets.VBox | None":
+    """Return menus of class and confidence, and what they choose, the least certain first.
+
+    None where no Jupyter server shows the notebook, as in a batch run: there are no menus.
+    """
+    if "JPY_SESSION_NAME" not in os.environ:  # which Jupyter servers tell their kernels
+        return None
+    import ipywidgets
+    from IPython.display import Image, display
+
+    classes = {"all classes": None} | {name: name for name in counts(table).index}
+    menus = {
+        "predicted": ipywidgets.Dropdown(options=classes, description="Class"),
+        "between": ipywidgets.FloatRangeSlider(
+            value=(0, 1), max=1, step=0.01, description="Confidence", continuous_update=False
+        ),
+    }
+
+    def show(predicted: str | None, between: tuple[float, float]) -> None:
+        chosen = select(table, predicted, *between)
+        shown = chosen.head(most_shown)
+        print(f"{len(chosen):,} images chosen, the first {len(shown)} shown")
+        if not shown.empty:
+            drawn = io.BytesIO()
+            thumbnails(shown).savefig(drawn, dpi=100)
+            display(shown, Image(drawn.getvalue()))
+
+    images = ipywidgets.interactive_output(show, menus)
+    return ipywidgets.VBox([ipywidgets.HBox([*menus.values()]), images])
 
 
 def _tile(path: str) -> np.ndarray | None:

@@ -46,3 +46,25 @@ def test_thumbnails(rows: pd.DataFrame) -> None:
     assert words == ["wheel\n0.35", "ground\n0.60", "wheel\n0.95"]
     with pytest.raises(MarsclfError, match="No image is chosen"):
         browse.thumbnails(rows[:0])
+
+
+def test_a_batch_run_has_no_menus(rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert browse.chooser(rows, 24) is None
+
+
+def test_menus(
+    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ipywidgets")
+    monkeypatch.setenv("JPY_SESSION_NAME", "05_classify_new_images.ipynb")
+    menus, _ = browse.chooser(rows, 2).children
+    assert "3 images chosen, the first 2 shown" in capsys.readouterr().out
+    predicted, between = menus.children
+    assert list(predicted.options) == ["all classes", "wheel", "ground"]
+    predicted.value = "wheel"
+    assert "2 images chosen, the first 2 shown" in capsys.readouterr().out
+    between.value = (0.5, 1.0)
+    assert "1 images chosen, the first 1 shown" in capsys.readouterr().out
+    between.value = (0.96, 1.0)
+    assert "0 images chosen, the first 0 shown" in capsys.readouterr().out
