@@ -12,10 +12,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: marsclf needs Python 3.11 to 3.13, not {sys.version}.", file=sys.stderr)
         return 1
     # Imported only now, because another Python may lack the packages or fail in them.
+    from marsclf import paths
     from marsclf.errors import MarsclfError
 
     options = _parser().parse_args(arguments)
     try:
+        if options.command is not _predict and not paths.NOTEBOOKS.is_dir():
+            raise MarsclfError(
+                "This is the library alone, which can predict; the other commands need the "
+                "notebooks and presets of the repository: run them from a copy of it."
+            )
         return options.command(options)
     except MarsclfError as error:
         print(f"error: {error}", file=sys.stderr)

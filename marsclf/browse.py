@@ -69,27 +69,28 @@ def chooser(table: pd.DataFrame, most_shown: int) -> "ipywidgets.VBox | None":
     if "JPY_SESSION_NAME" not in os.environ:  # which Jupyter servers tell their kernels
         return None
     import ipywidgets
-    from IPython.display import Image, display
 
     classes = {"all classes": None} | {name: name for name in counts(table).index}
-    menus = {
-        "predicted": ipywidgets.Dropdown(options=classes, description="Class"),
-        "between": ipywidgets.FloatRangeSlider(
-            value=(0, 1), max=1, step=0.01, description="Confidence", continuous_update=False
-        ),
-    }
+    predicted = ipywidgets.Dropdown(options=classes, description="Class")
+    between = ipywidgets.FloatRangeSlider(
+        value=(0, 1), max=1, step=0.01, description="Confidence", continuous_update=False
+    )
+    rows, images = ipywidgets.HTML(), ipywidgets.Image()
 
-    def show(predicted: str | None, between: tuple[float, float]) -> None:
-        chosen = select(table, predicted, *between)
+    def show(_: object) -> None:
+        chosen = select(table, predicted.value, *between.value)
         shown = chosen.head(most_shown)
-        print(f"{len(chosen):,} images chosen, the first {len(shown)} shown")
+        said = f"{len(chosen):,} images chosen, the first {len(shown)} shown"
+        rows.value = said if shown.empty else said + shown.to_html()
+        drawn = io.BytesIO()
         if not shown.empty:
-            drawn = io.BytesIO()
             thumbnails(shown).savefig(drawn, dpi=100)
-            display(shown, Image(drawn.getvalue()))
+        images.value = drawn.getvalue()
 
-    images = ipywidgets.interactive_output(show, menus)
-    return ipywidgets.VBox([ipywidgets.HBox([*menus.values()]), images])
+    for menu in (predicted, between):
+        menu.observe(show, "value")
+    show(None)
+    return ipywidgets.VBox([ipywidgets.HBox([predicted, between]), rows, images])
 
 
 def _tile(path: str) -> np.ndarray | None:

@@ -53,18 +53,18 @@ def test_a_batch_run_has_no_menus(rows: pd.DataFrame, monkeypatch: pytest.Monkey
     assert browse.chooser(rows, 24) is None
 
 
-def test_menus(
-    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_menus(rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ipywidgets")
     monkeypatch.setenv("JPY_SESSION_NAME", "05_classify_new_images.ipynb")
-    menus, _ = browse.chooser(rows, 2).children
-    assert "3 images chosen, the first 2 shown" in capsys.readouterr().out
+    menus, shown, images = browse.chooser(rows, 2).children
     predicted, between = menus.children
     assert list(predicted.options) == ["all classes", "wheel", "ground"]
+    assert shown.value.startswith("3 images chosen, the first 2 shown<table")
+    assert bytes(images.value).startswith(b"\x89PNG")
     predicted.value = "wheel"
-    assert "2 images chosen, the first 2 shown" in capsys.readouterr().out
+    assert shown.value.startswith("2 images chosen, the first 2 shown<table")
     between.value = (0.5, 1.0)
-    assert "1 images chosen, the first 1 shown" in capsys.readouterr().out
+    assert shown.value.startswith("1 images chosen, the first 1 shown<table")
+    assert "a.png" in shown.value and "b.png" not in shown.value
     between.value = (0.96, 1.0)
-    assert "0 images chosen, the first 0 shown" in capsys.readouterr().out
+    assert shown.value == "0 images chosen, the first 0 shown" and not bytes(images.value)

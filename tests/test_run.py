@@ -315,3 +315,15 @@ def test_check_data(sample_dir: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert capsys.readouterr().out == f"{sample_dir}: 0 faults\n"
     assert main(["check-data", "--data-dir", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().out
+
+
+def test_the_library_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Installed from a wheel, without the repository's notebooks and presets."""
+    monkeypatch.setattr("marsclf.paths.NOTEBOOKS", tmp_path / "not there")
+    for command in ("run", "verify", "publish"):
+        assert main([command]) == 1
+        assert "This is the library alone, which can predict" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
