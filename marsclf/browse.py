@@ -1,15 +1,19 @@
-"""Looking through the table that a classifier gives: counts, filters and thumbnails."""
+"""Looking through what a classifier says: counts, filters, thumbnails, and mistakes by class."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from marsclf import metrics
 from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.figures import gallery
 from marsclf.read import read_rgb
 
 COLUMNS = 6
+MOST_TILES = 24
 SIDE = 300  # pixels of a tile; the images may be large
 
 
@@ -54,7 +58,31 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
     return gallery([_tile(path) for path in rows["path"]], titles, COLUMNS, "Images chosen")
 
 
-def _tile(path: str) -> np.ndarray | None:
+def mistaken_pairs(predictions: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Return every true class and the class it was taken for, the commonest first.
+
+    By words such as "ground → horizon (59)", with the number of images.
+    """
+    table = metrics.commonest_confusions(predictions, limit=None)
+    columns = zip(table["true"], table["predicted"], table["count"], strict=True)
+    return {f"{true} → {said} ({images})": (true, said) for true, said, images in columns}
+
+
+def mistakes(predictions: pd.DataFrame, root: Path, pair: tuple[str, str]) -> Figure:
+    """Lay out the images of a true class that were taken for another, the surest first.
+
+    At most MOST_TILES of them. The paths of `predictions` count from `root`.
+    """
+    true, said = (CLASS_NAMES.index(name) for name in pair)
+    rows = predictions[(predictions["label"] == true) & (predictions["predicted"] == said)]
+    shown = rows.sort_values("confidence", ascending=False, kind="stable").head(MOST_TILES)
+    sols = metrics.product_ids(shown)["sol"]
+    titles = [f"sol {sol}, {sure:.2f}" for sol, sure in zip(sols, shown["confidence"], strict=True)]
+    title = f"{pair[0]}, taken for {pair[1]}: {len(shown)} of {len(rows)} images"
+    return gallery([_tile(root / path) for path in shown["path"]], titles, COLUMNS, title)
+
+
+def _tile(path: str | Path) -> np.ndarray | None:
     try:
         image = read_rgb(path)
     except MarsclfError:

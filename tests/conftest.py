@@ -1,11 +1,16 @@
 """What all tests share: the sample data, made once, and the real data where it is at hand."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from tiny_project import SMALL, environment_of
 
-from marsclf import data, sample
+import marsclf
+from marsclf import data, paths, sample
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +63,29 @@ def classifier(classifier_path: Path, tmp_path_factory: pytest.TempPathFactory):
     from marsclf.classifier import load_classifier
 
     return load_classifier(classifier_path, tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's code, so that nothing is written into the project itself."""
+    root = tmp_path_factory.mktemp("project")
+    without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
+        shutil.copytree(folder, root / folder.name, ignore=without)
+    return root
+
+
+@pytest.fixture(scope="session")
+def smoke_run(project: Path, sample_dir: Path) -> tuple[Path, str]:
+    """The folder of a run of the preset `smoke`, and what the command printed."""
+    command = [sys.executable, "-m", "marsclf", "run", "--preset", "smoke"]
+    command += ["--data-dir", str(sample_dir), "--set", *SMALL]
+    ended = subprocess.run(
+        command,
+        cwd=project,
+        env=environment_of(project),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return project / "runs" / "smoke", ended.stdout

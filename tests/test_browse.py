@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from marsclf import browse
+from marsclf import browse, metrics
+from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.rows import Row, table
 
@@ -46,3 +48,29 @@ def test_thumbnails(rows: pd.DataFrame) -> None:
     assert words == ["wheel\n0.35", "ground\n0.60", "wheel\n0.95"]
     with pytest.raises(MarsclfError, match="No image is chosen"):
         browse.thumbnails(rows[:0])
+
+
+def test_mistakes_by_class_pair(tmp_path: Path) -> None:
+    names = [f"{sol:04d}MR0036510000500684E01_DRCL.JPG" for sol in range(565, 598)]
+    for name in names[:30]:
+        Image.new("RGB", (64, 48), "brown").save(tmp_path / name)
+    wheel, ground, horizon = (CLASS_NAMES.index(name) for name in ("wheel", "ground", "horizon"))
+    labels = [ground] * 26 + [wheel] * 5 + [wheel] * 2
+    said = [horizon] * 26 + [ground] * 5 + [wheel] * 2
+    probabilities = np.zeros((len(names), 25))
+    sure = np.linspace(0.6, 0.9, len(names))
+    probabilities[:, 0] = 1 - sure
+    probabilities[np.arange(len(names)), said] = sure
+    index = pd.DataFrame({"split": "test", "path": names, "label": labels})
+    predictions = metrics.as_predictions(index, probabilities)
+    pairs = browse.mistaken_pairs(predictions)
+    assert pairs == {
+        "ground → horizon (26)": ("ground", "horizon"),
+        "wheel → ground (5)": ("wheel", "ground"),
+    }
+    figure = browse.mistakes(predictions, tmp_path, ("ground", "horizon"))
+    assert figure.get_suptitle() == "ground, taken for horizon: 24 of 26 images"
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words[0] == f"sol 590, {sure[25]:.2f}" and len(words) == 24
+    # An image that is gone leaves its tile empty.
+    assert len(browse.mistakes(predictions, tmp_path, ("wheel", "ground")).axes[0].texts) == 5
