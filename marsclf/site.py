@@ -33,16 +33,24 @@ def build_site(preset: str) -> Path:
     with replace_atomically(run_dir / FOLDER) as temporary:
         temporary.mkdir()
         for name, notebook in notebooks.items():
-            page = temporary / f"{name}.html"
-            page.write_text(_page(notebook, _title(notebook)), encoding="utf-8")
+            page = _page(notebook, _title(notebook), _head(result, name))
+            (temporary / f"{name}.html").write_text(page, encoding="utf-8")
     index = run_dir / FOLDER / "index.html"
     print(f"{len(names)} notebooks as web pages: {index}")
     return index
 
 
-def _page(notebook: nbformat.NotebookNode, title: str) -> str:
+def _head(result: dict, name: str) -> str:
+    """Return as Markdown what stands above a page: the way back, and that it is sample data."""
+    back = "" if name == "index" else f"[All pages of the run {result['preset']}](index.html)\n\n"
+    return back + (f"**{data.SAMPLE_NOTICE}**" if result["dataset"] == "sample" else "")
+
+
+def _page(notebook: nbformat.NotebookNode, title: str, head: str) -> str:
     from nbconvert import HTMLExporter
 
+    if head:
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(head))
     notebook.metadata["title"] = title
     exporter = HTMLExporter(
         embed_images=True, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url=""
@@ -60,7 +68,6 @@ def _index(result: dict, notebooks: dict[str, nbformat.NotebookNode]) -> str:
     about = {name: result[name] for name in ("dataset", "backbone", "seed", "commit")}
     parts = [
         f"# marsclf: the run of preset {result['preset']}",
-        f"**{data.SAMPLE_NOTICE}**" if result["dataset"] == "sample" else "",
         ", ".join(f"{name} {value}" for name, value in about.items()),
         "\n".join(f"1. [{_title(page)}]({name}.html)" for name, page in notebooks.items()),
     ]
@@ -70,4 +77,4 @@ def _index(result: dict, notebooks: dict[str, nbformat.NotebookNode]) -> str:
         row = [split, f"{numbers['n']:,}", f"{numbers['accuracy']:.1%}", f"{low} to {high}"]
         rows.append([*row, f"{numbers['macro_f1']:.3f}", f"{numbers['ece']:.3f}"])
     parts += ["\n".join(f"| {' | '.join(row)} |" for row in rows), CREDIT]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)

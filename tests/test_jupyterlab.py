@@ -122,7 +122,8 @@ def test_run_all_cells(
     cells = nbformat.read(path, as_version=4).cells
     page.goto(f"{lab}/lab/tree/notebooks/{path.name}?reset")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
-    page.wait_for_selector(".jp-NotebookPanel .jp-Toolbar-kernelName:has-text('Python 3')")
+    # Cells that are run before the kernel is there are passed over.
+    page.wait_for_selector("#jp-main-statusbar :text('Python 3 (ipykernel) | Idle')")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     code = sum(cell.cell_type == "code" for cell in cells)

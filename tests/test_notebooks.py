@@ -208,11 +208,16 @@ def test_the_saved_model_gives_the_stored_predictions(
     np.testing.assert_allclose(found, stored, atol=1e-3)
 
 
-def test_error_analysis_from_predictions_alone(
+def test_error_analysis_of_the_published_predictions_alone(
     smoke_run: tuple[Path, str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(smoke_run[0] / "predictions.csv", tmp_path)
-    notebook = execute_alone("03_error_analysis", project, monkeypatch, tmp_path)
+    published = project / "results" / "laptop" / "predictions.csv.gz"
+    published.parent.mkdir(parents=True)
+    published.write_bytes(gzip.compress((smoke_run[0] / "predictions.csv").read_bytes()))
+    try:
+        notebook = execute_alone("03_error_analysis", project, monkeypatch, tmp_path)
+    finally:
+        shutil.rmtree(project / "results")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     galleries = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
     drawn = set(FIGURES["03"]) - galleries - {"reliability_before"}
@@ -221,7 +226,9 @@ def test_error_analysis_from_predictions_alone(
     printed = printed_by(notebook)
     assert "the galleries are left out" in printed and "Grad-CAM is left out" in printed
     assert data.SAMPLE_NOTICE not in printed  # nothing says what they are of
-    assert "Data set: unknown, 375 predictions in predictions.csv" in printed
+    own = tmp_path / "predictions.csv"
+    assert f"There is no {own} yet: these are the published predictions." in printed
+    assert "Data set: unknown, 375 predictions in predictions.csv.gz" in printed
 
 
 def test_classify_new_images(
