@@ -1,5 +1,6 @@
 """The three notebooks, run once on the sample data by the command line, and what they leave."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
