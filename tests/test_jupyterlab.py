@@ -39,7 +39,18 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def copy(smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def browser() -> Iterator["playwright.Browser"]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as started:
+        if found is None and not Path(started.chromium.executable_path).exists():
+            pytest.skip("there is no Chromium to open JupyterLab with: install Debian's `chromium`")
+        # Root, as in a container, has no sandbox.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        yield started.chromium.launch(executable_path=found, args=arguments)
+
+
+@pytest.fixture(scope="module")
+def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project as it is after a run of the preset `smoke`, whose cache it has."""
     root = tmp_path_factory.mktemp("lab") / "project"
     shutil.copytree(smoke_run[0].parents[1], root, ignore=shutil.ignore_patterns("runs"))
@@ -89,24 +100,16 @@ def lab(copy: Path, sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def page(lab: str) -> Iterator["playwright.Page"]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as started:
-        if found is None and not Path(started.chromium.executable_path).exists():
-            pytest.skip("there is no Chromium to open JupyterLab with: install Debian's `chromium`")
-        # Root, as in a container, has no sandbox.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = started.chromium.launch(executable_path=found, args=arguments)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(60_000)
-        for _ in range(60):
-            try:
-                page.goto(f"{lab}/lab?token={TOKEN}")
-                break
-            except playwright.Error:
-                page.wait_for_timeout(500)
-        yield page
-        browser.close()
+def page(lab: str, browser: "playwright.Browser") -> "playwright.Page":
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    for _ in range(60):
+        try:
+            page.goto(f"{lab}/lab?token={TOKEN}")
+            break
+        except playwright.Error:
+            page.wait_for_timeout(500)
+    return page
 
 
 @pytest.mark.parametrize("name", PICTURES)
