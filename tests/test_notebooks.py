@@ -165,7 +165,7 @@ def test_metrics_json(smoke_run: tuple[Path, str], sample_dataset: Dataset) -> N
     stages = {"total", "data", "features", "head", "finetune", *NOTEBOOKS}
     assert set(result["wall_s"]) == stages
     assert all(seconds > 0 for stage, seconds in result["wall_s"].items() if stage != "data")
-    assert 100 < result["peak_rss_mb"] < 4000
+    assert 100 < result["peak_rss_mb"] < 30_000
     assert list(result["splits"]) == ["train", "val", "test"]
     for split, numbers in result["splits"].items():
         assert list(numbers) == [*NUMBERS, "burst"] and list(numbers["burst"]) == NUMBERS

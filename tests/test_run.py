@@ -72,8 +72,7 @@ def test_a_run_leaves_whole_notebooks_and_metrics(offline_run: tuple[Path, str])
     assert result["commit"] == "unknown"
     assert set(result["wall_s"]) == {"total", "data", *presets.NOTEBOOKS, "head"}
     assert sum(result["wall_s"][name] for name in presets.NOTEBOOKS) <= result["wall_s"]["total"]
-    # This process has run other tests before, so only the unit is checked.
-    assert 30 < result["peak_rss_mb"] < 1000 * result["hardware"]["memory_gb"]
+    assert 30 < result["peak_rss_mb"] < 30_000  # of the process that runs all tests
     assert result["hardware"]["cores"] >= 1
     assert result["hardware"]["python"].startswith("3.")
 
