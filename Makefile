@@ -1,7 +1,8 @@
 # The front door: `make help` lists what there is.
 #
 # Variables: PRESET (of presets/), DATA_DIR (folder of the images), SET ("seed=1 epochs=3"),
-#            PYTHON (the interpreter that makes the environment).
+#            LAB_OPTIONS ("--no-browser --port=9000"), PYTHON (the interpreter that makes the
+#            environment).
 
 PRESET ?= laptop
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
@@ -13,7 +14,7 @@ STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help run smoke lab test lint check-data compare bench publish verify lock clean environment
+.PHONY: help run smoke lab html test lint check-data compare bench publish verify lock clean environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +26,11 @@ run: environment ## environment, data, the three notebooks, figures and metrics 
 smoke: environment ## all notebooks on generated images, in under two minutes
 	$(BIN)/python -m marsclf run --preset smoke --sample
 
-lab: environment ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks
+lab: environment ## open the notebooks in JupyterLab [LAB_OPTIONS]
+	$(BIN)/python -m marsclf lab -- $(LAB_OPTIONS)
+
+html: environment ## make web pages of a run's notebooks [PRESET]
+	$(BIN)/python -m marsclf html --preset '$(PRESET)'
 
 test: verify ## all tests, after verify
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""The command line: python -m marsclf {predict,run,check-data,compare,bench,publish,verify}."""
+"""The command line: python -m marsclf COMMAND."""
 
 import argparse
 import os
@@ -100,6 +100,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", **settings)
     run.set_defaults(command=_run)
 
+    lab = commands.add_parser("lab", help="open the notebooks in JupyterLab")
+    lab.add_argument(
+        "options",
+        metavar="-- OPTION",
+        nargs="*",
+        help="options of JupyterLab, such as --no-browser",
+    )
+    lab.set_defaults(command=_lab)
+
+    html = commands.add_parser("html", help="make web pages of a run's notebooks")
+    html.add_argument("--preset", default="laptop", help="the run (default: laptop)")
+    html.set_defaults(command=_html)
+
     check = commands.add_parser("check-data", help="list every fault of the data")
     check.add_argument("--data-dir", **data_dir)
     check.set_defaults(command=_check_data)
@@ -159,6 +172,20 @@ def _run(options: argparse.Namespace) -> int:
     from marsclf.run import run
 
     run(options.preset, options.data_dir, parse_settings(options.settings), options.sample)
+    return 0
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from marsclf.lab import open_lab
+
+    open_lab(options.options)
+    return 0
+
+
+def _html(options: argparse.Namespace) -> int:
+    from marsclf.site import build_site
+
+    build_site(options.preset)
     return 0
 
 

@@ -128,7 +128,8 @@ def _fetch_keras_weights(spec: BackboneSpec) -> None:
         damaged = " (the file found there has another md5: damaged, or not this one)"
         raise MarsclfError(
             f"The ImageNet weights of {spec.name} cannot be downloaded ({error}); get {file} "
-            f"(md5 {md5}) where there is a network and put it at {path}{damaged if found else ''}."
+            f"(md5 {md5}) where there is a network and put it at {path}{damaged if found else ''}. "
+            "EfficientNetLite0, as of the preset laptop, needs no download."
         ) from error
 
 

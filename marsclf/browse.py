@@ -1,22 +1,19 @@
-"""Looking through the table that a classifier gives: counts, filters and thumbnails."""
+"""Looking through what a classifier says: counts, filters, thumbnails, and mistakes by class."""
 
-import io
-import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from marsclf import metrics
 from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.figures import gallery
 from marsclf.read import read_rgb
 
-if TYPE_CHECKING:
-    import ipywidgets
-
 COLUMNS = 6
+MOST_TILES = 24
 SIDE = 300  # pixels of a tile; the images may be large
 
 
@@ -61,39 +58,31 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
     return gallery([_tile(path) for path in rows["path"]], titles, COLUMNS, "Images chosen")
 
 
-def chooser(table: pd.DataFrame, most_shown: int) -> "ipywidgets.VBox | None":
-    """Return menus of class and confidence, and what they choose, the least certain first.
+def mistaken_pairs(predictions: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Return every true class and the class it was taken for, the commonest first.
 
-    None where no Jupyter server shows the notebook, as in a batch run: there are no menus.
+    By words such as "ground → horizon (59)", with the number of images.
     """
-    if "JPY_SESSION_NAME" not in os.environ:  # which Jupyter servers tell their kernels
-        return None
-    import ipywidgets
-
-    classes = {"all classes": None} | {name: name for name in counts(table).index}
-    predicted = ipywidgets.Dropdown(options=classes, description="Class")
-    between = ipywidgets.FloatRangeSlider(
-        value=(0, 1), max=1, step=0.01, description="Confidence", continuous_update=False
-    )
-    rows, images = ipywidgets.HTML(), ipywidgets.Image()
-
-    def show(_: object) -> None:
-        chosen = select(table, predicted.value, *between.value)
-        shown = chosen.head(most_shown)
-        said = f"{len(chosen):,} images chosen, the first {len(shown)} shown"
-        rows.value = said if shown.empty else said + shown.to_html()
-        drawn = io.BytesIO()
-        if not shown.empty:
-            thumbnails(shown).savefig(drawn, dpi=100)
-        images.value = drawn.getvalue()
-
-    for menu in (predicted, between):
-        menu.observe(show, "value")
-    show(None)
-    return ipywidgets.VBox([ipywidgets.HBox([predicted, between]), rows, images])
+    table = metrics.commonest_confusions(predictions, limit=None)
+    columns = zip(table["true"], table["predicted"], table["count"], strict=True)
+    return {f"{true} → {said} ({images})": (true, said) for true, said, images in columns}
 
 
-def _tile(path: str) -> np.ndarray | None:
+def mistakes(predictions: pd.DataFrame, root: Path, pair: tuple[str, str]) -> Figure:
+    """Lay out the images of a true class that were taken for another, the surest first.
+
+    At most MOST_TILES of them. The paths of `predictions` count from `root`.
+    """
+    true, said = (CLASS_NAMES.index(name) for name in pair)
+    rows = predictions[(predictions["label"] == true) & (predictions["predicted"] == said)]
+    shown = rows.sort_values("confidence", ascending=False, kind="stable").head(MOST_TILES)
+    sols = metrics.product_ids(shown)["sol"]
+    titles = [f"sol {sol}, {sure:.2f}" for sol, sure in zip(sols, shown["confidence"], strict=True)]
+    title = f"{pair[0]}, taken for {pair[1]}: {len(shown)} of {len(rows)} images"
+    return gallery([_tile(root / path) for path in shown["path"]], titles, COLUMNS, title)
+
+
+def _tile(path: str | Path) -> np.ndarray | None:
     try:
         image = read_rgb(path)
     except MarsclfError:

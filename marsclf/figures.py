@@ -42,21 +42,29 @@ def save_figure(fig: Figure, folder: Path, name: str, sample: bool) -> Path:
 
     With `sample`, "sample data" is stamped across the figure first.
     """
+    path = folder / name
+    content = png_of(fig, sample)
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def png_of(fig: Figure, sample: bool) -> bytes:
+    """Return `fig` as a PNG file's content; with `sample` "sample data" is stamped across it."""
     if sample:
         # Black with a white rim shows on charts and on photographs.
         stamp = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 60, "alpha": 0.35}
         rim = [patheffects.withStroke(linewidth=4, foreground="white")]
         fig.text(0.5, 0.5, "sample data", path_effects=rim, zorder=10, **stamp)
-    path, drawn = folder / name, BytesIO()
+    drawn, small = BytesIO(), BytesIO()
     fig.savefig(drawn, format="png", dpi=WIDTH_PIXELS / fig.get_figwidth())
     # 256 colours are enough for Mars and halve the size, but photographs need dithering.
     image = Image.open(drawn).convert("RGB")
     reduced = image.quantize(256)
     if image.getcolors(20_000) is None:
         reduced = image.quantize(palette=reduced)
-    with replace_atomically(path) as temporary:
-        reduced.save(temporary, optimize=True)
-    return path
+    reduced.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **options):
@@ -192,8 +200,11 @@ def reliability_diagram(predictions: pd.DataFrame, note: str = "") -> Figure:
     return fig
 
 
-def coverage_accuracy(predictions: pd.DataFrame) -> Figure:
-    """Chart coverage and accuracy of the images whose confidence reaches a threshold."""
+def coverage_accuracy(predictions: pd.DataFrame, threshold: float = metrics.THRESHOLD) -> Figure:
+    """Chart coverage and accuracy of the images whose confidence reaches a threshold.
+
+    One threshold (0 to 1) is marked, and the title tells what it gives.
+    """
     correct = (predictions["label"] == predictions["predicted"]).to_numpy()
     confidence = predictions["confidence"].to_numpy()
     thresholds = np.linspace(0, 1, 201)
@@ -202,14 +213,14 @@ def coverage_accuracy(predictions: pd.DataFrame) -> Figure:
     accuracy = np.divide(
         (covered & correct).sum(axis=1), count, out=np.full(len(count), np.nan), where=count > 0
     )
-    summary = metrics.summarize(predictions)
     fig, axes = new_figure(5)
     axes.plot(thresholds, 100 * accuracy, color=BLUE, label="accuracy of the covered images")
     axes.plot(thresholds, 100 * count / len(correct), "--", color=ORANGE, label="coverage")
-    axes.axvline(metrics.THRESHOLD, color="black", linewidth=1, linestyle=":")
-    text = f"at {metrics.THRESHOLD}: {summary['coverage_at_0.9']:.1%} of the images covered"
-    if summary["accuracy_at_0.9"] is not None:
-        text += f", {summary['accuracy_at_0.9']:.1%} of them right"
+    axes.axvline(threshold, color="black", linewidth=1, linestyle=":")
+    shown = confidence >= threshold
+    text = f"at {threshold:g}: {shown.mean():.1%} of the images covered"
+    if shown.any():
+        text += f", {correct[shown].mean():.1%} of them right"
     axes.set(xlabel="confidence threshold", ylabel="%", xlim=(0, 1), ylim=(0, 102))
     axes.legend(loc="lower left")
     axes.set_title(f"{split_of(predictions)}: {text}")

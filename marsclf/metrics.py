@@ -223,8 +223,10 @@ def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_over_sols(predictions: pd.DataFrame, periods: int = 4) -> pd.DataFrame:
-    """Return, for as many periods with equally many sols: first_sol, last_sol, images, accuracy,
-    confidence (mean) and ece."""
+    """Return one row for each of `periods` with equally many sols.
+
+    Columns: first_sol, last_sol, images, accuracy, confidence (mean) and ece.
+    """
     sols = product_ids(predictions)["sol"].to_numpy()
     rows = []
     for part in np.array_split(np.unique(sols), periods):
@@ -238,8 +240,11 @@ def calibration_over_sols(predictions: pd.DataFrame, periods: int = 4) -> pd.Dat
     return pd.DataFrame(rows, columns=names)
 
 
-def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> pd.DataFrame:
-    """Return the `limit` commonest errors: true, predicted (names), count, share of the class."""
+def commonest_confusions(predictions: pd.DataFrame, limit: int | None = 12) -> pd.DataFrame:
+    """Return the `limit` commonest errors (None: all): true, predicted (names), count, share.
+
+    `share` is of the true class's images, 0 to 1.
+    """
     counts = confusion_matrix(predictions)
     wrong = counts - np.diag(np.diag(counts))
     true, predicted = np.nonzero(wrong)

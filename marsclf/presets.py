@@ -14,7 +14,7 @@ from marsclf.errors import MarsclfError
 NOTEBOOKS = ("01_data_exploration", "02_fine_tuning", "03_error_analysis")
 DEFAULT_PRESET = "laptop"
 # The run gives these to the notebooks itself; neither a preset nor --set may.
-SET_BY_RUN = ("data_dir", "run_dir", "predictions_file", "dataset")
+SET_BY_RUN = ("data_dir", "run_dir", "preset", "predictions_file", "dataset")
 
 
 def load_preset(name: str) -> dict:
@@ -94,7 +94,8 @@ def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dic
 def _checked(origin: str, name: str, value: object, declared: dict[str, object]) -> object:
     if name in SET_BY_RUN:
         raise MarsclfError(
-            f"{origin}: {name} is set by the run itself; choose the data with --data-dir."
+            f"{origin}: {name} is set by the run itself; choose the data with --data-dir and the "
+            "preset with --preset."
         )
     if name not in declared:
         near = difflib.get_close_matches(str(name), declared) or sorted(

@@ -18,7 +18,10 @@ from marsclf.run import measure
 from marsclf.tables import (
     archive_table,
     bursts_table,
+    confusions_table,
     cost_table,
+    drift_table,
+    first_result,
     headline,
     per_class_table,
     results_tables,
@@ -44,7 +47,7 @@ def publish(preset: str) -> None:
     """
     run_dir = paths.RUNS / preset
     predictions = run_dir / "predictions.csv"
-    result = _read_metrics(run_dir / "metrics.json")
+    result = read_metrics(run_dir / "metrics.json")
     changed = {
         name: (result["parameters"].get(name), value)
         for name, value in json.loads(json.dumps(parameters_of(preset))).items()
@@ -111,7 +114,8 @@ def verify() -> None:
     print(f"{len(published)} published runs and the tables verified.")
 
 
-def _read_metrics(path: Path) -> dict:
+def read_metrics(path: Path) -> dict:
+    """Read a run's metrics.json; raise MarsclfError where it is not there, or not that of a run."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         result["parameters"], result["splits"], result["commit"]
@@ -124,7 +128,7 @@ def _read_metrics(path: Path) -> dict:
 
 def _published() -> dict[str, dict]:
     return {
-        path.parent.name: _read_metrics(path)
+        path.parent.name: read_metrics(path)
         for path in sorted(paths.RESULTS.glob("*/metrics.json"))
     }
 
@@ -193,6 +197,7 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
     if (paths.RESULTS / "bench.json").is_file():
         bench = json.loads((paths.RESULTS / "bench.json").read_text(encoding="utf-8"))
         tables |= {"costs": cost_table(bench), "archive": archive_table(bench)}
+        tables["first"] = first_result(bench)
     if (paths.RESULTS / ledger.SELECTION).is_file():
         tables["selection"] = selection_table()
     if published:
@@ -203,6 +208,7 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         table = metrics.read_predictions(file)
         tables["headline"] = headline(published[DEFAULT_PRESET])
         tables |= {"classes": per_class_table(table), "bursts": bursts_table(table)}
+        tables |= {"confusions": confusions_table(table), "drift": drift_table(table)}
     texts = {}
     for path in (paths.PROJECT_ROOT / name for name in (README, RESULTS, MODEL_CARD, ARCHIVE)):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -92,10 +92,10 @@ def error_row(path: str | None, error: str) -> Row:
 
 
 def shown(text: str) -> str:
-    """Return a path, or a message with one, as every program can read it.
+    r"""Return a path, or a message with one, as every program can read it.
 
-    Bytes that are not UTF-8 become backslashes and codes, \\udce9 for the byte e9; so do carriage
-    returns, \\r, which programs take for line breaks or drop.
+    Bytes that are not UTF-8 become backslashes and codes, \udce9 for the byte e9; so do carriage
+    returns, \r, which programs take for line breaks or drop.
     """
     return text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r")
 

@@ -32,8 +32,10 @@ from marsclf.sample import make_sample
 CELL_TIMEOUT_S = 6 * 3600
 PUBLISHED_RESULTS = "03_published_results.ipynb"
 KERNEL_ENVIRONMENT = {
-    # Less of TensorFlow's chatter in the notebooks.
-    "TF_CPP_MIN_LOG_LEVEL": "2",
+    # Less of TensorFlow's chatter, which calls it an error to have no GPU; and a kernel whose
+    # notebook shows what Python prints, but not what libraries in C++ do.
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JUPYTER_PATH": str(Path(__file__).with_name("jupyter")),
     # The kernel of this environment, even where the user has a personal one of the same name.
     "JUPYTER_PREFER_ENV_PATH": "1",
     # Let glibc keep the memory of large arrays: to give it back after every training step and get
@@ -66,7 +68,8 @@ def run(
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
     wall_s = {"total": 0.0, "data": time.monotonic() - started}
     fixed = {"data_dir": str(dataset.root.resolve()), "run_dir": str(run_dir)}
-    fixed |= {"predictions_file": None, "dataset": dataset.name}
+    fixed |= {"predictions_file": str(run_dir / "predictions.csv"), "dataset": dataset.name}
+    fixed["preset"] = None  # its values are among the parameters
     for name in NOTEBOOKS:
         wall_s[name] = execute(name, run_dir / f"{name}.ipynb", parameters | fixed)
     for product in ("predictions.csv", "training.json", "model.keras"):
@@ -114,7 +117,8 @@ def _remove_results(run_dir: Path) -> None:
     for pattern in ("*.csv", "training.json", "model.keras", "*.npz", "*.ipynb", "figures/*.png"):
         for path in run_dir.glob(pattern):
             path.unlink()
-    shutil.rmtree(run_dir / "published", ignore_errors=True)
+    for folder in ("published", "html"):
+        shutil.rmtree(run_dir / folder, ignore_errors=True)
 
 
 def execute(name: str, output: Path, parameters: dict[str, object]) -> float:

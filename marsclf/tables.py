@@ -108,6 +108,38 @@ def bursts_table(predictions: pd.DataFrame, most: int = 15) -> str:
     return _markdown(rows)
 
 
+def drift_table(predictions: pd.DataFrame) -> str:
+    """Return a Markdown table of accuracy and calibration over the sols of test."""
+    rows = [["Sols", "Test images", "Accuracy", "Mean confidence", "ECE"]]
+    periods = metrics.calibration_over_sols(predictions[predictions["split"] == "test"])
+    for row in periods.itertuples():
+        sols = f"{row.first_sol} to {row.last_sol}"
+        shares = [f"{row.accuracy:.1%}", f"{row.confidence:.1%}", f"{row.ece:.3f}"]
+        rows.append([sols, str(row.images), *shares])
+    return _markdown(rows)
+
+
+def confusions_table(predictions: pd.DataFrame, most: int = 8) -> str:
+    """Return a Markdown table of the commonest errors in test."""
+    rows = [["True", "Said", "Test images", "Of the true class"]]
+    for row in metrics.commonest_confusions(
+        predictions[predictions["split"] == "test"], most
+    ).to_dict("records"):
+        rows.append([row["true"], row["predicted"], str(row["count"]), f"{row['share']:.1%}"])
+    return _markdown(rows)
+
+
+def first_result(bench: dict) -> str:
+    """Return how long the first run takes, and another one, in one sentence."""
+    hardware, run = bench["hardware"], bench["run"]
+    cold, warm = (run[name]["wall_s"]["command"] for name in ("cold", "warm"))
+    return (
+        f"With the environment made and the images there, `make run` takes {cold:.0f} s, and "
+        f"{warm:.0f} s the next time, when all is cached (measured by `make bench` on "
+        f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['gpu'] or 'no GPU'}).\n"
+    )
+
+
 def selection_table() -> str:
     """Return a Markdown table of the recipes that were compared, best first."""
     table = pd.read_csv(paths.RESULTS / ledger.SELECTION)

@@ -1,11 +1,19 @@
 """What all tests share: the sample data, made once, and the real data where it is at hand."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
+from tiny_project import SMALL, environment_of
 
-from marsclf import data, sample
+import marsclf
+from marsclf import data, paths, sample
+from marsclf.rows import Row, table
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +66,44 @@ def classifier(classifier_path: Path, tmp_path_factory: pytest.TempPathFactory):
     from marsclf.classifier import load_classifier
 
     return load_classifier(classifier_path, tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's code, so that nothing is written into the project itself."""
+    root = tmp_path_factory.mktemp("project")
+    without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
+        shutil.copytree(folder, root / folder.name, ignore=without)
+    return root
+
+
+@pytest.fixture(scope="session")
+def smoke_run(project: Path, sample_dir: Path) -> tuple[Path, str]:
+    """The folder of a run of the preset `smoke`, and what the command printed."""
+    command = [sys.executable, "-m", "marsclf", "run", "--preset", "smoke"]
+    command += ["--data-dir", str(sample_dir), "--set", *SMALL]
+    ended = subprocess.run(
+        command,
+        cwd=project,
+        env=environment_of(project),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return project / "runs" / "smoke", ended.stdout
+
+
+@pytest.fixture
+def classified(tmp_path: Path) -> pd.DataFrame:
+    """What a classifier said of two images, one that is gone, and one that cannot be read."""
+    for name in ("a", "b"):
+        Image.new("RGB", (1500, 900), "brown").save(tmp_path / f"{name}.png")
+    return table(
+        [
+            Row(str(tmp_path / "a.png"), "wheel", 0.95, "ground", 0.01, False),
+            Row(str(tmp_path / "b.png"), "wheel", 0.35, "ground", 0.3, True),
+            Row(str(tmp_path / "gone.png"), "ground", 0.6, "wheel", 0.3, True),
+            Row(str(tmp_path / "broken.png"), error="the file is empty"),
+        ]
+    )

@@ -195,7 +195,7 @@ def test_without_network_one_sentence_says_what_to_put_where(keras_models: Path)
     md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
     sentence = str(caught.value)
     assert f"get {B0_FILE} (md5 {md5})" in sentence
-    assert sentence.endswith(f"put it at {keras_models / B0_FILE}.")
+    assert f"put it at {keras_models / B0_FILE}. EfficientNetLite0" in sentence
 
 
 def test_the_sentence_for_b7_names_the_published_file(keras_models: Path) -> None:

@@ -14,7 +14,7 @@ from marsclf.data import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.images import Augmentation
 from marsclf.presets import parameters_of
-from marsclf.tables import cost_table
+from marsclf.tables import cost_table, first_result
 
 
 def test_flops_of_a_hand_worked_network() -> None:
@@ -92,6 +92,8 @@ def test_sample_data_are_measured_but_not_stored(
     printed = capsys.readouterr().out
     assert "SAMPLE DATA" in printed and "Nothing was stored" in printed
     assert cost_table(json.loads(json.dumps(result))) in printed
+    seconds = result["run"]["cold"]["wall_s"]["command"]
+    assert f"`make run` takes {seconds:.0f} s" in first_result(result)
     assert "| `make run`, nothing cached | 100 s, 900 MB | one run |" in printed
 
 

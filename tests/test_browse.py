@@ -2,69 +2,60 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from marsclf import browse
+from marsclf import browse, metrics
+from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
-from marsclf.rows import Row, table
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> pd.DataFrame:
-    for name in ("a", "b"):
-        Image.new("RGB", (1500, 900), "brown").save(tmp_path / f"{name}.png")
-    return table(
-        [
-            Row(str(tmp_path / "a.png"), "wheel", 0.95, "ground", 0.01, False),
-            Row(str(tmp_path / "b.png"), "wheel", 0.35, "ground", 0.3, True),
-            Row(str(tmp_path / "gone.png"), "ground", 0.6, "wheel", 0.3, True),
-            Row(str(tmp_path / "broken.png"), error="the file is empty"),
-        ]
-    )
-
-
-def test_counts(rows: pd.DataFrame) -> None:
-    found = browse.counts(rows)
+def test_counts(classified: pd.DataFrame) -> None:
+    found = browse.counts(classified)
     assert found.index.tolist() == ["wheel", "ground"]
     assert found["images"].tolist() == [2, 1] and found["uncertain"].tolist() == [1, 1]
     assert found["median_confidence"].tolist() == pytest.approx([0.65, 0.6])
 
 
-def test_select(rows: pd.DataFrame) -> None:
-    assert browse.select(rows)["confidence"].tolist() == [0.35, 0.6, 0.95]
-    assert browse.select(rows, "wheel", least=0.5)["confidence"].tolist() == [0.95]
-    assert browse.select(rows, most=0.6)["predicted"].tolist() == ["wheel", "ground"]
+def test_select(classified: pd.DataFrame) -> None:
+    assert browse.select(classified)["confidence"].tolist() == [0.35, 0.6, 0.95]
+    assert browse.select(classified, "wheel", least=0.5)["confidence"].tolist() == [0.95]
+    assert browse.select(classified, most=0.6)["predicted"].tolist() == ["wheel", "ground"]
     with pytest.raises(MarsclfError, match="no class 'Wheel'"):
-        browse.select(rows, "Wheel")
+        browse.select(classified, "Wheel")
 
 
-def test_thumbnails(rows: pd.DataFrame) -> None:
-    figure = browse.thumbnails(browse.select(rows))
+def test_thumbnails(classified: pd.DataFrame) -> None:
+    figure = browse.thumbnails(browse.select(classified))
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == ["wheel\n0.35", "ground\n0.60", "wheel\n0.95"]
     with pytest.raises(MarsclfError, match="No image is chosen"):
-        browse.thumbnails(rows[:0])
+        browse.thumbnails(classified[:0])
 
 
-def test_a_batch_run_has_no_menus(rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert browse.chooser(rows, 24) is None
-
-
-def test_menus(rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ipywidgets")
-    monkeypatch.setenv("JPY_SESSION_NAME", "05_classify_new_images.ipynb")
-    menus, shown, images = browse.chooser(rows, 2).children
-    predicted, between = menus.children
-    assert list(predicted.options) == ["all classes", "wheel", "ground"]
-    assert shown.value.startswith("3 images chosen, the first 2 shown<table")
-    assert bytes(images.value).startswith(b"\x89PNG")
-    predicted.value = "wheel"
-    assert shown.value.startswith("2 images chosen, the first 2 shown<table")
-    between.value = (0.5, 1.0)
-    assert shown.value.startswith("1 images chosen, the first 1 shown<table")
-    assert "a.png" in shown.value and "b.png" not in shown.value
-    between.value = (0.96, 1.0)
-    assert shown.value == "0 images chosen, the first 0 shown" and not bytes(images.value)
+def test_mistakes_by_class_pair(tmp_path: Path) -> None:
+    names = [f"{sol:04d}MR0036510000500684E01_DRCL.JPG" for sol in range(565, 598)]
+    for name in names[:30]:
+        Image.new("RGB", (64, 48), "brown").save(tmp_path / name)
+    wheel, ground, horizon = (CLASS_NAMES.index(name) for name in ("wheel", "ground", "horizon"))
+    labels = [ground] * 26 + [wheel] * 5 + [wheel] * 2
+    said = [horizon] * 26 + [ground] * 5 + [wheel] * 2
+    probabilities = np.zeros((len(names), 25))
+    sure = np.linspace(0.6, 0.9, len(names))
+    probabilities[:, 0] = 1 - sure
+    probabilities[np.arange(len(names)), said] = sure
+    index = pd.DataFrame({"split": "test", "path": names, "label": labels})
+    predictions = metrics.as_predictions(index, probabilities)
+    pairs = browse.mistaken_pairs(predictions)
+    assert pairs == {
+        "ground → horizon (26)": ("ground", "horizon"),
+        "wheel → ground (5)": ("wheel", "ground"),
+    }
+    figure = browse.mistakes(predictions, tmp_path, ("ground", "horizon"))
+    assert figure.get_suptitle() == "ground, taken for horizon: 24 of 26 images"
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words[0] == f"sol 590, {sure[25]:.2f}" and len(words) == 24
+    # An image that is gone leaves its tile empty.
+    assert len(browse.mistakes(predictions, tmp_path, ("wheel", "ground")).axes[0].texts) == 5

@@ -187,3 +187,12 @@ def test_flat_image_resembles_nothing(sample_dataset: Dataset, tmp_path: Path) -
     thumbnails, brightness = exploration.measure_images(flat)
     assert np.abs(thumbnails).max() == 0
     assert brightness == pytest.approx([90, 90], abs=1)
+
+
+def test_coverage_at_another_threshold(predictions: pd.DataFrame) -> None:
+    shown = predictions[predictions["confidence"] >= 0.5]
+    right = (shown["label"] == shown["predicted"]).mean()
+    text = texts(figures.coverage_accuracy(predictions, 0.5))
+    share = len(shown) / len(predictions)
+    assert f"at 0.5: {share:.1%} of the images covered, {right:.1%} of them right" in text
+    assert "of them right" not in texts(figures.coverage_accuracy(predictions, 1.01))

@@ -1,10 +1,8 @@
 """The three notebooks, run once on the sample data by the command line, and what they leave."""
 
+import gzip
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -15,18 +13,15 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
-from tiny_project import enter_project
+from tiny_project import SIZE, enter_project, environment_of
 
-import marsclf
-from marsclf import data, figures, metrics, paths, run
+from marsclf import data, figures, metrics, run
 from marsclf.calibration import with_temperature
 from marsclf.data import Dataset
 from marsclf.figures import WIDTH_INCHES
 from marsclf.images import decode_rgb, fit_view
 from marsclf.presets import NOTEBOOKS
 
-SIZE = 48  # pixels; the rest of the preset `smoke`, made smaller still
-SETTINGS = f"image_size={SIZE} views=1 views_rare=1 head_epochs=2 finetune_blocks=[top]".split()
 FIGURES = {
     "01": [
         "bursts",
@@ -49,43 +44,13 @@ FIGURES = {
         "errors_per_class",
         "gradcam_right",
         "gradcam_wrong",
+        "mistakes_by_pair",
         "reliability",
         "reliability_before",
     ],
 }
 NUMBERS = ["n", "accuracy", "accuracy_ci95", "macro_f1", "top3", "nll", "ece"]
 NUMBERS += ["coverage_at_0.9", "accuracy_at_0.9"]
-
-
-@pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project's code, so that nothing is written into the project itself."""
-    root = tmp_path_factory.mktemp("project")
-    without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
-        shutil.copytree(folder, root / folder.name, ignore=without)
-    return root
-
-
-def environment(project: Path) -> dict[str, str]:
-    """Let the notebooks import the copy, and find no data but what they are given."""
-    return {"PYTHONPATH": str(project), "MARSCLF_DATA_DIR": ""}
-
-
-@pytest.fixture(scope="session")
-def smoke_run(project: Path, sample_dir: Path) -> tuple[Path, str]:
-    """The folder of a run of the preset `smoke`, and what the command printed."""
-    command = [sys.executable, "-m", "marsclf", "run", "--preset", "smoke"]
-    command += ["--data-dir", str(sample_dir), "--set", *SETTINGS]
-    ended = subprocess.run(
-        command,
-        cwd=project,
-        env=os.environ | environment(project),
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return project / "runs" / "smoke", ended.stdout
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +63,8 @@ def execute_alone(
 ) -> nbformat.NotebookNode:
     """Run one notebook of the copied project into `output` and return it."""
     enter_project(monkeypatch, project)
-    for variable, value in environment(project).items():
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    for variable, value in environment_of(project).items():
         monkeypatch.setenv(variable, value)
     run.execute(name, output / f"{name}.ipynb", {"run_dir": str(output)} | parameters)
     return nbformat.read(output / f"{name}.ipynb", as_version=4)
@@ -202,7 +168,7 @@ def test_metrics_json(smoke_run: tuple[Path, str], sample_dataset: Dataset) -> N
     assert 100 < result["peak_rss_mb"] < 30_000
     assert list(result["splits"]) == ["train", "val", "test"]
     for split, numbers in result["splits"].items():
-        assert list(numbers) == NUMBERS
+        assert list(numbers) == [*NUMBERS, "burst"] and list(numbers["burst"]) == NUMBERS
         assert numbers["n"] == (sample_dataset.index["split"] == split).sum()
         low, high = numbers["accuracy_ci95"]
         assert low < numbers["accuracy"] < high
@@ -243,20 +209,27 @@ def test_the_saved_model_gives_the_stored_predictions(
     np.testing.assert_allclose(found, stored, atol=1e-3)
 
 
-def test_error_analysis_from_predictions_alone(
+def test_error_analysis_of_the_published_predictions_alone(
     smoke_run: tuple[Path, str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(smoke_run[0] / "predictions.csv", tmp_path)
-    notebook = execute_alone("03_error_analysis", project, monkeypatch, tmp_path)
+    published = project / "results" / "laptop" / "predictions.csv.gz"
+    published.parent.mkdir(parents=True)
+    published.write_bytes(gzip.compress((smoke_run[0] / "predictions.csv").read_bytes()))
+    try:
+        notebook = execute_alone("03_error_analysis", project, monkeypatch, tmp_path)
+    finally:
+        shutil.rmtree(project / "results")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    need_more = {"03_confident_mistakes.png", "03_gradcam_right.png", "03_gradcam_wrong.png"}
-    need_more.add("03_reliability_before.png")
-    assert names == {f"03_{name}.png" for name in FIGURES["03"]} - need_more
+    galleries = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
+    drawn = set(FIGURES["03"]) - galleries - {"reliability_before"}
+    assert names == {f"03_{name}.png" for name in drawn}
     assert pictures_in(notebook) == len(names)
     printed = printed_by(notebook)
     assert "the galleries are left out" in printed and "Grad-CAM is left out" in printed
     assert data.SAMPLE_NOTICE not in printed  # nothing says what they are of
-    assert "Data set: unknown, 375 predictions in predictions.csv" in printed
+    own = tmp_path / "predictions.csv"
+    assert f"There is no {own} yet: these are the published predictions." in printed
+    assert "Data set: unknown, 375 predictions in predictions.csv.gz" in printed
 
 
 def test_classify_new_images(

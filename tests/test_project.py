@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from marsclf import paths, presets
+from marsclf.__main__ import main
 
 ROOT = paths.PROJECT_ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -127,6 +128,19 @@ def test_make_passes_the_settings_on() -> None:
     assert "run --preset 'p' --data-dir 'a b' --set 'seed=1' --set 'epochs=3'" in told
 
 
+def test_make_passes_options_on_to_jupyterlab() -> None:
+    told = make(ROOT, "lab", "LAB_OPTIONS=--no-browser --port=9000", "--dry-run").stdout
+    assert "marsclf lab -- --no-browser --port=9000" in told
+
+
+def test_lab_needs_the_notebooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
+    assert main(["lab"]) == 1
+    assert "error: This is the library alone" in capsys.readouterr().err
+
+
 def test_make_needs_a_suitable_python(checkout: Path) -> None:
     ended = make(checkout, "environment", "PYTHON=false no-such-python")
     assert ended.returncode != 0
@@ -165,7 +179,7 @@ def test_licence_notice_and_citation() -> None:
     assert dois == {"10.5281/zenodo.1049137", "10.1609/aaai.v32i1.11404"}
 
 
-DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "docs/archive-scale.md"]
+DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "CONTRIBUTING.md", "docs/archive-scale.md"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -100,7 +100,7 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     markers = [publish.BEGIN, publish.END]
-    names = ("headline", "seeds", "classes", "bursts", "selection")
+    names = ("headline", "seeds", "classes", "bursts", "selection", "confusions", "drift")
     text = "\n".join(marker.format(name) for name in names for marker in markers)
     (project / "RESULTS.md").write_text(f"# Results\n{text}\n")
     (paths.RESULTS / "selection.csv").write_text(
@@ -130,6 +130,12 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
         f"| {worst.true} | {worst.said} | {worst.errors} | {worst.confidence:.2f} |"
         in "\n".join(lines)
     )
+    wrong = metrics.commonest_confusions(predictions.query("split == 'test'")).iloc[0]
+    pair = f"| {wrong['true']} | {wrong['predicted']} | {wrong['count']} | {wrong['share']:.1%} |"
+    period = metrics.calibration_over_sols(predictions.query("split == 'test'")).iloc[0]
+    sols = f"| {period['first_sol']:.0f} to {period['last_sol']:.0f} | {period['images']:.0f} "
+    assert pair in lines
+    assert any(line.startswith(f"{sols}| {period['accuracy']:.1%} |") for line in lines)
     publish.verify()
     edited = (project / "RESULTS.md").read_text().replace("85.0%", "95.0%")
     (project / "RESULTS.md").write_text(edited)

@@ -117,7 +117,8 @@ def test_an_offline_run_shows_the_published_results(offline_run: tuple[Path, str
     folder, _ = offline_run
     source = folder.parents[1] / "results" / "laptop" / "predictions.csv.gz"
     assert (folder / "published" / "figures" / "graph.png").read_text() == str(source)
-    assert (folder / "figures" / "graph.png").read_text() == "None"
+    own = folder / "predictions.csv"
+    assert (folder / "figures" / "graph.png").read_text() == str(own)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,7 @@ def test_settings_are_read_as_yaml(project: Path) -> None:
         ("data_dir=x", "--data-dir"),
         ("run_dir=x", "set by the run itself"),
         ("predictions_file=x", "set by the run itself"),
+        ("preset=x", "the preset with --preset"),
         ("epochs=ten", "must be of type int"),
         ("epochs=true", "must be of type int"),
         ("rate=high", "must be of type float"),

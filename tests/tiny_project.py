@@ -1,5 +1,6 @@
 """A project folder with notebooks of a few lines, for tests of the machinery around them."""
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -10,6 +11,9 @@ import pytest
 from marsclf import data, metrics, paths
 from marsclf.presets import NOTEBOOKS
 
+SIZE = 48  # pixels
+# What makes the preset `smoke` smaller still.
+SMALL = [f"image_size={SIZE}", "views=1", "views_rare=1", "head_epochs=2", "finetune_blocks=[top]"]
 COMMON = 'data_dir = None\nrun_dir = "runs/by-hand"'
 PARAMETERS = (
     COMMON,
@@ -83,3 +87,10 @@ def write_predictions(path: Path, images_a_split: int = 40) -> None:
     probabilities[::2] = 0.05 / 24
     probabilities[np.arange(0, len(rows), 2), labels[::2]] = 0.95
     metrics.write_predictions(path, pd.DataFrame(rows).assign(label=labels), probabilities)
+
+
+def environment_of(project: Path) -> dict[str, str]:
+    """Let the notebooks import the copy, and find no data but what they are given."""
+    outer = os.environ.copy()
+    outer.pop("PYTEST_CURRENT_TEST", None)  # a kernel that sees it does not show all that it prints
+    return outer | {"PYTHONPATH": str(project), "MARSCLF_DATA_DIR": ""}

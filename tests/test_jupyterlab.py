@@ -1,0 +1,160 @@
+"""`make lab` as a person uses it: each notebook opened in a browser and all its cells run."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from tiny_project import SMALL, environment_of
+
+from marsclf import paths, presets
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+pytestmark = pytest.mark.browser
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TOKEN = "of-this-test-alone"
+MINUTES = 5
+# In their order, because 03 looks at the predictions that 02 makes; and how many pictures each has.
+PICTURES = {
+    "01_data_exploration": 8,
+    "02_fine_tuning": 2,
+    "03_error_analysis": 12,
+    "05_classify_new_images": 1,
+}
+SETTINGS = {
+    # All cells on the page, even those far beneath its edge; and no question about news.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false"},
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as started:
+        if found is None and not Path(started.chromium.executable_path).exists():
+            pytest.skip("there is no Chromium to open JupyterLab with: install Debian's `chromium`")
+        # Root, as in a container, has no sandbox.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        yield started.chromium.launch(executable_path=found, args=arguments)
+
+
+@pytest.fixture(scope="module")
+def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as it is after a run of the preset `smoke`, whose cache it has."""
+    root = tmp_path_factory.mktemp("lab") / "project"
+    shutil.copytree(smoke_run[0].parents[1], root, ignore=shutil.ignore_patterns("runs"))
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(paths.PROJECT_ROOT / name, root)
+    # This environment stands for the one that `make` would make.
+    (root / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if path.name != "made-from.lock":
+            (root / ".venv" / path.name).symlink_to(path)
+    shutil.copy(root / "requirements.lock", root / ".venv" / "made-from.lock")
+    tiny = presets.load_preset("smoke")
+    tiny["parameters"] |= presets.parse_settings(SMALL)
+    (root / "presets" / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    return root
+
+
+@pytest.fixture(scope="module")
+def lab(copy: Path, sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab that `make lab` started."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
+    for name, values in SETTINGS.items():
+        path = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
+    own = {"MARSCLF_DATA_DIR": str(sample_dir), "JUPYTER_TOKEN": TOKEN}
+    own |= {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTERLAB_SETTINGS_DIR": str(folder)}
+    log = folder / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["make", "lab", f"LAB_OPTIONS={options}"],
+            cwd=copy,
+            env=environment_of(copy) | own,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def page(lab: str, browser: "playwright.Browser") -> "playwright.Page":
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    for _ in range(60):
+        try:
+            page.goto(f"{lab}/lab?token={TOKEN}")
+            break
+        except playwright.Error:
+            page.wait_for_timeout(500)
+    return page
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_run_all_cells(
+    name: str, copy: Path, lab: str, page: "playwright.Page", tmp_path: Path
+) -> None:
+    path = copy / "notebooks" / f"{name}.ipynb"
+    if name == "02_fine_tuning":
+        # What a person with a laptop would change.
+        text = path.read_text(encoding="utf-8")
+        assert text.count("preset = None") == 1
+        path.write_text(text.replace("preset = None", 'preset = \\"tiny\\"'), encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    page.goto(f"{lab}/lab/tree/notebooks/{path.name}?reset")
+    page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
+    # Cells that are run before the kernel is there are passed over.
+    page.wait_for_selector("#jp-main-statusbar :text('Python 3 (ipykernel) | Idle')")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    code = sum(cell.cell_type == "code" for cell in cells)
+    done = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[\d+\]"))
+    try:
+        playwright.expect(done).to_have_count(code, timeout=MINUTES * 60_000)
+    finally:
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+    outputs = page.locator(".jp-CodeCell .jp-OutputArea-output")
+    kinds = set(outputs.evaluate_all("all => all.map(one => one.dataset.mimeType)"))
+    assert "application/vnd.jupyter.error" not in kinds, outputs.all_inner_texts()
+    assert "application/vnd.jupyter.stderr" not in kinds, outputs.all_inner_texts()
+    widths = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.naturalWidth)")
+    assert len(widths) == PICTURES[name] and min(widths) >= 1500
+    if name == "03_error_analysis":
+        check_controls(page)
+
+
+def check_controls(page: "playwright.Page") -> None:
+    """Another choice gives another picture."""
+    menu = page.locator(".widget-dropdown select")
+    slider = page.locator(".widget-hslider [role=slider]")
+    boxes = page.locator(".widget-vbox")
+    for control, act in (
+        (menu, lambda: menu.select_option(index=1)),
+        (slider, lambda: slider.press("ArrowLeft")),
+    ):
+        picture = boxes.filter(has=control).locator("img")
+        before = picture.get_attribute("src")
+        act()
+        playwright.expect(picture).not_to_have_attribute("src", before)
