@@ -215,8 +215,8 @@ def fine_tune(
 ) -> tuple[keras.Model, History]:
     """Stage 2, if the recipe has one: train the named blocks and the head together.
 
-    What they learn counts by `finetune_weight`, what they were by the rest: WiSE-FT (Wortsman et al.
-    2022), which keeps what ImageNet taught for images unlike those of training.
+    What they learn counts by `finetune_weight`, what they were by the rest: WiSE-FT (Wortsman et
+    al. 2022), which keeps what ImageNet taught for images unlike those of training.
 
     Returns:
         What the frozen part gives to probabilities (n, 25), with the weights of `network` and
