@@ -18,7 +18,10 @@ SET_BY_RUN = ("data_dir", "run_dir", "preset", "predictions_file", "dataset")
 
 
 def load_preset(name: str) -> dict:
-    """Return the preset's description, expected results (a mapping) and parameters (a mapping)."""
+    """Return the preset's description, expected results (a mapping) and parameters (a mapping).
+
+    The parameters of the preset that it `extends`, if it does, are among them.
+    """
     known = sorted(path.stem for path in paths.PRESETS.glob("*.yaml"))
     if name not in known:
         raise MarsclfError(f"There is no preset {name!r}; those here are {', '.join(known)}.")
@@ -34,6 +37,8 @@ def load_preset(name: str) -> dict:
         raise MarsclfError(
             f"{path} must hold a text `description` and the mappings `expected` and `parameters`."
         )
+    if "extends" in preset:
+        preset["parameters"] = load_preset(preset["extends"])["parameters"] | preset["parameters"]
     return preset
 
 

@@ -29,6 +29,7 @@ class Recipe:
     views_rare: int
     balance: float
     label_smoothing: float
+    mixup: float
     weight_decay: float
     head_hidden: int
     head_dropout: float
@@ -41,6 +42,7 @@ class Recipe:
     finetune_batch_size: int
     finetune_learning_rate: float
     finetune_patience: int
+    finetune_weight: float
     test_zooms: list[float]
 
     @classmethod
@@ -63,6 +65,7 @@ class Recipe:
             weight_decay=self.weight_decay,
             label_smoothing=self.label_smoothing,
             balance=self.balance,
+            mixup=self.mixup,
             **{name: getattr(self, f"{stage}_{name}") for name in own},
         )
 
@@ -212,6 +215,9 @@ def fine_tune(
 ) -> tuple[keras.Model, History]:
     """Stage 2, if the recipe has one: train the named blocks and the head together.
 
+    What they learn counts by `finetune_weight`, what they were by the rest: WiSE-FT (Wortsman et
+    al. 2022), which keeps what ImageNet taught for images unlike those of training.
+
     Returns:
         What the frozen part gives to probabilities (n, 25), with the weights of `network` and
         `head`; and the history.
@@ -221,5 +227,13 @@ def fine_tune(
     classifier = join(network.upper, head)
     unfreeze_blocks(classifier, recipe.finetune_blocks)
     schedule = recipe.schedule("finetune", epoch_size)
+    before = classifier.get_weights()
     history = train("finetune", classifier, train_on, validation, schedule, recipe.seed, folder)
+    weight = recipe.finetune_weight
+    classifier.set_weights(
+        [
+            weight * new + (1 - weight) * old
+            for new, old in zip(classifier.get_weights(), before, strict=True)
+        ]
+    )
     return classifier, history

@@ -34,6 +34,8 @@ class Schedule:
         learning_rate: of AdamW at the start; it falls to zero along a cosine.
         weight_decay: of AdamW.
         label_smoothing: share of the probability spread over all classes (0-1).
+        mixup: how far two examples are mixed, features and targets alike, in shares drawn from
+            Beta(mixup, mixup) for each batch (Zhang et al. 2018); 0 not at all.
         balance: classes are drawn in proportion to size**(1 - balance): 0 as they come, 1 equally.
         patience: epochs without a lower validation loss before the stage ends.
     """
@@ -44,6 +46,7 @@ class Schedule:
     learning_rate: float
     weight_decay: float
     label_smoothing: float
+    mixup: float
     balance: float
     patience: int
 
@@ -174,7 +177,10 @@ def one_hot(labels: np.ndarray) -> np.ndarray:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of features (n, ...), targets (n, 25) and weights (n,), read when asked for."""
+    """Batches of features (n, ...), targets (n, 25) and weights (n,), read when asked for.
+
+    `kept` holds, for each batch, the share that an example keeps when it is mixed with another.
+    """
 
     def __init__(
         self,
@@ -183,10 +189,11 @@ class Batches(keras.utils.PyDataset):
         rows: np.ndarray,
         weights: np.ndarray,
         batch_size: int,
+        kept: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.features, self.labels, self.batch_size = features, labels, batch_size
-        self.rows, self.weights = rows, weights
+        self.rows, self.weights, self.kept = rows, weights, kept
 
     @classmethod
     def drawn(
@@ -199,7 +206,9 @@ class Batches(keras.utils.PyDataset):
         shares = class_weights(labels, schedule.balance)
         rng = np.random.default_rng((seed, epoch))
         rows = rng.choice(len(labels), schedule.epoch_size, p=shares / shares.sum())
-        return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size)
+        batches = math.ceil(schedule.epoch_size / schedule.batch_size)
+        kept = rng.beta(schedule.mixup, schedule.mixup, batches) if schedule.mixup else None
+        return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size, kept)
 
     @classmethod
     def in_order(cls, features: Features, labels: np.ndarray, schedule: Schedule) -> "Batches":
@@ -213,7 +222,13 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.features[rows], one_hot(self.labels[rows]), self.weights[rows]
+        features, targets = self.features[rows], one_hot(self.labels[rows])
+        if self.kept is not None:
+            # Mixed with the batch in reverse: each example has another as its partner.
+            share = np.float32(self.kept[index])
+            features = share * features + (1 - share) * features[::-1]
+            targets = share * targets + (1 - share) * targets[::-1]
+        return features, targets, self.weights[rows]
 
 
 def _reseed_dropout(model: keras.Model, seed: int, epoch: int) -> None:

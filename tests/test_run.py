@@ -194,6 +194,13 @@ def test_a_preset_that_is_none(project: Path, text: str) -> None:
         presets.load_preset("odd")
 
 
+def test_a_preset_extends_another(project: Path) -> None:
+    text = "description: d\nexpected: {}\nextends: laptop\nparameters: {seed: 7}\n"
+    (project / "presets" / "more.yaml").write_text(text)
+    laptop = presets.load_preset("laptop")["parameters"]
+    assert presets.load_preset("more")["parameters"] == laptop | {"seed": 7} != laptop
+
+
 def test_settings_are_read_as_yaml(project: Path) -> None:
     settings = presets.parse_settings(["seed=5", "rate=1e-4", "blocks=[a, b]", "backbone=B0"])
     values = presets.parameters_of("laptop", settings)
