@@ -2,7 +2,7 @@
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from marsclf.calibration import with_temperature
 from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.find import find_images
-from marsclf.images import fit_view
+from marsclf.images import Condition, fit_view
 from marsclf.inference import Predictor, make_predictor, predict_each
 from marsclf.metrics import THRESHOLD
 from marsclf.read import ignore_decoders_warnings, read_rgb, to_8_bit
@@ -30,12 +30,14 @@ class Classifier:
 
     Attributes:
         model: RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
+        zooms: at which it looks at an image; its answers are averaged.
         temperature: the logits are divided by it (Guo et al. 2017).
         digest: SHA-256 of the file it was read from.
         training: where its weights come from.
     """
 
     model: keras.Model = field(repr=False)
+    zooms: tuple[float, ...]
     temperature: float
     digest: str
     training: dict
@@ -89,7 +91,7 @@ class Classifier:
                 ahead.append(_Item(source))
                 yield ahead[-1]
 
-        outputs = predict_each(taken(), self._load, self.engine)
+        outputs = predict_each(taken(), self._load, self._look)
         for probabilities in outputs:
             item = ahead.popleft()
             path = item.source if isinstance(item.source, str) else None
@@ -102,19 +104,25 @@ class Classifier:
         """Return the network's probabilities (..., 25) with its temperature, float64."""
         return with_temperature(probabilities.astype(np.float64), self.temperature)
 
-    def view(self, source: str | np.ndarray) -> np.ndarray:
-        """Return what the network sees of an image: uint8 (size, size, 3)."""
+    def views(self, source: str | np.ndarray) -> np.ndarray:
+        """Return what the network sees of an image, once a zoom: uint8 (zooms, size, size, 3)."""
         image = source if isinstance(source, np.ndarray) else read_rgb(source)
-        return fit_view(image, self.image_size)
+        looks = [fit_view(image, self.image_size, Condition(zoom=zoom)) for zoom in self.zooms]
+        return np.stack(looks)
+
+    def _look(self, views: np.ndarray) -> np.ndarray:
+        """Return the mean answers (n, 25) to the views (n, zooms, size, size, 3) of n images."""
+        answers = self.engine(views.reshape(-1, *views.shape[2:]))
+        return answers.reshape(*views.shape[:2], -1).mean(axis=1)
 
     def _load(self, item: "_Item") -> np.ndarray:
         try:
-            return self.view(item.source)
+            return self.views(item.source)
         except MarsclfError as error:
             item.error = str(error)
         except Exception as error:  # one file must not stop the others
             item.error = f"the image cannot be used: {error or type(error).__name__}"
-        return np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        return np.zeros((len(self.zooms), self.image_size, self.image_size, 3), np.uint8)
 
 
 @dataclass
@@ -148,9 +156,9 @@ def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -
                 f"{file} does not fit {name}: it gives {key[:80]!r} with the shape {weight.shape}."
             )
         place.assign(weight)
-    temperature = float(metadata["calibration"]["temperature"])
+    zooms, temperature = metadata["zooms"], metadata["calibration"]["temperature"]
     engine = make_predictor(model, cache)
-    return Classifier(model, temperature, digest, metadata["training"], engine)
+    return Classifier(model, tuple(zooms), temperature, digest, metadata["training"], engine)
 
 
 def save_classifier(
@@ -159,6 +167,7 @@ def save_classifier(
     *,
     backbone: str,
     training: dict,
+    zooms: Sequence[float] = (1.0,),
     temperature: float = 1.0,
 ) -> None:
     """Write the classifier file of a model made by training.join: the weights that it learnt.
@@ -168,6 +177,7 @@ def save_classifier(
         path: the file; see marsclf.classifier_file.
         backbone: the name of the model's backbone.
         training: where the weights come from: preset, seed, commit, dataset, data_digest.
+        zooms: at which it is to look at an image, 0.1 to 10.
         temperature: what calibration divides the logits by.
     """
     size = model.input_shape[1]
@@ -185,6 +195,7 @@ def save_classifier(
         "head_hidden": hidden[0] if hidden else 0,
         "first_learning_block": learnt[0] if learnt else None,
         "classes": list(CLASS_NAMES),
+        "zooms": list(zooms),
         "calibration": {"kind": "temperature", "temperature": temperature},
         "training": training,
     }

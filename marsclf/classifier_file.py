@@ -8,6 +8,7 @@ that differs from the ImageNet backbone's, named "layer/weight", and `metadata.j
 - head_hidden: units of the head's hidden layer, 0 for a linear head;
 - first_learning_block: the first block of the backbone whose weights are here, or null;
 - classes: the names of the outputs, in order;
+- zooms: at which an image is looked at, the answers averaged; at most 16, each 0.1 to 10;
 - calibration: {"kind": "temperature", "temperature": T}, see marsclf.classifier;
 - training: where the weights come from (preset, seed, commit, dataset, data_digest).
 
@@ -135,6 +136,11 @@ def _checked(metadata: object) -> dict:
         raise ValueError(f"its head_hidden is {hidden!r}")
     if metadata.get("classes") != list(CLASS_NAMES):
         raise ValueError("its classes are not those of the MSL data set")
+    zooms = metadata.get("zooms")
+    if not (isinstance(zooms, list) and 1 <= len(zooms) <= 16) or not all(
+        type(zoom) in (int, float) and 0.1 <= zoom <= 10 for zoom in zooms
+    ):
+        raise ValueError(f"its zooms are {zooms!r}"[:200])
     calibration = metadata.get("calibration")
     if not isinstance(calibration, dict) or calibration.get("kind") != "temperature":
         raise ValueError(f"its calibration is {calibration!r}, which this marsclf does not know")

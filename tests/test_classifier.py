@@ -21,7 +21,7 @@ from marsclf.backbones import build_backbone
 from marsclf.classifier import Classifier, load_classifier, save_classifier
 from marsclf.data import CLASS_NAMES, MSL_V1_DIGEST, Dataset
 from marsclf.errors import MarsclfError
-from marsclf.images import decode_rgb, fit_view
+from marsclf.images import Condition, decode_rgb, fit_view
 from marsclf.rows import COLUMNS, sol_and_camera
 from marsclf.training import build_head, join
 
@@ -140,6 +140,10 @@ def edited(path: Path, **changes: object) -> bytes:
         ({"version": 2}, "version 2 of the format, and this marsclf reads version 1"),
         ({"image_size": 10**6}, "image_size is 1000000"),
         ({"image_size": True}, "image_size is True"),
+        ({"zooms": []}, "zooms are .."),
+        ({"zooms": [1.0, 1e9]}, "zooms are .1.0, 1000000000.0."),
+        ({"zooms": [True]}, "zooms are .True."),
+        ({"zooms": [1] * 99}, "zooms are .1, 1"),
         ({"head_hidden": -1}, "head_hidden is -1"),
         ({"classes": ["a"]}, "classes are not those"),
         ({"backbone": ["EfficientNetLite0"]}, "backbone is"),
@@ -221,6 +225,7 @@ METADATA = {
     "image_size": 64,
     "head_hidden": 0,
     "classes": list(CLASS_NAMES),
+    "zooms": [1.0],
     "calibration": {"kind": "temperature", "temperature": 1.0},
     "training": {},
 }
@@ -255,6 +260,22 @@ def test_confidence_is_calibrated(classifier: Classifier, files: list[str]) -> N
     extreme = np.zeros(25, np.float32)
     extreme[3] = 1
     assert classifier.calibrate(extreme)[3] == pytest.approx(1)
+
+
+def test_the_answers_at_all_zooms_are_averaged(
+    small_model: keras.Model, files: list[str], tmp_path: Path
+) -> None:
+    path, zooms = tmp_path / "c.npz", [1.0, 0.5]
+    save_classifier(small_model, path, backbone="EfficientNetLite0", training={}, zooms=zooms)
+    classifier = load_classifier(path, tmp_path)
+    images = [decode_rgb(file) for file in files[:3]]
+    looks = [[fit_view(image, 64, Condition(zoom=zoom)) for image in images] for zoom in zooms]
+    answers = np.mean([classifier.engine(np.stack(views)) for views in looks], axis=0)
+    table = classifier.predict(files[:3])
+    assert table["confidence"].tolist() == pytest.approx(answers.max(axis=1).tolist(), abs=2e-6)
+    assert table["predicted"].tolist() == [CLASS_NAMES[i] for i in answers.argmax(axis=1)]
+    once = np.mean([classifier.engine(np.stack(looks[0]))], axis=0)
+    assert not np.allclose(answers, once, atol=1e-4)
 
 
 def test_an_image_is_judged_alone(classifier: Classifier, files: list[str]) -> None:
