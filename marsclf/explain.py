@@ -20,7 +20,8 @@ def save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: 
     """Save an overlay as JPEG for each file of the batch that was read; the class is in the name.
 
     The name also has eight digits that stand for the whole path, because files in several folders
-    may share a name. Of a classifier that looks at several zooms the first is explained. Raises MarsclfError where `folder` cannot be written.
+    may share a name. Of a classifier that looks at several zooms the first look is explained.
+    Raises MarsclfError where `folder` cannot be written.
     """
     read = []
     for path, row in batch:
