@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 import threading
 import warnings
 from collections import deque
@@ -78,6 +79,8 @@ def _keras_predictor(model: keras.Model) -> Predictor:
 
 
 def _openvino_predictor(model: keras.Model, cache: Path, sample: np.ndarray | None) -> Predictor:
+    # OpenVINO's converter would tell Intel that it was used; without this package it tells nobody.
+    sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 
     folder = cache / "networks" / network_digest(model)[:32]

@@ -112,6 +112,13 @@ def test_a_network_is_exported_once(
     assert entries(cache) == before
 
 
+def test_nobody_is_told_of_an_export(exported: keras.Model, cache: Path) -> None:
+    make_predictor(exported, cache)
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_the_loading_thread_is_the_first_to_use_the_engine(
     exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
