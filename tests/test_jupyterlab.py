@@ -29,7 +29,7 @@ PICTURES = {
     "01_data_exploration": 8,
     "02_fine_tuning": 2,
     "03_error_analysis": 12,
-    "05_classify_new_images": 1,
+    "05_classify_new_images": 2,
 }
 SETTINGS = {
     # All cells on the page, even those far beneath its edge; and no question about news.
