@@ -20,6 +20,7 @@ README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n"
 METADATA = {
     "backbone": "EfficientNetLite0",
     "image_size": 64,
+    "zooms": [1.0],
     "head_hidden": 0,
     "first_learning_block": None,
     "classes": list(data.CLASS_NAMES),
