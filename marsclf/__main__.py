@@ -100,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", **settings)
     run.set_defaults(command=_run)
 
+    ladder = commands.add_parser(
+        "ladder", help="reproduce the reference with its oddities, and switch them off one by one"
+    )
+    ladder_source = ladder.add_mutually_exclusive_group()
+    ladder_source.add_argument("--data-dir", **data_dir)
+    ladder_source.add_argument("--sample", action="store_true", help="use generated images")
+    ladder.add_argument("--set", **settings)
+    ladder.set_defaults(command=_run, preset="ladder")
+
     lab = commands.add_parser("lab", help="open the notebooks in JupyterLab")
     lab.add_argument(
         "options",
@@ -168,10 +177,12 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from marsclf.presets import parse_settings
+    from marsclf.ladder import run_ladder
+    from marsclf.presets import LADDERS, parse_settings
     from marsclf.run import run
 
-    run(options.preset, options.data_dir, parse_settings(options.settings), options.sample)
+    start = run_ladder if options.preset in LADDERS else run
+    start(options.preset, options.data_dir, parse_settings(options.settings), options.sample)
     return 0
 
 
