@@ -91,7 +91,7 @@ def publish(preset: str) -> None:
 
 
 def publish_ladder(name: str) -> None:
-    """Copy the metrics, predictions and figures of runs/<name>/, a ladder, and rewrite the tables."""
+    """Copy metrics, predictions and figures of runs/<name>/, a ladder; rewrite the tables."""
     run_dir, ladder = paths.RUNS / name, paths.RESULTS / f"{name}.json"
     result = json.loads((run_dir / "ladder.json").read_text(encoding="utf-8"))
     with replace_atomically(paths.FIGURES / name) as temporary:

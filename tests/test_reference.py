@@ -1,7 +1,5 @@
 """The original recipe, its switches one at a time, and the notebook that climbs from it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
