@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--data-dir", **data_dir)
     source.add_argument("--sample", action="store_true", help="use generated images")
     run.add_argument("--set", **settings)
+    run.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet weights of the backbone, where Keras cannot download them",
+    )
     run.set_defaults(command=_run)
 
     ladder = commands.add_parser(
@@ -107,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     ladder_source.add_argument("--data-dir", **data_dir)
     ladder_source.add_argument("--sample", action="store_true", help="use generated images")
     ladder.add_argument("--set", **settings)
-    ladder.set_defaults(command=_run, preset="ladder")
+    ladder.set_defaults(command=_run, preset="ladder", weights=None)
 
     lab = commands.add_parser("lab", help="open the notebooks in JupyterLab")
     lab.add_argument(
@@ -178,11 +184,16 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from marsclf.ladder import run_ladder
-    from marsclf.presets import LADDERS, parse_settings
+    from marsclf.presets import LADDERS, parameters_of, parse_settings
     from marsclf.run import run
 
+    settings = parse_settings(options.settings)
+    if options.weights:
+        from marsclf.backbones import install_weights
+
+        install_weights(parameters_of(options.preset, settings)["backbone"], options.weights)
     start = run_ladder if options.preset in LADDERS else run
-    start(options.preset, options.data_dir, parse_settings(options.settings), options.sample)
+    start(options.preset, options.data_dir, settings, options.sample)
     return 0
 
 

@@ -1,11 +1,19 @@
 """The original recipe, its switches one at a time, and the notebook that climbs from it."""
 
+import dataclasses
+import json
+from pathlib import Path
+
+import keras
 import numpy as np
 import pytest
 
-from marsclf import reference
+from marsclf import data, ledger, reference
+from marsclf.backbones import build_backbone
+from marsclf.errors import MarsclfError
 from marsclf.images import AsRead, Augmentation, fit_view, read_view
-from marsclf.reference import Original
+from marsclf.reference import Original, split_at, thaw
+from marsclf.training import build_head, join
 
 RNG = np.random.default_rng(0)
 
@@ -69,3 +77,70 @@ def test_natural_draws_take_each_image_once_and_balanced_ones_each_class_alike()
     assert sorted(views // 4) == list(range(1000)) and set(views % 4) == {0, 1, 2, 3}
     balanced = reference.draw(Original(balanced=True), labels, views=1, epoch=0)
     assert (labels[balanced] == 7).mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_an_unknown_step_or_network(tmp_path: Path) -> None:
+    with pytest.raises(MarsclfError, match="there is no 'rgb'; the steps are RGB, aspect kept"):
+        reference.rungs(Original(), ["rgb"])
+    with pytest.raises(MarsclfError, match="choose one of EfficientNetB7, EfficientNetLite0"):
+        reference.learn(Original("EfficientNetB0"), tmp_path, None)
+
+
+def test_the_upper_layers_of_b7_begin_at_layer_500() -> None:
+    whole = build_backbone("EfficientNetB7", 32, weights=None)
+    frozen, upper, still_frozen = split_at(whole, reference.FIRST_LAYER["EfficientNetB7"])
+    learning = [layer.name for layer in upper.layers[1:] if layer.name not in still_frozen]
+    assert learning == [layer.name for layer in whole.layers[500:]]
+    assert {name.partition("_")[0] for name in still_frozen} == {"block5g"}
+    assert frozen.layers[-1].name == "block5f_add"
+
+
+def test_batchnorm_thaws_only_where_it_is_to() -> None:
+    whole = build_backbone("EfficientNetLite0", 32, weights=None)
+    _, upper, still_frozen = split_at(whole, reference.FIRST_LAYER["EfficientNetLite0"])
+    assert not still_frozen
+    classifier = join(upper, build_head(1280, 0, 0.2))
+    images = np.ones((4, *classifier.input_shape[1:]), np.float32)
+    for batchnorm in (True, False):
+        thaw(classifier, still_frozen, batchnorm)
+        layers = [la for la in classifier.layers if isinstance(la, keras.layers.BatchNormalization)]
+        before = [layer.moving_variance.numpy() for layer in layers]
+        classifier(images, training=True)
+        pairs = zip(layers, before, strict=True)
+        moved = [bool((la.moving_variance.numpy() != was).any()) for la, was in pairs]
+        assert all(moved) if batchnorm else not any(moved)
+
+
+def test_a_rung_done_before_is_skipped_and_a_score_of_test_is_entered(
+    sample_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt, entered = [], []
+
+    def learn(how: Original, *_: object) -> tuple:
+        learnt.append(how)
+        layers = keras.layers
+        frozen = keras.Sequential([layers.Input((24, 32, 3)), layers.AveragePooling2D(8)])
+        classifier = [layers.Input((3, 4, 3)), layers.GlobalAveragePooling2D()]
+        classifier.append(layers.Dense(25, "softmax"))
+        return frozen, keras.Sequential(classifier), []
+
+    monkeypatch.setattr(reference, "learn", learn)
+    monkeypatch.setattr(ledger, "append", lambda record, _: entered.append(record["preset"]))
+    real = dataclasses.replace(sample_dataset, name="msl-v1")
+    recipes = reference.rungs(Original(sides=(24, 32)), ["RGB"])
+
+    def climb() -> dict:
+        return reference.climb("ladder", recipes, real, tmp_path / "run", tmp_path / "cache")
+
+    first = climb()
+    assert learnt == list(recipes.values())
+    assert entered == ["ladder/original", "ladder/rgb"]
+    assert json.loads(json.dumps(climb())) == first
+    assert len(learnt) == len(entered) == 2
+    # A rung that was cut off before its metrics were written, or has another recipe, is done again.
+    (tmp_path / "run" / "rgb" / "metrics.json").unlink()
+    climb()
+    assert entered[2:] == ["ladder/rgb"]
+    recipes = reference.rungs(Original(sides=(24, 32), seed=1), ["RGB"])
+    climb()
+    assert len(learnt) == 5
