@@ -144,6 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--data-dir", **data_dir)
     bench.set_defaults(command=_bench)
 
+    cost = commands.add_parser("b7-cost", help="measure what B7's features cost on this machine")
+    cost.add_argument("--data-dir", **data_dir)
+    cost.set_defaults(command=_b7_cost)
+
     publish = commands.add_parser("publish", help="copy a run's results into the repository")
     publish.add_argument("--preset", default="laptop", help="the run to publish (default: laptop)")
     publish.set_defaults(command=_publish)
@@ -238,6 +242,13 @@ def _bench(options: argparse.Namespace) -> int:
     from marsclf.bench import bench
 
     bench(options.data_dir)
+    return 0
+
+
+def _b7_cost(options: argparse.Namespace) -> int:
+    from marsclf.b7_cost import measure_b7
+
+    measure_b7(options.data_dir)
     return 0
 
 
