@@ -17,6 +17,7 @@ from marsclf.presets import DEFAULT_PRESET, LADDERS, parameters_of
 from marsclf.run import measure
 from marsclf.tables import (
     archive_table,
+    b7_cost_line,
     bursts_table,
     confusions_table,
     cost_table,
@@ -238,6 +239,8 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         tables["selection"] = selection_table()
     if (paths.RESULTS / "ladder.json").is_file():
         tables["ladder"] = ladder_table(published)
+    if (paths.RESULTS / "b7_cost.json").is_file():
+        tables["b7"] = b7_cost_line()
     if published:
         tables["seeds"] = seeds_table(published)
     if DEFAULT_PRESET in published:

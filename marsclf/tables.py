@@ -93,6 +93,21 @@ def ladder_table(published: dict[str, dict]) -> str:
     return _markdown(rows)
 
 
+def b7_cost_line() -> str:
+    """Return a sentence: what B7's features cost on the machine that measured it."""
+    cost = json.loads((paths.RESULTS / "b7_cost.json").read_text(encoding="utf-8"))
+    height, width = cost["sides"]
+    hardware = cost["hardware"]
+    return (
+        f"At {width} × {height} pixels they take {cost['ms_an_image'] / 1000:.2f} s an image and "
+        f"{cost['minutes_for_all']:.0f} minutes for one view of all images, in "
+        f"{cost['peak_rss_mb'] / 1000:.1f} GB of memory (random weights of the scale of trained "
+        f"ones, {cost['images']} images; `python -m marsclf b7-cost` at commit "
+        f"{cost['commit'][:12]} on {hardware['cores']} cores of {hardware['cpu']}, "
+        f"{hardware['gpu'] or 'no GPU'}).\n"
+    )
+
+
 def seeds_table(published: dict[str, dict]) -> str:
     """Return a Markdown table: mean and standard deviation over the seeds in the ledger."""
     names = {
