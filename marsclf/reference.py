@@ -187,7 +187,8 @@ def learn(
     labels = train["label"].to_numpy()
     views = how.views if how.augmented else 1
     counts = np.full(len(train), views)
-    seen = embed_views(root, train, counts, frozen, how.reading(training=True), how.seed, cache)
+    below = frozen if how.upper_epochs else whole
+    seen = embed_views(root, train, counts, below, how.reading(training=True), how.seed, cache)
     keras.utils.set_random_seed(how.seed)
     head = build_head(whole.output_shape[1], 0, DROPOUT)
     history: History = []
@@ -210,6 +211,9 @@ def learn(
             shown = ", ".join(f"{name} {value:.3f}" for name, value in record.items())
             print(f"{stage} epoch {epoch + 1}/{epochs}: {shown}", flush=True)
 
+    if not how.upper_epochs:
+        fit("frozen", head, seen, how.frozen_epochs)
+        return whole, head, history
     fit("frozen", head, pass_on(seen, upper, cache), how.frozen_epochs)
     classifier = join(upper, head)
     thaw(classifier, still_frozen, how.batchnorm_trainable)

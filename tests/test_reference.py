@@ -144,3 +144,14 @@ def test_a_rung_done_before_is_skipped_and_a_score_of_test_is_entered(
     recipes = reference.rungs(Original(sides=(24, 32), seed=1), ["RGB"])
     climb()
     assert len(learnt) == 5
+
+
+def test_without_a_second_stage_the_whole_network_is_frozen(
+    sample_dataset: data.Dataset, tmp_path: Path
+) -> None:
+    how = Original("EfficientNetLite0", sides=(32, 40), frozen_epochs=2, upper_epochs=0)
+    train = sample_dataset.index.iloc[::20]
+    frozen, classifier, history = reference.learn(how, sample_dataset.root, train, tmp_path)
+    assert [record["stage"] for record in history] == ["frozen", "frozen"]
+    assert frozen.input_shape == (None, 32, 40, 3) and frozen.output_shape == (None, 1280)
+    assert classifier.input_shape == (None, 1280)
