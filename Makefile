@@ -1,6 +1,7 @@
 # The front door: `make help` lists what there is.
 #
 # Variables: PRESET (of presets/), DATA_DIR (folder of the images), SET ("seed=1 epochs=3"),
+#            WEIGHTS (file of ImageNet weights),
 #            LAB_OPTIONS ("--no-browser --port=9000"), PYTHON (the interpreter that makes the
 #            environment).
 
@@ -14,17 +15,21 @@ STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help run smoke lab html test lint check-data compare bench publish verify lock clean environment
+.PHONY: help run smoke ladder lab html test lint check-data compare bench publish verify lock clean environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: environment ## environment, data, the three notebooks, figures and metrics [PRESET DATA_DIR SET]
+run: environment ## environment, data, the three notebooks, figures and metrics [PRESET DATA_DIR SET WEIGHTS]
 	$(BIN)/python -m marsclf run --preset '$(PRESET)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
+		$(if $(WEIGHTS),--weights '$(WEIGHTS)') \
 		$(foreach setting,$(SET),--set '$(setting)')
 
 smoke: environment ## all notebooks on generated images, in under two minutes
 	$(BIN)/python -m marsclf run --preset smoke --sample
+
+ladder: environment ## the reference reproduced, its oddities switched off one by one [DATA_DIR]
+	$(BIN)/python -m marsclf ladder $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
 
 lab: environment ## open the notebooks in JupyterLab [LAB_OPTIONS]
 	$(BIN)/python -m marsclf lab -- $(LAB_OPTIONS)

@@ -98,7 +98,22 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--data-dir", **data_dir)
     source.add_argument("--sample", action="store_true", help="use generated images")
     run.add_argument("--set", **settings)
+    run.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet weights of the backbone, where Keras cannot download them",
+    )
     run.set_defaults(command=_run)
+
+    ladder = commands.add_parser(
+        "ladder", help="reproduce the reference with its oddities, and switch them off one by one"
+    )
+    ladder_source = ladder.add_mutually_exclusive_group()
+    ladder_source.add_argument("--data-dir", **data_dir)
+    ladder_source.add_argument("--sample", action="store_true", help="use generated images")
+    ladder.add_argument("--set", **settings)
+    ladder.set_defaults(command=_run, preset="ladder", weights=None)
 
     lab = commands.add_parser("lab", help="open the notebooks in JupyterLab")
     lab.add_argument(
@@ -128,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure what the work costs on this machine")
     bench.add_argument("--data-dir", **data_dir)
     bench.set_defaults(command=_bench)
+
+    cost = commands.add_parser("b7-cost", help="measure what B7's features cost on this machine")
+    cost.add_argument("--data-dir", **data_dir)
+    cost.set_defaults(command=_b7_cost)
 
     publish = commands.add_parser("publish", help="copy a run's results into the repository")
     publish.add_argument("--preset", default="laptop", help="the run to publish (default: laptop)")
@@ -168,10 +187,17 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from marsclf.presets import parse_settings
+    from marsclf.ladder import run_ladder
+    from marsclf.presets import LADDERS, parameters_of, parse_settings
     from marsclf.run import run
 
-    run(options.preset, options.data_dir, parse_settings(options.settings), options.sample)
+    settings = parse_settings(options.settings)
+    if options.weights:
+        from marsclf.backbones import install_weights
+
+        install_weights(parameters_of(options.preset, settings)["backbone"], options.weights)
+    start = run_ladder if options.preset in LADDERS else run
+    start(options.preset, options.data_dir, settings, options.sample)
     return 0
 
 
@@ -216,6 +242,13 @@ def _bench(options: argparse.Namespace) -> int:
     from marsclf.bench import bench
 
     bench(options.data_dir)
+    return 0
+
+
+def _b7_cost(options: argparse.Namespace) -> int:
+    from marsclf.b7_cost import measure_b7
+
+    measure_b7(options.data_dir)
     return 0
 
 

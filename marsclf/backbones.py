@@ -1,7 +1,9 @@
 """The networks that turn an image into features: EfficientNetB0-B7 and EfficientNet-Lite0-2."""
 
+import hashlib
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import keras
 from keras.src.applications import efficientnet as keras_efficientnet
 from keras.src.backend.config import keras_home
@@ -19,6 +22,7 @@ from keras.src.utils.file_utils import validate_file
 
 from marsclf.efficientnet_lite import build_efficientnet_lite
 from marsclf.errors import MarsclfError
+from marsclf.files import replace_atomically
 
 BLOCKS = ("stem", *(f"block{i}" for i in range(1, 8)), "top")
 
@@ -109,10 +113,58 @@ def split_frozen(
     )
 
 
+def install_weights(name: str, file: Path) -> Path:
+    """Copy a file of ImageNet weights to where Keras looks for it; return that place.
+
+    Not given to Keras by its own name, because Keras then leaves out a scaling of the pixels that
+    these weights were trained with. Raises MarsclfError unless it is the file that Keras publishes.
+    """
+    spec = SPECS.get(name)
+    if spec is None or spec.weights == "wheel":
+        raise MarsclfError(f"{name} takes no file of weights: leave out --weights.")
+    published, md5 = _published_weights(spec)
+    wanted = f"the weights of {name} are {published}, md5 {md5}"
+    try:
+        found = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError as error:
+        raise MarsclfError(f"{file} cannot be read ({error.strerror}); {wanted}.") from error
+    if found != md5:
+        raise MarsclfError(f"{file} {_what_is_wrong(spec, file, found)}; {wanted}.")
+    path = _keras_models_folder() / published
+    if path.resolve() != file.resolve():
+        with replace_atomically(path) as temporary:
+            shutil.copyfile(file, temporary)
+    return path
+
+
+def _what_is_wrong(spec: BackboneSpec, file: Path, md5: str) -> str:
+    """Return what is wrong with a file that is not the published one, to follow its name."""
+    with_top = "holds the classes of ImageNet, too: take the file without top"
+    if md5 == keras_efficientnet.WEIGHTS_HASHES[spec.name[-2:].lower()][0]:
+        return with_top
+    if not h5py.is_hdf5(file):
+        return "is not an HDF5 file"
+    try:
+        with h5py.File(file) as content:
+            layers = {name.split("/")[-1] for name in content}
+    except OSError:
+        return "is cut off or damaged"
+    if layers & {"predictions", "probs"}:
+        return with_top
+    return f"has another md5, {md5}: damaged, or of another network"
+
+
+def _published_weights(spec: BackboneSpec) -> tuple[str, str]:
+    """Return the name and the md5 of the file that Keras publishes."""
+    return (
+        spec.name.lower() + "_notop.h5",
+        keras_efficientnet.WEIGHTS_HASHES[spec.name[-2:].lower()][1],
+    )
+
+
 def _fetch_keras_weights(spec: BackboneSpec) -> None:
     """See to it that Keras finds the backbone's weights in its cache, md5 and all."""
-    file = spec.name.lower() + "_notop.h5"
-    md5 = keras_efficientnet.WEIGHTS_HASHES[spec.name[-2:].lower()][1]
+    file, md5 = _published_weights(spec)
     url = keras_efficientnet.BASE_WEIGHTS_PATH + file
     path = _keras_models_folder() / file
     found = path.exists()
@@ -128,7 +180,8 @@ def _fetch_keras_weights(spec: BackboneSpec) -> None:
         damaged = " (the file found there has another md5: damaged, or not this one)"
         raise MarsclfError(
             f"The ImageNet weights of {spec.name} cannot be downloaded ({error}); get {file} "
-            f"(md5 {md5}) where there is a network and put it at {path}{damaged if found else ''}. "
+            f"(md5 {md5}) where there is a network and name it with --weights, or put it at {path}"
+            f"{damaged if found else ''}. "
             "EfficientNetLite0, as of the preset laptop, needs no download."
         ) from error
 

@@ -22,11 +22,13 @@ from marsclf.files import replace_atomically, sha256_of
 from marsclf.images import (
     VIEWS_VERSION,
     WHOLE_IMAGE,
+    AsRead,
     Augmentation,
     Condition,
     decode_rgb,
     fit_view,
     random_view,
+    read_view,
 )
 from marsclf.inference import make_predictor, network_digest, predict_each
 from marsclf.paths import CACHE
@@ -90,7 +92,7 @@ def embed_views(
     rows: pd.DataFrame,
     counts: np.ndarray,
     network: keras.Model,
-    kind: Augmentation | Condition,
+    kind: Augmentation | Condition | AsRead,
     seed: int,
     cache: Path = CACHE,
 ) -> Features:
@@ -100,8 +102,9 @@ def embed_views(
         root: folder that the paths in `rows` count from.
         rows: part of a data set's index (columns path, sha256).
         counts: views an image, (rows,).
-        network: pixels 0-255 (n, size, size, 3) to features (n, ...).
-        kind: how far random views differ from the image, or the condition of the one fixed view.
+        network: pixels 0-255 (n, height, width, 3) to features (n, ...).
+        kind: how far random views differ from the image, or the condition of the one fixed view,
+            or how another notebook reads images; only the last may have sides that differ.
         seed: of random views; view k of an image is the same whatever else is embedded.
         cache: where the features are kept.
 
@@ -109,7 +112,6 @@ def embed_views(
         Features of (sum of counts) views, those of the first image first. They are kept as float16
         for random views, of which there are many, and as float32 for whole images.
     """
-    size = network.input_shape[1]
     recipe = json.dumps([VIEWS_VERSION, type(kind).__name__, asdict(kind), seed])
     start = sha256_of(network_digest(network).encode(), recipe.encode())
     views = [
@@ -121,8 +123,9 @@ def embed_views(
     for part in (views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE)):
         contents = json.dumps([view[1:] for view in part])
         files[_place(cache, start, contents)] = part
-    dtype = np.float16 if isinstance(kind, Augmentation) else np.float32
-    _fill(files, view_loader(size, kind, seed), network, dtype, cache)
+    many = isinstance(kind, Augmentation) or (isinstance(kind, AsRead) and kind.augmentation)
+    dtype = np.float16 if many else np.float32
+    _fill(files, view_loader(network.input_shape[1:3], kind, seed), network, dtype, cache)
     return Features(tuple(files), len(views))
 
 
@@ -168,17 +171,22 @@ def _fill(
 
 
 def view_loader(
-    size: int, kind: Augmentation | Condition, seed: int
+    shape: tuple[int, int], kind: Augmentation | Condition | AsRead, seed: int
 ) -> Callable[[tuple[Path, str, int]], np.ndarray]:
-    """Return a function from path, SHA-256 and number of a view to its pixels (size, size, 3)."""
+    """Return a function from path, SHA-256 and number of a view to its pixels (height, width, 3).
+
+    `shape` is height and width.
+    """
     decode = lru_cache(maxsize=8)(decode_rgb)  # the views of one image follow each other
 
     def load(view: tuple[Path, str, int]) -> np.ndarray:
         path, sha256, number = view
         image = decode(path)
         if isinstance(kind, Condition):
-            return fit_view(image, size, kind)
+            return fit_view(image, shape[0], kind)
         rng = np.random.default_rng([seed, int(sha256[:16], 16), number])
-        return random_view(image, size, kind, rng)
+        if isinstance(kind, AsRead):
+            return read_view(image, shape, kind, rng)
+        return random_view(image, shape[0], kind, rng)
 
     return load

@@ -296,6 +296,29 @@ def learning_curves(history: Sequence[dict]) -> Figure:
     return fig
 
 
+def ladder(rungs: Sequence[tuple[str, dict]]) -> Figure:
+    """Chart accuracy and macro-F1 of the three splits over rungs, each a name and its splits.
+
+    Bars at the test accuracy are its 95 % interval over sols.
+    """
+    fig, panels = new_figure(1.8 + 0.42 * len(rungs), 1, 2, sharey=True)
+    places = np.arange(len(rungs))
+    labels = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %"}
+    for axes, (number, label) in zip(panels, labels.items(), strict=True):
+        for split, name in SPLIT_NAMES.items():
+            values = [100 * splits[split][number] for _, splits in rungs]
+            axes.plot(values, places, marker="o", color=SPLIT_COLOURS[split], label=name)
+        axes.set_xlabel(label)
+        axes.grid(axis="y", visible=False)
+    intervals = 100 * np.array([splits["test"]["accuracy_ci95"] for _, splits in rungs])
+    panels[0].hlines(places, *intervals.T, color=SPLIT_COLOURS["test"], alpha=0.35, linewidth=5)
+    panels[0].set_yticks(places, [f"+ {name}" if n else name for n, (name, _) in enumerate(rungs)])
+    panels[0].invert_yaxis()
+    fig.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.suptitle("Each step puts one more thing right", x=0.01, ha="left", fontsize=12.5)
+    return fig
+
+
 def gallery(
     images: Sequence[np.ndarray | None], titles: Sequence[str], columns: int, title: str
 ) -> Figure:

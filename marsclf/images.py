@@ -67,6 +67,21 @@ class Condition:
 WHOLE_IMAGE = Condition()
 
 
+@dataclass(frozen=True)
+class AsRead:
+    """How a notebook reads its images, right or wrong.
+
+    Attributes:
+        squashed: whether the image is forced into the view's sides, its aspect ratio lost.
+        bgr: whether blue and red are exchanged, as where OpenCV's order is taken for RGB.
+        augmentation: how far random views differ from the image; None for the image as it is.
+    """
+
+    squashed: bool
+    bgr: bool
+    augmentation: Augmentation | None = None
+
+
 def decode_rgb(path: Path) -> np.ndarray:
     """Decode an image file to uint8 (height, width, 3), RGB; one channel becomes three.
 
@@ -97,6 +112,30 @@ def fit_view(image: np.ndarray, size: int, condition: Condition = WHOLE_IMAGE) -
     if c.grey:
         view = np.repeat((view @ LUMA).round().astype(np.uint8)[..., np.newaxis], 3, axis=2)
     return view if c.gain == 1 else np.clip(view * c.gain, 0, 255).astype(np.uint8)
+
+
+def read_view(
+    image: np.ndarray, shape: tuple[int, int], how: AsRead, rng: np.random.Generator
+) -> np.ndarray:
+    """Return an image as some notebook reads it, uint8 (height, width, 3).
+
+    Args:
+        image: uint8 (height, width, 3), RGB.
+        shape: height and width of the view, pixels; equal unless the image is squashed.
+        how: what is done to it.
+        rng: the source of chance, where there is an augmentation.
+    """
+    height, width = shape
+    side = max(shape)
+    if how.squashed:
+        image = cv2.resize(image, (width, height))  # bilinear, OpenCV's default
+    if how.augmentation:
+        view = random_view(image, side, how.augmentation, rng)
+    else:
+        view = image if how.squashed else fit_view(image, side)
+    top, left = (view.shape[0] - height) // 2, (view.shape[1] - width) // 2
+    view = view[top : top + height, left : left + width]
+    return view[..., ::-1] if how.bgr else view
 
 
 def random_view(

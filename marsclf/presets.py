@@ -12,6 +12,8 @@ from marsclf import paths
 from marsclf.errors import MarsclfError
 
 NOTEBOOKS = ("01_data_exploration", "02_fine_tuning", "03_error_analysis")
+# These presets are of a notebook of their own.
+LADDERS, LADDER_NOTEBOOK = ("ladder", "b7-reference"), "04_reference_reproduction"
 DEFAULT_PRESET = "laptop"
 # The run gives these to the notebooks itself; neither a preset nor --set may.
 SET_BY_RUN = ("data_dir", "run_dir", "preset", "predictions_file", "dataset")
@@ -87,7 +89,7 @@ def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dic
     """
     layers = {f"presets/{preset}.yaml": load_preset(preset)["parameters"], "--set": settings or {}}
     declared: dict[str, object] = {}
-    for name in NOTEBOOKS:
+    for name in (LADDER_NOTEBOOK,) if preset in LADDERS else NOTEBOOKS:
         declared = notebook_parameters(paths.NOTEBOOKS / f"{name}.ipynb") | declared
     values = {name: value for name, value in declared.items() if name not in SET_BY_RUN}
     for origin, layer in layers.items():

@@ -13,16 +13,18 @@ from pathlib import Path
 from marsclf import classifier_file, data, ledger, metrics, paths
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
-from marsclf.presets import DEFAULT_PRESET, parameters_of
+from marsclf.presets import DEFAULT_PRESET, LADDERS, parameters_of
 from marsclf.run import measure
 from marsclf.tables import (
     archive_table,
+    b7_cost_line,
     bursts_table,
     confusions_table,
     cost_table,
     drift_table,
     first_result,
     headline,
+    ladder_table,
     per_class_table,
     results_tables,
     seeds_table,
@@ -89,6 +91,24 @@ def publish(preset: str) -> None:
         print(f"Warning: its code is commit {result['commit']!r}, which nobody else can check out.")
 
 
+def publish_ladder(name: str) -> None:
+    """Copy metrics, predictions and figures of runs/<name>/, a ladder; rewrite the tables."""
+    run_dir, ladder = paths.RUNS / name, paths.RESULTS / f"{name}.json"
+    result = json.loads((run_dir / "ladder.json").read_text(encoding="utf-8"))
+    with replace_atomically(paths.FIGURES / name) as temporary:
+        shutil.copytree(run_dir / "figures", temporary)
+    with replace_atomically(paths.RESULTS / name) as temporary:
+        temporary.mkdir()
+        for rung in result["rungs"]:
+            packed = gzip.compress((run_dir / rung / "predictions.csv").read_bytes(), 9, mtime=0)
+            (temporary / f"{rung}.csv.gz").write_bytes(packed)
+    write_json(ladder, result)
+    for path, text in _documents(_published(), {}).items():
+        with replace_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(f"Published: {ladder}, {paths.RESULTS / name}, {paths.FIGURES / name} and the tables.")
+
+
 def verify() -> None:
     """Recompute every published number; print one line a preset, raise MarsclfError if one is off.
 
@@ -101,6 +121,11 @@ def verify() -> None:
         faults += found
         test = result["splits"].get("test", {}).get("accuracy")
         print(f"{preset}: {'WRONG' if found else 'ok'}, test accuracy {test}")
+    for name in LADDERS:
+        if (paths.RESULTS / f"{name}.json").is_file():
+            found = _ladder_faults(name)
+            faults += found
+            print(f"{name}: {'WRONG' if found else 'ok'}")
     if not faults:
         for path, text in _documents(published, {}).items():
             lines = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
@@ -156,6 +181,18 @@ def _faults(path: Path, result: dict, predictions: Path) -> list[str]:
     return faults
 
 
+def _ladder_faults(name: str) -> list[str]:
+    """Return what is wrong with the rungs of a published ladder (see `_faults`)."""
+    path = paths.RESULTS / f"{name}.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    about = {field: result.get(field) for field in ("dataset", "data_digest")}
+    return [
+        fault
+        for rung, record in result["rungs"].items()
+        for fault in _faults(path, about | record, paths.RESULTS / name / f"{rung}.csv.gz")
+    ]
+
+
 def _classifier_faults(path: Path, result: dict) -> list[str]:
     """Return what is wrong with the classifier file of a run that has these metrics."""
     try:
@@ -200,6 +237,10 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         tables["first"] = first_result(bench)
     if (paths.RESULTS / ledger.SELECTION).is_file():
         tables["selection"] = selection_table()
+    if (paths.RESULTS / "ladder.json").is_file():
+        tables["ladder"] = ladder_table(published)
+    if (paths.RESULTS / "b7_cost.json").is_file():
+        tables["b7"] = b7_cost_line()
     if published:
         tables["seeds"] = seeds_table(published)
     if DEFAULT_PRESET in published:

@@ -13,6 +13,7 @@ from marsclf.backbones import build_backbone, split_frozen, unfreeze_blocks
 from marsclf.errors import MarsclfError
 from marsclf.features import Features, embed_images, embed_views, pass_on, view_counts
 from marsclf.images import WHOLE_IMAGE, Augmentation, Condition
+from marsclf.inference import has_gpu
 from marsclf.paths import CACHE
 from marsclf.training import History, Schedule, build_head, join, train
 
@@ -23,6 +24,7 @@ class Recipe:
 
     backbone: str
     image_size: int | None
+    mixed_precision: bool
     seed: int
     augmentation: dict
     views: int
@@ -40,6 +42,7 @@ class Recipe:
     finetune_blocks: list[str]
     finetune_epochs: int
     finetune_batch_size: int
+    finetune_accumulate: int
     finetune_learning_rate: float
     finetune_patience: int
     finetune_weight: float
@@ -66,6 +69,7 @@ class Recipe:
             label_smoothing=self.label_smoothing,
             balance=self.balance,
             mixup=self.mixup,
+            accumulate=self.finetune_accumulate if stage == "finetune" else 1,
             **{name: getattr(self, f"{stage}_{name}") for name in own},
         )
 
@@ -163,8 +167,18 @@ def predict(
 
 
 def build(recipe: Recipe) -> Network:
-    """Build the recipe's backbone and split it before the first block that will learn."""
-    whole = build_backbone(recipe.backbone, recipe.image_size)
+    """Build the recipe's backbone and split it before the first block that will learn.
+
+    In mixed precision it computes in bfloat16, which needs no scaling of the loss; its weights, and
+    the head, stay float32. That is for a GPU, and left out where there is none.
+    """
+    policy = keras.config.dtype_policy()
+    if recipe.mixed_precision and has_gpu():
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        whole = build_backbone(recipe.backbone, recipe.image_size)
+    finally:
+        keras.config.set_dtype_policy(policy)
     blocks = recipe.finetune_blocks if recipe.finetune_epochs else []
     return Network(whole, *split_frozen(whole, blocks))
 

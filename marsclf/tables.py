@@ -68,6 +68,46 @@ def results_tables(published: dict[str, dict]) -> str:
     return f"{_markdown(compared)}\n{_markdown(runs)}" if published else _markdown(compared)
 
 
+def ladder_table(published: dict[str, dict]) -> str:
+    """Return a Markdown table: the rungs from the original recipe to the preset `laptop`."""
+    result = json.loads((paths.RESULTS / "ladder.json").read_text(encoding="utf-8"))
+    head = ["Recipe", "Train", "Validation", "Test", "Macro-F1, validation", "Macro-F1, test"]
+    rows = [[*head, "Test, 95 % interval", "Minutes"]]
+
+    def add(name: str, splits: dict, seconds: float) -> None:
+        shares = [f"{splits[split]['accuracy']:.1%}" for split in data.SPLITS]
+        scores = [f"{splits[split]['macro_f1']:.3f}" for split in ("val", "test")]
+        low, high = splits["test"]["accuracy_ci95"]
+        interval = f"{low:.1%} to {high:.1%}"
+        rows.append([name, *shares, *scores, interval, f"{seconds / 60:.1f}"])
+
+    for number, rung in enumerate(result["rungs"].values()):
+        name = f"+ {rung['name']}" if number else "The original's, with " + result["backbone"]
+        add(name, rung["splits"], rung["wall_s"])
+    if "laptop" in published:
+        laptop = published["laptop"]
+        add("Preset `laptop`, as published", laptop["splits"], laptop["wall_s"]["total"])
+    if not (paths.RESULTS / "b7-reference.json").is_file():
+        unmeasured = "the same with EfficientNetB7: `make run PRESET=b7-reference`"
+        rows.append([unmeasured, *["not measured here"] * 3, *["–"] * 4])
+    return _markdown(rows)
+
+
+def b7_cost_line() -> str:
+    """Return a sentence: what B7's features cost on the machine that measured it."""
+    cost = json.loads((paths.RESULTS / "b7_cost.json").read_text(encoding="utf-8"))
+    height, width = cost["sides"]
+    hardware = cost["hardware"]
+    return (
+        f"At {width} × {height} pixels they take {cost['ms_an_image'] / 1000:.2f} s an image and "
+        f"{cost['minutes_for_all']:.0f} minutes for one view of all images, in "
+        f"{cost['peak_rss_mb'] / 1000:.1f} GB of memory (random weights of the scale of trained "
+        f"ones, {cost['images']} images; `python -m marsclf b7-cost` at commit "
+        f"{cost['commit'][:12]} on {hardware['cores']} cores of {hardware['cpu']}, "
+        f"{hardware['gpu'] or 'no GPU'}).\n"
+    )
+
+
 def seeds_table(published: dict[str, dict]) -> str:
     """Return a Markdown table: mean and standard deviation over the seeds in the ledger."""
     names = {

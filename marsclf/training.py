@@ -38,6 +38,8 @@ class Schedule:
             Beta(mixup, mixup) for each batch (Zhang et al. 2018); 0 not at all.
         balance: classes are drawn in proportion to size**(1 - balance): 0 as they come, 1 equally.
         patience: epochs without a lower validation loss before the stage ends.
+        accumulate: batches whose mean gradient makes one step; several where memory has no room
+            for one large batch.
     """
 
     epochs: int
@@ -49,9 +51,11 @@ class Schedule:
     mixup: float
     balance: float
     patience: int
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "epoch_size", "batch_size", "learning_rate", "patience"):
+        positive = ("epochs", "epoch_size", "batch_size", "learning_rate", "patience", "accumulate")
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise MarsclfError(f"{name} is {getattr(self, name)}; it must be above 0")
 
@@ -158,6 +162,7 @@ def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
         keras.optimizers.AdamW(
             keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
             weight_decay=schedule.weight_decay,
+            gradient_accumulation_steps=schedule.accumulate if schedule.accumulate > 1 else None,
         ),
         keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
         metrics=["accuracy"],

@@ -18,7 +18,7 @@ from keras.src.backend import config as keras_config
 from keras.src.legacy.saving import legacy_h5_format
 
 from marsclf import backbones
-from marsclf.backbones import BLOCKS, SPECS, build_backbone, unfreeze_blocks
+from marsclf.backbones import BLOCKS, SPECS, build_backbone, install_weights, unfreeze_blocks
 from marsclf.errors import MarsclfError
 from marsclf.inference import network_digest
 
@@ -202,6 +202,46 @@ def test_the_sentence_for_b7_names_the_published_file(keras_models: Path) -> Non
     sentence = r"get efficientnetb7_notop.h5 \(md5 cbcfe4450ddf6f3ad90b1b398090fe4a\)"
     with pytest.raises(MarsclfError, match=sentence):
         build_backbone("EfficientNetB7")
+
+
+def test_a_file_of_weights_is_put_where_keras_looks(
+    keras_models: Path, b0_file: Path, b0: keras.Model, tmp_path: Path
+) -> None:
+    mine = tmp_path / "my weights.h5"
+    mine.write_bytes(b0_file.read_bytes())
+    for _ in range(2):  # the second time it is there already
+        assert install_weights("EfficientNetB0", mine) == keras_models / B0_FILE
+    assert install_weights("EfficientNetB0", keras_models / B0_FILE) == keras_models / B0_FILE
+    assert [path.name for path in keras_models.iterdir()] == [B0_FILE]
+    # The extra Rescaling of "imagenet" is there.
+    assert len(build_backbone("EfficientNetB0", 64).layers) == len(b0.layers) + 1
+
+
+def test_a_file_of_weights_that_is_not_the_published_one(
+    keras_models: Path, b0_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b0_file.read_bytes()
+    files = {name: tmp_path / f"{name}.h5" for name in ("cut", "other", "text", "top", "top2")}
+    files["cut"].write_bytes(content[: len(content) // 2])
+    files["text"].write_text("<html>404</html>")
+    for name, layer in (("other", "stem_conv"), ("top", "predictions"), ("top2", "x")):
+        with h5py.File(files[name], "w") as file:
+            file.create_group(layer)
+    wanted = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
+    top = hashlib.md5(files["top2"].read_bytes()).hexdigest()
+    monkeypatch.setitem(keras_efficientnet.WEIGHTS_HASHES, "b0", (top, wanted))
+    reasons = {"cut": "cut off or damaged", "other": "another md5", "text": "not an HDF5 file"}
+    reasons |= {"top": "without top", "top2": "without top", "gone": "cannot be read"}
+    for name, reason in reasons.items():
+        with pytest.raises(MarsclfError, match=f"{reason}.*{B0_FILE}, md5 {wanted}"):
+            install_weights("EfficientNetB0", files.get(name, tmp_path / "gone.h5"))
+    assert list(keras_models.iterdir()) == []
+
+
+def test_a_backbone_without_a_file_of_weights(b0_file: Path) -> None:
+    for name in ("EfficientNetLite0", "Inception"):
+        with pytest.raises(MarsclfError, match=f"{name} takes no file of weights"):
+            install_weights(name, b0_file)
 
 
 def test_a_damaged_file_in_the_cache_is_named_and_kept(keras_models: Path) -> None:

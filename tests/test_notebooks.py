@@ -63,7 +63,7 @@ def execute_alone(
 ) -> nbformat.NotebookNode:
     """Run one notebook of the copied project into `output` and return it."""
     enter_project(monkeypatch, project)
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
     for variable, value in environment_of(project).items():
         monkeypatch.setenv(variable, value)
     run.execute(name, output / f"{name}.ipynb", {"run_dir": str(output)} | parameters)
@@ -260,6 +260,35 @@ def test_classify_new_images_without_a_folder(
     notebook = execute_alone("05_classify_new_images", project, monkeypatch, tmp_path)
     assert data.SAMPLE_NOTICE in printed_by(notebook)
     assert pictures_in(notebook) == 1
+
+
+def test_the_ladder(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny = {"backbone": "EfficientNetLite0", "sides": [33, 44], "side": 40, "views": 1}
+    tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": ["RGB"]}
+    name = "04_reference_reproduction"
+    notebook = execute_alone(name, project, monkeypatch, tmp_path, **tiny)
+    printed = printed_by(notebook)
+    assert data.SAMPLE_NOTICE in printed
+    assert pictures_in(notebook) == 2
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "04_as_read.png",
+        "04_ladder.png",
+    }
+    rungs = json.loads((tmp_path / "rungs.json").read_text())
+    assert list(rungs) == ["original", "rgb"]
+    for rung, record in rungs.items():
+        epochs = [(epoch["stage"], epoch["epoch"]) for epoch in record["history"]]
+        assert epochs == [("frozen", 1), ("frozen", 2), ("upper", 1)]
+        # The head alone, and what is thawed, do learn.
+        assert record["history"][1]["loss"] < record["history"][0]["loss"]
+        predictions = metrics.read_predictions(tmp_path / rung / "predictions.csv")
+        assert run.measure(predictions) == record["splits"]
+        assert record["dataset"] == "sample" and record["commit"] == "unknown"
+    read = [record["parameters"].pop("bgr") for record in rungs.values()]
+    assert read == [True, False]
+    assert rungs["original"]["parameters"] == rungs["rgb"]["parameters"]
+    # Sample data is never entered in the ledger of test scores.
+    assert not (project / "results").exists()
 
 
 @pytest.mark.realdata

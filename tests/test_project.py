@@ -75,7 +75,7 @@ def test_every_locked_package_has_a_hash() -> None:
 
 
 # The pipeline's, and the one that a run has no part in.
-NOTEBOOKS = (*presets.NOTEBOOKS, "05_classify_new_images")
+NOTEBOOKS = (*presets.NOTEBOOKS, presets.LADDER_NOTEBOOK, "05_classify_new_images")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -282,3 +282,41 @@ def test_verify_loads_no_network_code() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
+
+
+def test_a_ladder_is_published_and_verified(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, rungs = paths.RUNS / "ladder", {}
+    for rung, name in (("original", "original"), ("rgb", "RGB")):
+        write_predictions(run_dir / rung / "predictions.csv")
+        splits = run.measure(metrics.read_predictions(run_dir / rung / "predictions.csv"))
+        rungs[rung] = {"name": name, "splits": splits, "wall_s": 90.0}
+    (run_dir / "figures").mkdir()
+    (run_dir / "figures" / "04_ladder.png").write_text("chart")
+    result = {"dataset": "msl-v1", "data_digest": data.MSL_V1_DIGEST, "rungs": rungs}
+    write_json(run_dir / "ladder.json", result | {"backbone": "EfficientNetLite0"})
+    markers = [marker.format("ladder") for marker in (publish.BEGIN, publish.END)]
+    (project / "RESULTS.md").write_text("# Results\n" + "\n".join(markers) + "\n")
+    publish.publish("laptop")
+    publish.publish_ladder("ladder")
+    test = rungs["rgb"]["splits"]["test"]
+    lines = (project / "RESULTS.md").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("| + RGB |"))
+    assert f" {test['accuracy']:.1%} |" in line and line.endswith("| 1.5 |")
+    assert any("`make run PRESET=b7-reference` | not measured here |" in line for line in lines)
+    assert any(line.startswith("| Preset `laptop`, as published |") for line in lines)
+    publish.verify()
+    assert "ladder: ok" in capsys.readouterr().out
+    assert (paths.FIGURES / "ladder" / "04_ladder.png").read_text() == "chart"
+
+    stored = paths.RESULTS / "ladder.json"
+    before = stored.read_text()
+    edit(stored, "rungs", "rgb", "splits", "test", "accuracy", value=0.99)
+    with pytest.raises(MarsclfError, match=r"splits\.test\.accuracy is 0\.99, recomputed"):
+        publish.verify()
+    stored.write_text(before)
+    # A score of the test split that the ledger does not hold.
+    (paths.RESULTS / "test_ledger.csv").unlink()
+    with pytest.raises(MarsclfError, match="does not hold it"):
+        publish.verify()

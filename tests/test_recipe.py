@@ -168,3 +168,22 @@ def test_members_of_an_ensemble() -> None:
     assert (second.seed, second.image_size, second.test_zooms) == (how.seed, 64, [0.5])
     with pytest.raises(MarsclfError, match="ensemble: no recipe has 'sede'; it has backbone, "):
         how.members([{"seed": 1}, {"sede": 2}])
+
+
+def test_mixed_precision_is_of_the_backbone_and_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    how = make_recipe(mixed_precision=True)
+    assert recipe.build(how).whole.output.dtype == "float32"
+    monkeypatch.setattr(recipe, "has_gpu", lambda: True)
+    network = recipe.build(how)
+    assert network.whole.output.dtype == "bfloat16"
+    assert {weight.dtype for weight in network.whole.weights} == {"float32"}
+    classifier = join(network.upper, build_head(1280, 0, 0.0))
+    assert classifier.output.dtype == "float32"
+    features = np.ones((2, *network.upper.input_shape[1:]), np.float32)
+    np.testing.assert_allclose(classifier.predict_on_batch(features).sum(axis=1), 1, atol=1e-5)
+
+
+def test_batches_accumulate_in_the_second_stage_alone() -> None:
+    how = make_recipe(finetune_accumulate=4)
+    assert how.schedule("head", 100).accumulate == 1
+    assert how.schedule("finetune", 100).accumulate == 4

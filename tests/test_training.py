@@ -308,3 +308,32 @@ def test_join_is_flat_and_shares_the_weights(backbone: keras.Model) -> None:
         np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
         head.set_weights([weights + 0.1 * weights.std() for weights in head.get_weights()])
         head.layers[-1].bias.assign(np.arange(25) / 10)
+
+
+def test_gradients_of_small_batches_add_up_to_those_of_a_large_one() -> None:
+    features, labels = toy()
+    weights = {}
+    for batch_size, accumulate in ((40, 1), (20, 2)):
+        keras.utils.set_random_seed(0)
+        head = build_head(WIDTH, 16, 0.0)
+        schedule = dataclasses.replace(HEAD, batch_size=batch_size, accumulate=accumulate)
+        # A rate that hardly falls: it is looked up for each batch, whole step or not.
+        training.compile_stage(head, schedule, 10**6)
+        batches = Batches.drawn(features, labels, schedule, seed=0, epoch=0)
+        head.fit(batches, shuffle=False, verbose=0)
+        weights[accumulate] = head.get_weights()
+    for one, other in zip(weights[1], weights[2], strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def test_what_has_accumulated_survives_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Four batches an epoch, three to a step: each epoch ends within one.
+    schedule = dataclasses.replace(HEAD, accumulate=3)
+    expected = train_toy(tmp_path / "whole", schedule)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            train_toy(tmp_path / "killed", schedule)
+    assert_equal(train_toy(tmp_path / "killed", schedule), expected)
