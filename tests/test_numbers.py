@@ -14,7 +14,6 @@ FACTS = {
     "0.9": "metrics.THRESHOLD: the PDS Image Atlas shows a label from there up",
     "62.5 %": "the training split file: 2,343 of its 3,746 images are labelled ground",
     "61 MB": "the archive at doi 10.5281/zenodo.1049137",
-    "258 MB": "efficientnetb7_notop.h5, 258,076,736 bytes",
 }
 KINDS = {
     "%": "share",
