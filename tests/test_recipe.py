@@ -115,7 +115,7 @@ def test_the_answers_of_members_are_averaged(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_best_epoch_is_kept(learnt, sample_dataset: Dataset) -> None:
     found, rows, _ = learnt
-    load = view_loader(32, Augmentation(**SMALL["augmentation"]), 0)
+    load = view_loader((32, 32), Augmentation(**SMALL["augmentation"]), 0)
     root = sample_dataset.root
     views = [load((root / row.path, row.sha256, 0)) for row in rows.itertuples()]
     probabilities = join(found.network.whole, found.head).predict_on_batch(np.stack(views))
