@@ -47,6 +47,7 @@ class Recipe:
     finetune_patience: int
     finetune_weight: float
     test_zooms: list[float]
+    self_training: float
 
     @classmethod
     def of(cls, parameters: dict[str, object]) -> "Recipe":
@@ -144,6 +145,53 @@ def learn(
     times.append(time.monotonic())
     wall_s = dict(zip(("features", "head", "finetune"), np.diff(times).tolist(), strict=True))
     return Learnt(recipe, network, head, classifier, history + more, wall_s)
+
+
+def learn_all(
+    recipes: list[Recipe],
+    root: Path,
+    train_rows: pd.DataFrame,
+    validation_rows: pd.DataFrame,
+    unlabelled: pd.DataFrame,
+    folder: Path,
+    cache: Path = CACHE,
+) -> list[Learnt]:
+    """Train the networks of an ensemble, each in a folder of its own (see `learn`).
+
+    Where the first recipe says so they then learn again, with pseudo-labels for `unlabelled`: the
+    rows to be predicted, whose labels are not looked at.
+    """
+
+    def each(rows: pd.DataFrame, within: Path) -> list[Learnt]:
+        return [
+            learn(how, root, rows, validation_rows, within / str(number), cache)
+            for number, how in enumerate(recipes)
+        ]
+
+    learnt, share = each(train_rows, folder), recipes[0].self_training
+    if not share:
+        return learnt
+    guessed = pseudo_labels(learnt, root, unlabelled, share, cache)
+    return each(pd.concat([train_rows, guessed]), folder / "self_training")
+
+
+def pseudo_labels(
+    members: list[Learnt], root: Path, rows: pd.DataFrame, share: float, cache: Path = CACHE
+) -> pd.DataFrame:
+    """Return those rows that networks are surest of, labelled with what they say (Lee 2013).
+
+    Args:
+        share: how many of the rows, 0 to 1.
+
+    Raises MarsclfError for a share outside this range.
+    """
+    if not 0 <= share <= 1:
+        raise MarsclfError(f"self_training is {share}; it is a share of the images, 0 to 1.")
+    bare = rows.drop(columns=["label", "class_name"])
+    probabilities = predict(members, root, bare, cache)
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")[: round(share * len(rows))]
+    surest = np.sort(surest)
+    return bare.iloc[surest].assign(label=probabilities[surest].argmax(axis=1))
 
 
 def predict(

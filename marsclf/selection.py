@@ -80,6 +80,7 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
 
     A line is added to results/selection.csv. The best epoch is chosen on random views of the very
     images that are judged, for every recipe alike: the figures compare recipes and promise nothing.
+    Self-training takes these images, as they are, for its unlabelled ones.
     """
     parameters = parameters_of(preset, settings)
     members = Recipe.of(parameters).members(parameters["ensemble"])
@@ -87,10 +88,8 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
     started, by_fold, by_condition = time.monotonic(), {}, []
     for name in FOLDS:
         train, judged = fold(dataset.index, name)
-        learnt = [
-            recipe.learn(how, dataset.root, train, judged, paths.RUNS / "compare" / name / str(i))
-            for i, how in enumerate(members)
-        ]
+        folder = paths.RUNS / "compare" / name
+        learnt = recipe.learn_all(members, dataset.root, train, judged, judged, folder)
         probabilities = judge(learnt, dataset.root, judged)
         found = criterion(probabilities, judged["label"].to_numpy())
         by_fold[name] = found.pop("criterion")

@@ -51,6 +51,8 @@ def results_tables(published: dict[str, dict]) -> str:
         remark = f"`make run PRESET={preset}`"
         if "val" in result["parameters"].get("learn_from", []):
             remark += "; learnt from validation too, as one would deploy it"
+        if result["parameters"].get("self_training"):
+            remark += "; transductive: it learnt from the test images, without their labels"
         compared.append([name, *shares, macro_f1, remark])
         shares = [_number(splits[split]["burst"]["accuracy"], "{:.1%}") for split in data.SPLITS]
         macro_f1 = _number(test["burst"]["macro_f1"], "{:.3f}")
