@@ -187,3 +187,56 @@ def test_batches_accumulate_in_the_second_stage_alone() -> None:
     how = make_recipe(finetune_accumulate=4)
     assert how.schedule("head", 100).accumulate == 1
     assert how.schedule("finetune", 100).accumulate == 4
+
+
+def test_pseudo_labels_are_the_networks_own_for_what_it_is_surest_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    confidence, said = [0.5, 0.9, 0.7, 0.8, 0.6], [3, 1, 4, 1, 5]
+    rows = pd.DataFrame({"path": list("abcde"), "label": 24, "class_name": "wheel"}, range(10, 15))
+
+    def predict(members: object, root: Path, images: pd.DataFrame, cache: Path) -> np.ndarray:
+        assert not {"label", "class_name"} & set(images.columns)
+        probabilities = np.zeros((5, 25))
+        probabilities[range(5), said] = confidence
+        return probabilities
+
+    monkeypatch.setattr(recipe, "predict", predict)
+    found = recipe.pseudo_labels([], Path("images"), rows, 0.6)
+    assert found["path"].tolist() == ["b", "c", "d"]
+    assert found["label"].tolist() == [1, 4, 1]
+    assert len(recipe.pseudo_labels([], Path("images"), rows, 1)) == 5
+    for share in (-0.1, 1.1):
+        with pytest.raises(MarsclfError, match=f"self_training is {share}; it is a share"):
+            recipe.pseudo_labels([], Path("images"), rows, share)
+
+
+def test_self_training_learns_again_with_the_images_to_be_predicted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def learn(how: Recipe, root: Path, train: pd.DataFrame, *rest: object) -> str:
+        _, folder, _ = rest
+        asked.append((how.seed, train["label"].tolist(), str(folder)))
+        return f"learnt {len(asked)}"
+
+    def predict(members: list[str], *_: object) -> np.ndarray:
+        assert members == ["learnt 1", "learnt 2"]
+        return np.eye(25)[[7, 8]]
+
+    monkeypatch.setattr(recipe, "learn", learn)
+    monkeypatch.setattr(recipe, "predict", predict)
+    train = pd.DataFrame({"path": ["a"], "label": [0], "class_name": ["apxs"]})
+    later = train.iloc[[0, 0]].assign(path=["b", "c"])
+
+    def learn_all(share: float) -> list[str]:
+        members = make_recipe(self_training=share).members([{"seed": 0}, {"seed": 1}])
+        return recipe.learn_all(members, Path("images"), train, train, later, Path("run"))
+
+    assert learn_all(0.0) == ["learnt 1", "learnt 2"]
+    assert asked == [(0, [0], "run/0"), (1, [0], "run/1")]
+    asked.clear()
+    assert learn_all(1.0) == ["learnt 3", "learnt 4"]
+    again = [(seed, [0, 7, 8], f"run/self_training/{seed}") for seed in (0, 1)]
+    assert asked[2:] == again
