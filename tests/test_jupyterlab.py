@@ -29,7 +29,16 @@ PICTURES = {
     "01_data_exploration": 8,
     "02_fine_tuning": 2,
     "03_error_analysis": 12,
+    "04_reference_reproduction": 2,
     "05_classify_new_images": 2,
+}
+# What a person with a laptop would choose, smaller still.
+TINY = {
+    "02_fine_tuning": ("smoke", presets.parse_settings(SMALL)),
+    "04_reference_reproduction": (
+        "ladder",
+        {"sides": [36, 48], "side": 40, "steps": ["RGB"], "frozen_epochs": 1, "upper_epochs": 1},
+    ),
 }
 SETTINGS = {
     # All cells on the page, even those far beneath its edge; and no question about news.
@@ -62,9 +71,10 @@ def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPath
         if path.name != "made-from.lock":
             (root / ".venv" / path.name).symlink_to(path)
     shutil.copy(root / "requirements.lock", root / ".venv" / "made-from.lock")
-    tiny = presets.load_preset("smoke")
-    tiny["parameters"] |= presets.parse_settings(SMALL)
-    (root / "presets" / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    for notebook, (preset, smaller) in TINY.items():
+        tiny = presets.load_preset(preset)
+        tiny["parameters"] |= smaller
+        (root / "presets" / f"tiny-{notebook}.yaml").write_text(yaml.safe_dump(tiny))
     return root
 
 
@@ -117,11 +127,11 @@ def test_run_all_cells(
     name: str, copy: Path, lab: str, page: "playwright.Page", tmp_path: Path
 ) -> None:
     path = copy / "notebooks" / f"{name}.ipynb"
-    if name == "02_fine_tuning":
-        # What a person with a laptop would change.
+    if name in TINY:
         text = path.read_text(encoding="utf-8")
         assert text.count("preset = None") == 1
-        path.write_text(text.replace("preset = None", 'preset = \\"tiny\\"'), encoding="utf-8")
+        chosen = text.replace("preset = None", f'preset = \\"tiny-{name}\\"')
+        path.write_text(chosen, encoding="utf-8")
     cells = nbformat.read(path, as_version=4).cells
     page.goto(f"{lab}/lab/tree/notebooks/{path.name}?reset")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")

@@ -79,10 +79,18 @@ def test_compare_on_sample_data_stores_nothing(
     enter_project(monkeypatch, make_project(tmp_path))
     learnt_from = []
 
-    def learn(how: object, root: Path, train: pd.DataFrame, judged: pd.DataFrame, folder: Path):
+    def learn_all(
+        recipes: list,
+        root: Path,
+        train: pd.DataFrame,
+        judged: pd.DataFrame,
+        unlabelled: pd.DataFrame,
+        folder: Path,
+    ) -> list[np.ndarray]:
         assert not set(train["path"]) & set(judged["path"])
+        assert unlabelled["path"].tolist() == judged["path"].tolist()
         learnt_from.append(int(train["sol"].max()))
-        return judged["label"].to_numpy()
+        return [judged["label"].to_numpy() for _ in recipes]
 
     def predict(members: list[np.ndarray], *_: object) -> np.ndarray:
         (labels,) = members
@@ -91,7 +99,7 @@ def test_compare_on_sample_data_stores_nothing(
     monkeypatch.setattr(selection, "parameters_of", lambda *_: {"ensemble": []})
     monkeypatch.setattr(selection.Recipe, "of", lambda _: selection.Recipe)
     monkeypatch.setattr(selection.Recipe, "members", lambda _: ["one"])
-    monkeypatch.setattr(selection.recipe, "learn", learn)
+    monkeypatch.setattr(selection.recipe, "learn_all", learn_all)
     monkeypatch.setattr(selection.recipe, "predict", predict)
     line = selection.compare("laptop", {}, sample_dir)
     assert all(last <= until for last, (until, _) in zip(learnt_from, FOLDS.values(), strict=True))
@@ -110,7 +118,7 @@ def test_compare_on_the_real_data_adds_a_line(
     monkeypatch.setattr(selection, "parameters_of", lambda *_: {"ensemble": []})
     monkeypatch.setattr(selection.Recipe, "of", lambda _: selection.Recipe)
     monkeypatch.setattr(selection.Recipe, "members", lambda _: ["one"])
-    monkeypatch.setattr(selection.recipe, "learn", lambda *_: None)
+    monkeypatch.setattr(selection.recipe, "learn_all", lambda *_: [None])
     ground = np.eye(25)[8]
     monkeypatch.setattr(selection.recipe, "predict", lambda *a: np.tile(ground, (len(a[2]), 1)))
     lines = [selection.compare("laptop", {"seed": seed}, None) for seed in (0, 1)]
