@@ -72,7 +72,8 @@ def publish(preset: str) -> None:
         faults += _classifier_faults(classifier, result)
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
-    documents = _documents(_published() | {preset: result}, {preset: predictions})
+    published = _published() | {preset: result}
+    documents = _documents(dict(sorted(published.items())), {preset: predictions})
     with replace_atomically(paths.FIGURES / preset) as temporary:
         temporary.mkdir()
         for figure in figures:
@@ -83,9 +84,7 @@ def publish(preset: str) -> None:
     if preset == DEFAULT_PRESET:
         with replace_atomically(paths.CLASSIFIER) as temporary:
             shutil.copyfile(classifier, temporary)
-    for path, text in documents.items():
-        with replace_atomically(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    _write(documents)
     print(f"Published {preset}: {paths.RESULTS / preset}, {paths.FIGURES / preset} and the tables.")
     if result["commit"] == "unknown" or result["commit"].endswith("-dirty"):
         print(f"Warning: its code is commit {result['commit']!r}, which nobody else can check out.")
@@ -103,10 +102,13 @@ def publish_ladder(name: str) -> None:
             packed = gzip.compress((run_dir / rung / "predictions.csv").read_bytes(), 9, mtime=0)
             (temporary / f"{rung}.csv.gz").write_bytes(packed)
     write_json(ladder, result)
-    for path, text in _documents(_published(), {}).items():
-        with replace_atomically(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    rewrite_tables()
     print(f"Published: {ladder}, {paths.RESULTS / name}, {paths.FIGURES / name} and the tables.")
+
+
+def rewrite_tables() -> None:
+    """Make the tables of all documents anew from what results/ holds."""
+    _write(_documents(_published(), {}))
 
 
 def verify() -> None:
@@ -260,6 +262,12 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         if text:
             texts[path] = text
     return texts
+
+
+def _write(documents: dict[Path, str]) -> None:
+    for path, text in documents.items():
+        with replace_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _insert(text: str, name: str, table: str, path: Path) -> str:

@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
 
-from marsclf import paths
+from marsclf import ledger, paths
 
 DOCUMENTS = ("README.md", "RESULTS.md", "MODEL_CARD.md")
 # Facts that no run measures, each with its source. What a run measures has no place here.
@@ -63,6 +64,16 @@ def measured() -> dict[str, list[float]]:
             elif path.name == "published.json":
                 values["share"].append(value / 100)
                 values["score"].append(value)
+    # Shares of the two tables that lines are only added to, and their mean and spread over seeds.
+    scored = pd.read_csv(paths.RESULTS / ledger.NAME)
+    seeds = scored.drop_duplicates(["recipe", "seed"], keep="last").groupby("recipe")
+    compared = pd.read_csv(paths.RESULTS / ledger.SELECTION)
+    for column in ("accuracy", "macro_f1", "burst_accuracy", "ece"):
+        for found in (scored[column], seeds[column].mean(), seeds[column].std().dropna()):
+            values["share"] += found.tolist()
+            values["score"] += found.tolist()
+    for column in ("criterion", "early", "late"):
+        values["share"] += compared[column].tolist()
     return values
 
 
