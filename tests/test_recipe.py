@@ -26,6 +26,7 @@ SMALL = {
     "finetune_blocks": ["block6", "top"],
     "finetune_epochs": 2,
     "finetune_batch_size": 8,
+    "test_zooms": [1.0],
 }
 
 
