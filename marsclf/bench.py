@@ -30,6 +30,7 @@ from marsclf.hardware import hardware, peak_rss_mb
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import compare, make_predictor, predict_each
 from marsclf.presets import DEFAULT_PRESET, parameters_of
+from marsclf.publish import rewrite_tables
 from marsclf.recipe import Recipe
 from marsclf.run import commit
 from marsclf.tables import cost_table
@@ -75,7 +76,8 @@ def bench(data_dir: str | Path | None = None) -> dict:
         print(f"{data.SAMPLE_NOTICE} Nothing was stored.")
     else:
         write_json(paths.RESULTS / "bench.json", result)
-        print(f"Stored in {paths.RESULTS / 'bench.json'}; `make publish` puts it in the README.")
+        rewrite_tables()
+        print(f"Stored in {paths.RESULTS / 'bench.json'} and in the README.")
     return result
 
 

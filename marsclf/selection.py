@@ -18,6 +18,7 @@ from marsclf.images import Condition
 from marsclf.ledger import SELECTION, append_row
 from marsclf.paths import CACHE
 from marsclf.presets import parameters_of
+from marsclf.publish import rewrite_tables
 from marsclf.recipe import Learnt, Recipe
 from marsclf.run import commit
 
@@ -109,7 +110,8 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
     print(f"criterion {line['criterion']:.4f}, {line['wall_s']:.0f} s")
     if dataset.name == "msl-v1":
         append_row(paths.RESULTS / SELECTION, line)
-        print(f"Added to {paths.RESULTS / SELECTION}.")
+        rewrite_tables()
+        print(f"Added to {paths.RESULTS / SELECTION} and to the tables of the documents.")
     else:
         print(f"{data.SAMPLE_NOTICE} Nothing was stored.")
     return line

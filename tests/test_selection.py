@@ -121,7 +121,10 @@ def test_compare_on_the_real_data_adds_a_line(
     monkeypatch.setattr(selection.recipe, "learn_all", lambda *_: [None])
     ground = np.eye(25)[8]
     monkeypatch.setattr(selection.recipe, "predict", lambda *a: np.tile(ground, (len(a[2]), 1)))
+    rewritten = []
+    monkeypatch.setattr(selection, "rewrite_tables", lambda: rewritten.append(True))
     lines = [selection.compare("laptop", {"seed": seed}, None) for seed in (0, 1)]
+    assert len(rewritten) == 2
     stored = pd.read_csv(paths.RESULTS / selection.SELECTION)
     assert stored["settings"].tolist() == ['{"seed": 0}', '{"seed": 1}']
     assert stored["criterion"].tolist() == [line["criterion"] for line in lines]
