@@ -15,7 +15,7 @@ from marsclf.features import Features, embed_images, embed_views, pass_on, view_
 from marsclf.images import WHOLE_IMAGE, Augmentation, Condition
 from marsclf.inference import has_gpu
 from marsclf.paths import CACHE
-from marsclf.training import History, Schedule, build_head, join, train
+from marsclf.training import History, Schedule, build_head, draw_shares, join, train
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recipe:
     views: int
     views_rare: int
     balance: float
+    burst_balance: float
     label_smoothing: float
     mixup: float
     weight_decay: float
@@ -68,7 +69,6 @@ class Recipe:
             epoch_size=images,
             weight_decay=self.weight_decay,
             label_smoothing=self.label_smoothing,
-            balance=self.balance,
             mixup=self.mixup,
             accumulate=self.finetune_accumulate if stage == "finetune" else 1,
             **{name: getattr(self, f"{stage}_{name}") for name in own},
@@ -87,10 +87,11 @@ class Network(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the frozen part gave for random views, and the label 0-24 of each."""
+    """What the frozen part gave for random views, the label 0-24 of each, and its share of draws."""
 
-    views: Features
+    views: Features | np.ndarray
     labels: np.ndarray
+    shares: np.ndarray
 
 
 class Learnt(NamedTuple):
@@ -242,7 +243,9 @@ def see(
     """Return what the frozen part sees in `counts[i]` random views of each image i of `rows`."""
     views_of = Augmentation(**recipe.augmentation)
     views = embed_views(root, rows, counts, network.frozen, views_of, recipe.seed, cache)
-    return Seen(views, rows["label"].to_numpy().repeat(counts))
+    labels = rows["label"].to_numpy().repeat(counts)
+    bursts = rows.groupby(["label", "sequence"]).ngroup().to_numpy().repeat(counts)
+    return Seen(views, labels, draw_shares(labels, bursts, recipe.balance, recipe.burst_balance))
 
 
 def train_head(
@@ -257,9 +260,13 @@ def train_head(
     """Stage 1: train a head on what the whole backbone, still frozen, makes of each view."""
     if network.upper:
         train_on, validation = (
-            Seen(pass_on(seen.views, network.upper, cache), seen.labels)
+            seen._replace(views=pass_on(seen.views, network.upper, cache))
             for seen in (train_on, validation)
         )
+    # One vector a view: few enough to be held at once, which saves opening files for each batch.
+    train_on, validation = (
+        seen._replace(views=seen.views.read()) for seen in (train_on, validation)
+    )
     keras.utils.set_random_seed(recipe.seed)
     head = build_head(network.whole.output_shape[1], recipe.head_hidden, recipe.head_dropout)
     schedule = recipe.schedule("head", epoch_size)

@@ -1,9 +1,9 @@
 """The stages of transfer learning: a head on a frozen network's features, then blocks of it too.
 
-Each stage draws its batches class-balanced, stops early on validation, keeps the best epoch, and
-goes on after a kill exactly where the last whole epoch ended. Validation is judged as training is
-drawn, on random views with the classes weighted alike: whole images of the commonest two classes
-are solved in the first epoch and tell later ones apart by chance.
+Each stage draws its batches balanced over classes and bursts, stops early on validation, keeps the
+best epoch, and goes on after a kill exactly where the last whole epoch ended. Validation is judged as
+training is drawn, on random views, classes and bursts weighted alike: whole images of the commonest
+two classes are solved in the first epoch and tell later ones apart by chance.
 """
 
 import json
@@ -36,7 +36,6 @@ class Schedule:
         label_smoothing: share of the probability spread over all classes (0-1).
         mixup: how far two examples are mixed, features and targets alike, in shares drawn from
             Beta(mixup, mixup) for each batch (Zhang et al. 2018); 0 not at all.
-        balance: classes are drawn in proportion to size**(1 - balance): 0 as they come, 1 equally.
         patience: epochs without a lower validation loss before the stage ends.
         accumulate: batches whose mean gradient makes one step; several where memory has no room
             for one large batch.
@@ -49,7 +48,6 @@ class Schedule:
     weight_decay: float
     label_smoothing: float
     mixup: float
-    balance: float
     patience: int
     accumulate: int = 1
 
@@ -87,8 +85,8 @@ def join(backbone: keras.Model, head: keras.Model) -> keras.Model:
 def train(
     stage: str,
     model: keras.Model,
-    seen: tuple[Features, np.ndarray],
-    validation: tuple[Features, np.ndarray],
+    seen: tuple[Features, np.ndarray, np.ndarray],
+    validation: tuple[Features, np.ndarray, np.ndarray],
     schedule: Schedule,
     seed: int,
     folder: Path,
@@ -98,7 +96,8 @@ def train(
     Args:
         stage: its name, in the history and the checkpoints' names.
         model: features (n, ...) to probabilities (n, 25); what of it may learn is trainable.
-        seen, validation: features of views (n, ...) and their labels 0-24 (n,).
+        seen, validation: features of views (n, ...), their labels 0-24 (n,), and how often each
+            is to be drawn, or how much it counts (n,), as from `draw_shares`.
         schedule: how long and how fast.
         seed: of what is drawn, and of dropout.
         folder: of the checkpoints; an equal stage that was killed goes on from them.
@@ -115,6 +114,7 @@ def train(
     recipe = sha256_of(
         network_digest(model).encode(),
         repr((schedule, seed, len(first))).encode(),
+        *(shares.tobytes() for _, _, shares in (seen, validation)),
         np.ascontiguousarray(first[0][0]),
         np.ascontiguousarray(evaluation[0][0]),
     )
@@ -176,6 +176,26 @@ def class_weights(labels: np.ndarray, balance: float) -> np.ndarray:
     return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -float(balance)
 
 
+def draw_shares(
+    labels: np.ndarray, bursts: np.ndarray, balance: float, burst_balance: float
+) -> np.ndarray:
+    """Return how often each example is to be drawn (n,), as shares that add up to 1.
+
+    Args:
+        labels: 0-24 (n,).
+        bursts: numbers of the bursts that the examples come from (n,): images of one thing within
+            minutes, of which many tell little more than one. Examples of two classes are of two
+            bursts.
+        balance: a class of so many examples gets a share of size**(1 - balance): 0 as they come,
+            1 all classes alike.
+        burst_balance: likewise for the bursts of a class.
+    """
+    within = np.bincount(bursts)[bursts] ** -float(burst_balance)
+    within /= np.bincount(labels, weights=within)[labels]
+    shares = within * np.bincount(labels)[labels] ** (1 - float(balance))
+    return shares / shares.sum()
+
+
 def one_hot(labels: np.ndarray) -> np.ndarray:
     """Return labels 0-24 (n,) as float32 (n, 25)."""
     return np.eye(NUM_CLASSES, dtype="float32")[labels]
@@ -202,25 +222,31 @@ class Batches(keras.utils.PyDataset):
 
     @classmethod
     def drawn(
-        cls, features: Features, labels: np.ndarray, schedule: Schedule, seed: int, epoch: int
+        cls,
+        features: Features,
+        labels: np.ndarray,
+        shares: np.ndarray,
+        schedule: Schedule,
+        seed: int,
+        epoch: int,
     ) -> "Batches":
-        """One epoch, drawn with replacement, views of rare classes more often than they come.
+        """One epoch, drawn with replacement by shares that add up to 1.
 
         Equal seed and epoch give equal batches.
         """
-        shares = class_weights(labels, schedule.balance)
         rng = np.random.default_rng((seed, epoch))
-        rows = rng.choice(len(labels), schedule.epoch_size, p=shares / shares.sum())
+        rows = rng.choice(len(labels), schedule.epoch_size, p=shares)
         batches = math.ceil(schedule.epoch_size / schedule.batch_size)
         kept = rng.beta(schedule.mixup, schedule.mixup, batches) if schedule.mixup else None
         return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size, kept)
 
     @classmethod
-    def in_order(cls, features: Features, labels: np.ndarray, schedule: Schedule) -> "Batches":
-        """All views once; the classes count as in `drawn`, by weights that are 1 on average."""
-        weights = class_weights(labels, schedule.balance)
+    def in_order(
+        cls, features: Features, labels: np.ndarray, shares: np.ndarray, schedule: Schedule
+    ) -> "Batches":
+        """All views once, each weighing what it is drawn in `drawn`: 1 on average."""
         rows = np.arange(len(labels))
-        return cls(features, labels, rows, weights / weights.mean(), schedule.batch_size)
+        return cls(features, labels, rows, shares / shares.mean(), schedule.batch_size)
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)

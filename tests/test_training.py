@@ -16,7 +16,7 @@ import pytest
 from marsclf import training
 from marsclf.backbones import build_backbone
 from marsclf.errors import MarsclfError
-from marsclf.training import Batches, Schedule, build_head, join, train
+from marsclf.training import Batches, Schedule, build_head, draw_shares, join, train
 
 HEAD = Schedule(
     epochs=4,
@@ -26,7 +26,6 @@ HEAD = Schedule(
     weight_decay=0.001,
     label_smoothing=0.0,
     mixup=0.0,
-    balance=1.0,
     patience=10,
 )
 WIDTH = 8
@@ -36,13 +35,15 @@ class Killed(BaseException):
     pass
 
 
-def toy(count: int = 120, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of four well separated classes."""
+def toy(
+    count: int = 120, seed: int = 0, noise: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, labels and equal shares of four well separated classes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 4 * 5
     features = rng.normal(0, noise, (count, WIDTH))
     features[np.arange(count), labels // 5] += 4
-    return features.astype(np.float32), labels
+    return features.astype(np.float32), labels, np.full(count, 1 / count)
 
 
 def train_toy(
@@ -101,8 +102,9 @@ def uninterrupted(head_folder: Path) -> tuple[list[dict], list]:
 
 def batches(balance: float = 1.0, seed: int = 0, epoch: int = 0) -> Batches:
     labels = np.repeat([3, 8, 20], [20, 980, 200])
-    schedule = dataclasses.replace(HEAD, balance=balance, batch_size=64, epoch_size=1000)
-    return Batches.drawn(np.arange(1200)[:, np.newaxis], labels, schedule, seed, epoch)
+    shares = draw_shares(labels, np.arange(1200), balance, 0.0)
+    schedule = dataclasses.replace(HEAD, batch_size=64, epoch_size=1000)
+    return Batches.drawn(np.arange(1200)[:, np.newaxis], labels, shares, schedule, seed, epoch)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,19 @@ def test_class_shares(balance: float, expected: list[float]) -> None:
     assert targets.sum() == 6000
 
 
+@pytest.mark.parametrize(
+    ("burst_balance", "expected"),
+    # Of the class's half: bursts of 9 and 1 as they come, by their roots (3 and 1), and equal.
+    [(0.0, [0.45, 0.05]), (0.5, [0.375, 0.125]), (1.0, [0.25, 0.25])],
+)
+def test_shares_of_bursts_within_a_class(burst_balance: float, expected: list[float]) -> None:
+    labels, bursts = np.repeat([3, 8], [10, 40]), np.repeat([0, 1, 2], [9, 1, 40])
+    shares = draw_shares(labels, bursts, 1.0, burst_balance)
+    found = [shares[bursts == burst].sum() for burst in range(3)]
+    np.testing.assert_allclose(found, [*expected, 0.5])
+    assert np.ptp(shares[bursts == 0]) < 1e-12  # within a burst all are alike
+
+
 def test_batches_hold_the_examples_of_their_targets() -> None:
     sequence = batches()
     assert len(sequence) == 16  # 1,000 examples by 64
@@ -135,8 +150,8 @@ def test_batches_hold_the_examples_of_their_targets() -> None:
 
 
 def test_mixup_mixes_features_and_targets_by_one_share() -> None:
-    features, labels = toy()
-    mixed = Batches.drawn(features, labels, dataclasses.replace(HEAD, mixup=0.5), seed=0, epoch=0)
+    features, labels, _ = toy()
+    mixed = Batches.drawn(*toy(), dataclasses.replace(HEAD, mixup=0.5), seed=0, epoch=0)
     plain = Batches(features, labels, mixed.rows, mixed.weights, HEAD.batch_size)
     shares = set()
     for number in range(len(mixed)):
@@ -155,10 +170,11 @@ def test_equal_seed_and_epoch_give_equal_batches() -> None:
         assert (batches()[0][0] != other[0][0]).any()
 
 
-def test_validation_weighs_the_classes_as_training_draws_them() -> None:
+def test_validation_weighs_examples_as_training_draws_them() -> None:
     labels = np.repeat([3, 8], [2, 6])
+    shares = draw_shares(labels, labels, 1.0, 1.0)
     schedule = dataclasses.replace(HEAD, batch_size=5)
-    sequence = Batches.in_order(np.arange(8)[:, np.newaxis], labels, schedule)
+    sequence = Batches.in_order(np.arange(8)[:, np.newaxis], labels, shares, schedule)
     both = zip(sequence[0], sequence[1], strict=True)
     inputs, targets, weights = (np.concatenate(parts) for parts in both)
     assert inputs[:, 0].tolist() == list(range(8))
@@ -190,12 +206,12 @@ def test_the_head_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def overfit(folder: Path, patience: int) -> tuple[list[dict], keras.Model]:
     """Train on clean labels and validate on partly wrong ones: the loss falls, then rises."""
-    features, labels = toy(40, seed=9)
+    features, labels, shares = toy(40, seed=9)
     labels[::5] = (labels[::5] + 5) % 20
     keras.utils.set_random_seed(0)
     head = build_head(WIDTH, 16, 0.0)
     schedule = dataclasses.replace(HEAD, epochs=30, learning_rate=0.03, patience=patience)
-    return train("head", head, toy(), (features, labels), schedule, 0, folder), head
+    return train("head", head, toy(), (features, labels, shares), schedule, 0, folder), head
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
@@ -203,7 +219,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     losses = [record["val_loss"] for record in history]
     best = int(np.argmin(losses))
     assert best > 0 and len(losses) == best + 1 + 3 < 30
-    features, labels = toy(40, seed=9)
+    features, labels, _ = toy(40, seed=9)
     labels[::5] = (labels[::5] + 5) % 20
     answer = head.predict(features.astype("float32"), verbose=0)[np.arange(40), labels]
     assert -np.log(answer).mean() == pytest.approx(losses[best], abs=1e-5)
@@ -247,7 +263,7 @@ from pathlib import Path
 from marsclf import training
 drawn = training.Batches.drawn
 def dying(*arguments, **options):
-    if 2 in (*arguments[4:], *options.values()):
+    if 2 in (*arguments[5:], *options.values()):
         os.kill(os.getpid(), signal.SIGKILL)
     return drawn(*arguments, **options)
 training.Batches.drawn = dying
@@ -311,7 +327,6 @@ def test_join_is_flat_and_shares_the_weights(backbone: keras.Model) -> None:
 
 
 def test_gradients_of_small_batches_add_up_to_those_of_a_large_one() -> None:
-    features, labels = toy()
     weights = {}
     for batch_size, accumulate in ((40, 1), (20, 2)):
         keras.utils.set_random_seed(0)
@@ -319,7 +334,7 @@ def test_gradients_of_small_batches_add_up_to_those_of_a_large_one() -> None:
         schedule = dataclasses.replace(HEAD, batch_size=batch_size, accumulate=accumulate)
         # A rate that hardly falls: it is looked up for each batch, whole step or not.
         training.compile_stage(head, schedule, 10**6)
-        batches = Batches.drawn(features, labels, schedule, seed=0, epoch=0)
+        batches = Batches.drawn(*toy(), schedule, seed=0, epoch=0)
         head.fit(batches, shuffle=False, verbose=0)
         weights[accumulate] = head.get_weights()
     for one, other in zip(weights[1], weights[2], strict=True):
