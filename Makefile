@@ -25,7 +25,7 @@ run: environment ## environment, data, the three notebooks, figures and metrics 
 		$(if $(WEIGHTS),--weights '$(WEIGHTS)') \
 		$(foreach setting,$(SET),--set '$(setting)')
 
-smoke: environment ## all notebooks on generated images, in under two minutes
+smoke: environment ## notebooks 01 to 03 on generated images, in a few minutes
 	$(BIN)/python -m marsclf run --preset smoke --sample
 
 ladder: environment ## the reference reproduced, its oddities switched off one by one [DATA_DIR]

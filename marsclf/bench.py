@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,13 +25,16 @@ import numpy as np
 
 from marsclf import data, ledger, paths
 from marsclf.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
+from marsclf.classifier import load_classifier
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically, write_json
+from marsclf.files import write_json
 from marsclf.hardware import hardware, peak_rss_mb
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import compare, make_predictor, predict_each
+from marsclf.metrics import THRESHOLD
 from marsclf.presets import DEFAULT_PRESET, parameters_of
 from marsclf.publish import rewrite_tables
+from marsclf.read import ignore_decoders_warnings
 from marsclf.recipe import Recipe
 from marsclf.run import commit
 from marsclf.tables import cost_table
@@ -55,6 +59,8 @@ def bench(data_dir: str | Path | None = None) -> dict:
             "commit": commit(),
             "dataset": dataset.name,
             "data_digest": dataset.digest,
+            # `verify` compares it with that of the published run.
+            "recipe": ledger.recipe_digest({"parameters": preset}),
             "hardware": hardware(),
             "repeats": REPEATS,
         }
@@ -63,7 +69,7 @@ def bench(data_dir: str | Path | None = None) -> dict:
             ("network", measure_network, files, cache),
             ("images", measure_images, files, augmentation),
             ("training", measure_training, files, preset, cache),
-            ("classification", measure_growth, files, preset, cache),
+            ("classification", measure_growth, files, cache),
             ("reference", measure_reference, files, cache),
             ("run", measure_run, dataset.root, cache),
         ):
@@ -172,7 +178,9 @@ def measure_training(files: list[Path], preset: dict, cache: Path) -> dict:
     }
     turns = {}
     for name, (pixels, blocks, split) in contestants.items():
-        model = join(build_backbone(preset["backbone"], pixels), build_head(1280, 512, 0.4))
+        backbone = build_backbone(preset["backbone"], pixels)
+        width = backbone.output_shape[1]
+        model = join(backbone, build_head(width, preset["head_hidden"], preset["head_dropout"]))
         unfreeze_blocks(model, blocks)
         inputs, learning = _views(files, pixels), model
         if split:
@@ -186,23 +194,23 @@ def measure_training(files: list[Path], preset: dict, cache: Path) -> dict:
         "image_size": size,
         "blocks": preset["finetune_blocks"],
         "ms_an_image": {name: spread(values) for name, values in each.items()},
-        "preset_against_all_blocks_224": spread(
-            _ratio(each["all_blocks_224"], each["preset_blocks_stored"])
-        ),
     }
 
 
-def measure_growth(files: list[Path], preset: dict, cache: Path) -> list[dict]:
-    """Return seconds and memory of classifying folders of growing size, each in a new process."""
+def measure_growth(files: list[Path], cache: Path) -> list[dict]:
+    """Return what the classifier of the library takes for more and more images.
+
+    Of each number of images, in a new process: the zooms at which it looks at an image, seconds,
+    images a second, and the most memory, MB. What it loads first counts for the memory alone.
+    """
     rows = []
     for count in GROWTH:
         chosen = list(itertools.islice(itertools.cycle(files), count))
-        seconds, memory = _in_new_process(
-            _classify, chosen, preset["backbone"], preset["image_size"], cache
-        )
+        zooms, seconds, memory = _in_new_process(_classify, chosen, cache)
         rows.append(
             {
                 "images": count,
+                "zooms": zooms,
                 "seconds": round(seconds, 2),
                 "images_a_s": round(count / seconds, 1),
                 "peak_rss_mb": memory,
@@ -237,21 +245,21 @@ def measure_reference(files: list[Path], cache: Path) -> dict:
         "ms_an_image": {
             name: spread(_scaled(values, 1e3 / len(chosen))) for name, values in seconds.items()
         },
-        "library_against_reference": spread(_ratio(seconds["reference"], seconds["library"])),
-        "reference_array_mb_for_6691_images": round(6691 * 3 * np.prod(REFERENCE_SIZE) * 8 / 1e6),
     }
 
 
 def measure_run(root: Path, folder: Path) -> dict:
     """Return times by stage and peak memory of `make run`: cold, again, and with another head.
 
-    The project is copied, so that nothing cached is found and nothing here is touched; the copy's
-    packages are this environment's.
+    The project is copied, so that nothing cached is found and nothing here is touched but the
+    ledger, in which the runs' scores of the test split are entered, whether or not a later run
+    fails. The copy's packages are this environment's. Raises MarsclfError where a run fails.
     """
-    project = folder / "project"
+    project, code = folder / "project", commit()
     for part in ("marsclf", "notebooks", "presets", "results"):
         shutil.copytree(paths.PROJECT_ROOT / part, project / part)
-    runs = {}
+    scores = project / "results" / ledger.NAME
+    runs, entered = {}, len(ledger.rows(scores))
     for name, arguments in {
         "cold": ["--preset", DEFAULT_PRESET],
         "warm": ["--preset", DEFAULT_PRESET],
@@ -260,13 +268,19 @@ def measure_run(root: Path, folder: Path) -> dict:
     }.items():
         started = time.monotonic()
         command = [sys.executable, "-m", "marsclf", "run", "--data-dir", str(root), *arguments]
-        ended = subprocess.run(
-            command,
-            cwd=project,
-            env=os.environ | {"PYTHONPATH": str(project)},
-            capture_output=True,
-            text=True,
-        )
+        try:
+            ended = subprocess.run(
+                command,
+                cwd=project,
+                env=os.environ | {"PYTHONPATH": str(project)},
+                capture_output=True,
+                text=True,
+            )
+        finally:  # a run that fails, or is interrupted, may have seen the score already
+            new = ledger.rows(scores)[entered:]
+            entered += len(new)
+            for row in new:  # the copy does not know its commit
+                ledger.append_row(paths.RESULTS / ledger.NAME, row | {"commit": code})
         if ended.returncode:
             raise MarsclfError(f"{' '.join(command)} failed: {ended.stderr.strip()}")
         metrics = json.loads((project / "runs" / arguments[1] / "metrics.json").read_text())
@@ -274,11 +288,6 @@ def measure_run(root: Path, folder: Path) -> dict:
             "wall_s": metrics["wall_s"] | {"command": round(time.monotonic() - started, 1)},
             "peak_rss_mb": metrics["peak_rss_mb"],
         }
-    scores = project / "results" / ledger.NAME
-    if scores.exists():  # these runs scored the test split too
-        text = scores.read_text(encoding="utf-8").replace(",unknown,", f",{commit()},")
-        with replace_atomically(paths.RESULTS / ledger.NAME) as temporary:
-            temporary.write_text(text, encoding="utf-8")
     return runs
 
 
@@ -332,21 +341,21 @@ def _views(files: list[Path], size: int) -> np.ndarray:
 
 def _steps(model: keras.Model, inputs: np.ndarray, steps: int) -> None:
     """Train so many steps."""
-    targets = one_hot(np.arange(BATCH) % 25)
+    targets = one_hot(np.arange(BATCH) % data.NUM_CLASSES)
     for i in range(steps):
         batch = inputs.take(range(i * BATCH, (i + 1) * BATCH), axis=0, mode="wrap")
         model.train_on_batch(batch, targets)
 
 
-def _classify(
-    files: list[Path], backbone: str, image_size: int | None, cache: Path
-) -> tuple[float, int]:
-    """Classify the files in this process; return the seconds and the peak memory in MB."""
-    network = build_backbone(backbone, image_size)
-    model = join(network, build_head(network.output_shape[1], 512, 0.4))
-    predict = make_predictor(model, cache)
-    size = model.input_shape[1]
+def _classify(files: list[Path], cache: Path) -> tuple[tuple[float, ...], float, int]:
+    """Classify the files in this process, as `predict` does.
+
+    Return the zooms at which an image is looked at, the seconds and the peak memory in MB.
+    """
+    classifier = load_classifier(cache=cache)
     started = time.perf_counter()
-    for _ in predict_each(files, lambda path: fit_view(decode_rgb(path), size), predict):
-        pass
-    return time.perf_counter() - started, peak_rss_mb()
+    with warnings.catch_warnings():
+        ignore_decoders_warnings()
+        for _ in classifier.rows(map(str, files), THRESHOLD):
+            pass
+    return classifier.zooms, time.perf_counter() - started, peak_rss_mb()

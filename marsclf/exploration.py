@@ -15,6 +15,8 @@ from marsclf.hardware import cores
 THUMBNAIL = 16  # pixels a side: keeps the scene's layout, drops texture and compression noise
 # Pairs from this correlation up look the same to a person; nearly all have the same label.
 NEAR_DUPLICATE = 0.98
+EACH = 3  # images that the gallery shows of a class in a split
+PAIRS = 6  # of look-alikes that theirs shows
 
 
 def measure_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -193,31 +195,31 @@ def bursts(index: pd.DataFrame) -> Figure:
     return fig
 
 
-def class_gallery(dataset: data.Dataset, each: int = 3) -> Figure:
-    """Show up to `each` training and test images of every class, no two of one sequence."""
+def class_gallery(dataset: data.Dataset) -> Figure:
+    """Show up to three training and test images of every class, no two of one sequence."""
     tiles, titles = [], []
     for name, of_class in dataset.index.groupby("class_name"):
         for split in ("train", "test"):
             rows = of_class[of_class["split"] == split]
             chosen = rows.drop_duplicates("sequence")
-            chosen = chosen.sample(min(each, len(chosen)), random_state=0)
+            chosen = chosen.sample(min(EACH, len(chosen)), random_state=0)
             decoded = [images.decode_rgb(dataset.root / path) for path in chosen["path"]]
-            tiles += decoded + [None] * (each - len(decoded))
+            tiles += decoded + [None] * (EACH - len(decoded))
             what = f"{name}\ntraining" if split == "train" else "\ntest"
-            titles += [f"{what}: {len(rows):,}"] + [""] * (each - 1)
+            titles += [f"{what}: {len(rows):,}"] + [""] * (EACH - 1)
     return figures.gallery(
-        tiles, titles, 4 * each, "Each class in training (left) and test (right), with its count"
+        tiles, titles, 4 * EACH, "Each class in training (left) and test (right), with its count"
     )
 
 
-def look_alike_gallery(dataset: data.Dataset, thumbnails: np.ndarray, pairs: int = 6) -> Figure:
-    """Show the test images that most resemble a training image, each before that image."""
+def look_alike_gallery(dataset: data.Dataset, thumbnails: np.ndarray) -> Figure:
+    """Show the six test images that most resemble a training image, each before that image."""
     test = np.flatnonzero(dataset.index["split"] == "test")
     train = np.flatnonzero(dataset.index["split"] == "train")
     correlation, partner = nearest(thumbnails, test, train)
     best = np.argsort(-correlation, kind="stable")
     # One pair a test sequence, or a single burst would fill the gallery.
-    best = best[~dataset.index["sequence"].iloc[test[best]].duplicated().to_numpy()][:pairs]
+    best = best[~dataset.index["sequence"].iloc[test[best]].duplicated().to_numpy()][:PAIRS]
     rows = np.stack([test[best], partner[best]], axis=1).reshape(-1)
     chosen = dataset.index.iloc[rows]
     tiles = [images.decode_rgb(dataset.root / path) for path in chosen["path"]]

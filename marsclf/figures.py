@@ -4,7 +4,7 @@ Each chart function returns a `Figure` that pyplot does not know of, so none sta
 9 inches wide and saved 1,800 pixels wide, which keeps the text legible at half that width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib import patheffects
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -67,7 +68,9 @@ def png_of(fig: Figure, sample: bool) -> bytes:
     return small.getvalue()
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1, **options):
+def new_figure(
+    height: float, rows: int = 1, columns: int = 1, **options: object
+) -> tuple[Figure, Axes | np.ndarray]:
     """Return a figure `height` inches high and its axes (one, or an array as by subplots)."""
     fig = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
@@ -263,7 +266,9 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     return fig
 
 
-def right_wrong(bar, places, table: pd.DataFrame, **options) -> None:
+def right_wrong(
+    bar: Callable, places: Sequence | np.ndarray, table: pd.DataFrame, **options: object
+) -> None:
     """Draw wrong ("sum") and right ("size" - "sum") stacked with `bar` (axes.bar or .barh)."""
     base = "left" if bar.__name__ == "barh" else "bottom"
     bar(places, table["sum"], color=RED, label="wrong", **options)

@@ -1,5 +1,7 @@
 """Grad-CAM (Selvaraju et al. 2017): which parts of an image spoke for a class."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -29,11 +31,12 @@ def gradcam(model: keras.Model, images: np.ndarray, class_ids: np.ndarray) -> np
     return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
 
 
-def _score(probabilities, class_ids: np.ndarray):
+def _score(probabilities: Any, class_ids: np.ndarray) -> Any:
     """Return the classes' scores before the softmax, less the mean score of all classes, summed.
 
     Softmax forgets a constant added to all scores, so they can be recovered up to that. The log of
-    the probability alone would not do: its gradient fades to rounding noise as it nears 1.
+    the probability alone would not do: its gradient fades to rounding noise as it nears 1. Takes
+    probabilities (N, classes) and returns a number, both tensors of Keras's backend.
     """
     logs = keras.ops.log(keras.ops.maximum(probabilities, 1e-30))
     chosen = keras.ops.one_hot(class_ids, probabilities.shape[-1])
@@ -54,7 +57,7 @@ def _gradient(head: keras.Model, features: np.ndarray, class_ids: np.ndarray) ->
     if backend == "jax":
         import jax
 
-        def score_of(inputs):
+        def score_of(inputs: Any) -> Any:
             return _score(head(inputs, training=False), class_ids)
 
         return np.asarray(jax.grad(score_of)(features))

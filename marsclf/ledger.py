@@ -68,9 +68,9 @@ def append_row(path: Path, row: dict[str, object]) -> None:
         ) from error
 
 
-def rows() -> list[dict[str, str]]:
-    """Return the ledger's lines, oldest first."""
-    path = paths.RESULTS / NAME
+def rows(path: Path | None = None) -> list[dict[str, str]]:
+    """Return the lines of the ledger, or of a copy of it at `path`, oldest first."""
+    path = path or paths.RESULTS / NAME
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:

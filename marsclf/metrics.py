@@ -21,6 +21,8 @@ COLUMNS = ["split", "path", "label", "predicted", "confidence", *PROBABILITY_COL
 # The PDS Image Atlas shows a content label from this confidence up (Wagstaff et al. 2018).
 THRESHOLD = 0.9
 RESAMPLES = 2000
+BINS = 15  # of the calibration
+PERIODS = 4  # that the sols of a split are cut into
 
 
 def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
@@ -152,15 +154,15 @@ def bootstrap_over_sols(correct: np.ndarray, sols: np.ndarray) -> np.ndarray:
     return np.percentile(right[draws].sum(axis=1) / images[draws].sum(axis=1), [2.5, 97.5])
 
 
-def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> pd.DataFrame:
-    """Return count, accuracy and confidence (means; NaN where empty) of equal-width bins.
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+    """Return count, accuracy and confidence (means; NaN where empty) of 15 equal-width bins.
 
     Bin m of M holds the confidences in ((m - 1) / M, m / M] (Guo et al. 2017).
     """
-    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     rows = pd.DataFrame({"bin": number, "accuracy": correct, "confidence": confidence})
-    table = rows.astype({"accuracy": float}).groupby("bin").mean().reindex(range(bins))
-    return table.assign(count=np.bincount(number, minlength=bins))
+    table = rows.astype({"accuracy": float}).groupby("bin").mean().reindex(range(BINS))
+    return table.assign(count=np.bincount(number, minlength=BINS))
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -222,14 +224,14 @@ def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
     return counted.sort_values("errors", ascending=False, kind="stable", ignore_index=True)
 
 
-def calibration_over_sols(predictions: pd.DataFrame, periods: int = 4) -> pd.DataFrame:
-    """Return one row for each of `periods` with equally many sols.
+def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each of four periods with equally many sols.
 
     Columns: first_sol, last_sol, images, accuracy, confidence (mean) and ece.
     """
     sols = product_ids(predictions)["sol"].to_numpy()
     rows = []
-    for part in np.array_split(np.unique(sols), periods):
+    for part in np.array_split(np.unique(sols), PERIODS):
         chosen = predictions[(sols >= part[0]) & (sols <= part[-1])]
         correct = (chosen["label"] == chosen["predicted"]).to_numpy()
         confidence = chosen["confidence"].to_numpy()

@@ -22,7 +22,8 @@ SET_BY_RUN = ("data_dir", "run_dir", "preset", "predictions_file", "dataset")
 def load_preset(name: str) -> dict:
     """Return the preset's description, expected results (a mapping) and parameters (a mapping).
 
-    The parameters of the preset that it `extends`, if it does, are among them.
+    The parameters of the preset that it `extends`, if it does, are among them. Raises MarsclfError
+    where there is no such preset, or its file is none.
     """
     known = sorted(path.stem for path in paths.PRESETS.glob("*.yaml"))
     if name not in known:
@@ -45,7 +46,11 @@ def load_preset(name: str) -> dict:
 
 
 def notebook_parameters(path: Path) -> dict[str, object]:
-    """Return name and default of each parameter in the notebook's one cell tagged `parameters`."""
+    """Return name and default of each parameter in the notebook's one cell tagged `parameters`.
+
+    Raises MarsclfError for a file that is no notebook, for another number of such cells, and for
+    one that holds anything but `name = value`.
+    """
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -66,7 +71,10 @@ def notebook_parameters(path: Path) -> dict[str, object]:
 
 
 def parse_settings(texts: list[str]) -> dict[str, object]:
-    """Turn texts like "epochs=3" into a mapping; the values are read as YAML."""
+    """Turn texts like "epochs=3" into a mapping; the values are read as YAML.
+
+    Raises MarsclfError for a text of another form, and for a value that is not YAML.
+    """
     settings = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -85,7 +93,7 @@ def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dic
     """Return every notebook parameter with its value: default, overlaid by preset and settings.
 
     Raises MarsclfError for a name that no notebook declares and for a value of another type than
-    the default's.
+    the default's; where that is None any value will do.
     """
     layers = {f"presets/{preset}.yaml": load_preset(preset)["parameters"], "--set": settings or {}}
     declared: dict[str, object] = {}
@@ -96,6 +104,15 @@ def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dic
         for name, value in layer.items():
             values[name] = _checked(origin, name, value, declared)
     return values
+
+
+def check_is_no_ladder(preset: str) -> None:
+    """Raise MarsclfError for a preset of the ladder's notebook, which has several recipes."""
+    if preset in LADDERS:
+        raise MarsclfError(
+            f"The preset {preset} is a ladder of recipes, which `make run PRESET={preset}` runs, "
+            "compares and publishes by itself: name another preset."
+        )
 
 
 def _checked(origin: str, name: str, value: object, declared: dict[str, object]) -> object:
@@ -117,7 +134,7 @@ def _checked(origin: str, name: str, value: object, declared: dict[str, object])
         with suppress(ValueError):
             value = float(value)
     kind = list if isinstance(default, tuple) else type(default)
-    if value is not None and default is not None and type(value) is not kind:
+    if default is not None and type(value) is not kind:
         raise MarsclfError(
             f"{origin}: {name} must be of type {kind.__name__}, like its default {default!r}, but "
             f"is {value!r}."

@@ -2,7 +2,8 @@
 
 Published are results/<preset>/ (metrics.json, predictions.csv.gz), figures/<preset>/, the tables
 between two markers in the documents and, of the default preset, the classifier that the command
-`predict` uses. Every number can be recomputed from the predictions.
+`predict` uses. Every number can be recomputed from the predictions. Figures of the data, which are
+the same whatever the preset, are published with the default one alone.
 """
 
 import gzip
@@ -36,6 +37,7 @@ BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 README, MODEL_CARD, RESULTS = "README.md", "MODEL_CARD.md", "RESULTS.md"
 ARCHIVE = "docs/archive-scale.md"
 IMAGES = {"train": 3746, "val": 1640, "test": 1305}
+OF_THE_DATA = "01_"  # how the names of notebook 01's figures begin
 TOLERANCE = 1e-6
 MAX_BYTES = 1_000_000
 MAX_CLASSIFIER_BYTES = 8_000_000
@@ -60,7 +62,11 @@ def publish(preset: str) -> None:
         for name, (was, value) in changed.items()
     ]
     faults = faults or _faults(run_dir / "metrics.json", result, predictions)
-    figures = sorted((run_dir / "figures").glob("*.png"))
+    figures = [
+        path
+        for path in sorted((run_dir / "figures").glob("*.png"))
+        if preset == DEFAULT_PRESET or not path.name.startswith(OF_THE_DATA)
+    ]
     if not figures:
         faults.append(f"there is no figure in {run_dir / 'figures'}")
     # mtime=0: the same predictions always give the same file.
@@ -69,7 +75,7 @@ def publish(preset: str) -> None:
         faults.append(f"the packed predictions have {len(packed):,} bytes, {MAX_BYTES:,} or more")
     classifier = run_dir / paths.CLASSIFIER.name
     if preset == DEFAULT_PRESET:
-        faults += _classifier_faults(classifier, result)
+        faults += _classifier_faults(classifier, result, ("commit",))
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
     published = _published() | {preset: result}
@@ -114,12 +120,15 @@ def rewrite_tables() -> None:
 def verify() -> None:
     """Recompute every published number; print one line a preset, raise MarsclfError if one is off.
 
-    Needs neither images nor model nor network.
+    So it does where the classifier of the library is not that of the published run, or the costs
+    are of another recipe. Needs neither images nor model nor network.
     """
     faults, published = [], _published()
     for preset, result in published.items():
         folder = paths.RESULTS / preset
         found = _faults(folder / "metrics.json", result, folder / "predictions.csv.gz")
+        if preset == DEFAULT_PRESET:
+            found += _classifier_faults(paths.CLASSIFIER, result) + _bench_faults(result)
         faults += found
         test = result["splits"].get("test", {}).get("accuracy")
         print(f"{preset}: {'WRONG' if found else 'ok'}, test accuracy {test}")
@@ -195,8 +204,24 @@ def _ladder_faults(name: str) -> list[str]:
     ]
 
 
-def _classifier_faults(path: Path, result: dict) -> list[str]:
-    """Return what is wrong with the classifier file of a run that has these metrics."""
+def _bench_faults(result: dict) -> list[str]:
+    """Return what is wrong with the benchmark, beside the metrics of the default preset."""
+    path = paths.RESULTS / "bench.json"
+    bench = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # An earlier benchmark does not tell its recipe.
+    if bench.get("recipe") in (None, ledger.recipe_digest(result)):
+        return []
+    return [
+        f"{path}: its costs are of another recipe than the published run of {DEFAULT_PRESET}; "
+        "measure them anew with `make bench`"
+    ]
+
+
+def _classifier_faults(path: Path, result: dict, also: tuple[str, ...] = ()) -> list[str]:
+    """Return what is wrong with the classifier file of a run that has these metrics.
+
+    `also` names what else of the file's `training` must be as in the metrics.
+    """
     try:
         _, metadata, _ = classifier_file.read(path)
     except MarsclfError as error:
@@ -204,11 +229,14 @@ def _classifier_faults(path: Path, result: dict) -> list[str]:
     size = path.stat().st_size
     if size > MAX_CLASSIFIER_BYTES:
         return [f"{path} has {size:,} bytes, more than {MAX_CLASSIFIER_BYTES:,}"]
+    names = ("preset", "seed", "data_digest", *also)
+    pairs = {name: (metadata["training"].get(name), result.get(name)) for name in names}
+    pairs["zooms"] = metadata["zooms"], result["parameters"].get("test_zooms")
+    pairs["temperature"] = metadata["calibration"]["temperature"], result.get("temperature")
     return [
-        f"{path} is of another run: its {name} is {metadata['training'].get(name)!r}, not "
-        f"{result.get(name)!r}"
-        for name in ("preset", "seed", "data_digest")
-        if metadata["training"].get(name) != result.get(name)
+        f"{path} is of another run: its {name} is {found!r}, not {expected!r}"
+        for name, (found, expected) in pairs.items()
+        if found != expected
     ]
 
 
@@ -239,7 +267,7 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         tables["first"] = first_result(bench)
     if (paths.RESULTS / ledger.SELECTION).is_file():
         tables["selection"] = selection_table()
-    if (paths.RESULTS / "ladder.json").is_file():
+    if any((paths.RESULTS / f"{name}.json").is_file() for name in LADDERS):
         tables["ladder"] = ladder_table(published)
     if (paths.RESULTS / "b7_cost.json").is_file():
         tables["b7"] = b7_cost_line()

@@ -59,7 +59,6 @@ def predict_on_ray(
     model: Path | None,
     address: str | None,
     resume: bool,
-    workers: int | None = None,
     images_a_part: int = IMAGES_A_PART,
 ) -> int:
     """Classify the images that `sources` name into the folder `output`, in Parquet parts.
@@ -68,7 +67,6 @@ def predict_on_ray(
         sources, threshold, model, resume: as for marsclf.predict.predict, whose rows these are.
         output: a folder that does not exist yet.
         address: of a Ray cluster, such as "auto"; None starts Ray on this machine alone.
-        workers: processes that classify; None: one for every four cores of the cluster.
         images_a_part: images in one file, which is what a lost worker begins again.
 
     Returns 0, or 3 if some files could not be read, or 130 after Ctrl-C. Raises MarsclfError where
@@ -76,8 +74,13 @@ def predict_on_ray(
     """
     ray = _ray()
     check_threshold(threshold)
-    if output is None or output.suffix:
+    if output is None:
         raise MarsclfError("--engine ray writes a folder of parts: name one with --output.")
+    if output.suffix:
+        raise MarsclfError(
+            f"--engine ray writes a folder of parts, not a file, and {output.name!r} looks like "
+            "one: name a folder without a dot."
+        )
     output = output.absolute()
     if os.path.exists(output):
         if resume and os.path.isdir(output):
@@ -96,7 +99,7 @@ def predict_on_ray(
     if new:
         try:
             with quiet_libraries():
-                _work(ray, address, workers, sorted(new), partial, threshold)
+                _work(ray, address, sorted(new), partial, threshold)
         except KeyboardInterrupt:
             return interrupted(output)
     counts, done = Counter(), 0
@@ -120,7 +123,9 @@ def _ray() -> ModuleType:
         import ray
         import ray.data
     except ImportError:
-        raise MarsclfError("Ray is not installed: pip install 'marsclf[ray]'.") from None
+        raise MarsclfError(
+            "Ray is not installed: pip install '.[ray]' in a copy of the repository."
+        ) from None
     return ray
 
 
@@ -166,14 +171,13 @@ def _write_paths(listed: Iterable[str], path: Path) -> None:
 def _work(
     ray: ModuleType,
     address: str | None,
-    workers: int | None,
     parts: list[str],
     partial: Path,
     threshold: float,
 ) -> None:
     """Let actors make the parts that are missing."""
     alone = {
-        "num_cpus": max(cores(), workers or 1),
+        "num_cpus": cores(),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
@@ -192,7 +196,7 @@ def _work(
         ) from None
     try:
         total = int(ray.cluster_resources().get("CPU", 1))
-        workers = min(workers or max(1, total // CORES_A_WORKER), len(parts))
+        workers = min(max(1, total // CORES_A_WORKER), len(parts))
         cores_each = max(1, min(CORES_A_WORKER, total // workers))
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -225,7 +225,9 @@ def _read_pds(path: Path) -> np.ndarray:
     try:
         import pdr
     except ImportError:
-        raise MarsclfError("PDS products need the reader pdr: pip install 'marsclf[pds]'") from None
+        raise MarsclfError(
+            "PDS products need the reader pdr: pip install '.[pds]' in a copy of the repository"
+        ) from None
     with _one_large_at_a_time:
         try:
             product = pdr.read(path)

@@ -97,7 +97,10 @@ STEPS: dict[str, dict[str, object]] = {
 
 
 def rungs(original: Original, steps: Sequence[str] = tuple(STEPS)) -> dict[str, Original]:
-    """Return the recipe of each rung: the original, and one more thing put right each step."""
+    """Return the recipe of each rung: the original, and one more thing put right each step.
+
+    Raises MarsclfError for a step that is not in STEPS.
+    """
     for step in (step for step in steps if step not in STEPS):
         raise MarsclfError(f"steps: there is no {step!r}; the steps are {', '.join(STEPS)}.")
     recipes = {ORIGINAL: original}
@@ -176,6 +179,9 @@ def learn(
     Returns:
         What of the backbone stayed as it was; what it gives to probabilities (n, 25); and a record
         an epoch: stage, epoch, loss and accuracy on training images.
+
+    Raises MarsclfError for a backbone that is not in FIRST_LAYER, weights that cannot be had, and
+    images that cannot be read.
     """
     if how.backbone not in FIRST_LAYER:
         raise MarsclfError(

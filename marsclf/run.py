@@ -55,7 +55,8 @@ def run(
     """Run the three notebooks into runs/<preset>/ and return (and write) its metrics.
 
     `settings` override the preset's parameters; `sample` takes the generated data whatever else is
-    there. metrics.json is written last: where it lies, the run is whole.
+    there. metrics.json is written last: where it lies, the run is whole. Raises MarsclfError for a
+    preset or settings that are none, for faulty data, and where a notebook fails.
     """
     started = time.monotonic()
     parameters = parameters_of(preset, settings)
@@ -214,7 +215,8 @@ def _failure(name: str, partial: Path, error: Exception) -> str:
 def measure(predictions: pd.DataFrame) -> dict[str, dict]:
     """Return the numbers of each split, from predictions as they are stored.
 
-    Those under "burst" are of one answer a burst (see `metrics.burst_consensus`).
+    Those under "burst" are of one answer a burst (see `metrics.burst_consensus`). Raises
+    MarsclfError where a split has no image.
     """
     splits = {split: predictions[predictions["split"] == split] for split in data.SPLITS}
     for split, rows in splits.items():

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 
 from marsclf import data, ledger, metrics, paths
+from marsclf.presets import DEFAULT_PRESET, LADDERS
 
 # What the Planetary Data System's imaging archive holds, as its Image Atlas states it.
 ARCHIVE_IMAGES = 31_000_000
 DOLLARS_A_CORE_HOUR = 0.05
+MOST_BURSTS, MOST_CONFUSIONS = 15, 8  # rows of their tables
 
 
 def headline(result: dict) -> str:
@@ -71,8 +73,7 @@ def results_tables(published: dict[str, dict]) -> str:
 
 
 def ladder_table(published: dict[str, dict]) -> str:
-    """Return a Markdown table: the rungs from the original recipe to the preset `laptop`."""
-    result = json.loads((paths.RESULTS / "ladder.json").read_text(encoding="utf-8"))
+    """Return a Markdown table: the rungs of each ladder that was run, and the default preset."""
     head = ["Recipe", "Train", "Validation", "Test", "Macro-F1, validation", "Macro-F1, test"]
     rows = [[*head, "Test, 95 % interval", "Minutes"]]
 
@@ -83,12 +84,15 @@ def ladder_table(published: dict[str, dict]) -> str:
         interval = f"{low:.1%} to {high:.1%}"
         rows.append([name, *shares, *scores, interval, f"{seconds / 60:.1f}"])
 
-    for number, rung in enumerate(result["rungs"].values()):
-        name = f"+ {rung['name']}" if number else "The original's, with " + result["backbone"]
-        add(name, rung["splits"], rung["wall_s"])
-    if "laptop" in published:
-        laptop = published["laptop"]
-        add("Preset `laptop`, as published", laptop["splits"], laptop["wall_s"]["total"])
+    for path in (paths.RESULTS / f"{ladder}.json" for ladder in LADDERS):
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rungs": {}}
+        for number, rung in enumerate(result["rungs"].values()):
+            name = f"+ {rung['name']}" if number else f"The original's, with {result['backbone']}"
+            add(name, rung["splits"], rung["wall_s"])
+    if DEFAULT_PRESET in published:
+        run = published[DEFAULT_PRESET]
+        name = f"Preset `{DEFAULT_PRESET}`, as published"
+        add(name, run["splits"], run["wall_s"]["total"])
     if not (paths.RESULTS / "b7-reference.json").is_file():
         unmeasured = "the same with EfficientNetB7: `make run PRESET=b7-reference`"
         rows.append([unmeasured, *["not measured here"] * 3, *["–"] * 4])
@@ -141,13 +145,13 @@ def per_class_table(predictions: pd.DataFrame) -> str:
     return _markdown(rows)
 
 
-def bursts_table(predictions: pd.DataFrame, most: int = 15) -> str:
+def bursts_table(predictions: pd.DataFrame) -> str:
     """Return a Markdown table of the bursts of test with the most errors."""
     rows = [
         ["Sol", "Camera", "Sequence", "True", "Said", "Errors", "Confidence", "Of the true class"]
     ]
     bursts = metrics.errors_by_burst(predictions[predictions["split"] == "test"])
-    for row in bursts.head(most).itertuples():
+    for row in bursts.head(MOST_BURSTS).itertuples():
         names = [str(row.sol), row.camera, row.sequence, row.true, row.said]
         rows.append([*names, str(row.errors), f"{row.confidence:.2f}", f"{row.of_true:.2f}"])
     return _markdown(rows)
@@ -164,12 +168,11 @@ def drift_table(predictions: pd.DataFrame) -> str:
     return _markdown(rows)
 
 
-def confusions_table(predictions: pd.DataFrame, most: int = 8) -> str:
+def confusions_table(predictions: pd.DataFrame) -> str:
     """Return a Markdown table of the commonest errors in test."""
     rows = [["True", "Said", "Test images", "Of the true class"]]
-    for row in metrics.commonest_confusions(
-        predictions[predictions["split"] == "test"], most
-    ).to_dict("records"):
+    test = predictions[predictions["split"] == "test"]
+    for row in metrics.commonest_confusions(test, MOST_CONFUSIONS).to_dict("records"):
         rows.append([row["true"], row["predicted"], str(row["count"]), f"{row['share']:.1%}"])
     return _markdown(rows)
 
@@ -204,7 +207,9 @@ def archive_table(result: dict) -> str:
     """Return the benchmark's rate as Markdown, and what it makes of the images of an archive."""
     size, cores = result["classification"][-1], result["hardware"]["cores"]
     images = result["images"]["ms_an_image"]
-    loading = images["decode"]["median"] + images["whole_image"]["median"]
+    zooms = len(size.get("zooms", [1.0]))  # a benchmark that names none looked once
+    loading = images["decode"]["median"] + zooms * images["whole_image"]["median"]
+    fitting = f"fitting at {zooms} zooms" if zooms > 1 else "fitting"
     hours = ARCHIVE_IMAGES / (size["images_a_s"] / cores) / 3600
     rows = [
         ["What", "How much", "Where from"],
@@ -214,7 +219,7 @@ def archive_table(result: dict) -> str:
             f"[bench.json](../results/bench.json), `classification`, {size['images']:,} images",
         ],
         ["a core's time for an image", f"{1000 * cores / size['images_a_s']:.1f} ms", "the same"],
-        ["of it decoding and fitting", f"{loading:.2f} ms", "the same file, `images`"],
+        [f"of it decoding and {fitting}", f"{loading:.2f} ms", "the same file, `images`"],
         [
             f"{ARCHIVE_IMAGES / 1e6:.0f} million such images",
             f"{hours:.0f} core-hours",

@@ -1,20 +1,23 @@
 """The benchmark: what it counts, that it runs on a small scale, and what it may store."""
 
+import copy
+import csv
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import pytest
 from tiny_project import enter_project, make_project
 
-from marsclf import bench, ledger, paths
+from marsclf import bench, classifier_file, ledger, metrics, paths
 from marsclf.backbones import build_backbone
 from marsclf.data import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.images import Augmentation
 from marsclf.presets import parameters_of
-from marsclf.tables import cost_table, first_result
+from marsclf.tables import archive_table, cost_table, first_result
 
 
 def test_flops_of_a_hand_worked_network() -> None:
@@ -51,7 +54,7 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
             "network": bench.measure_network(files, folder),
             "images": bench.measure_images(files, Augmentation(**preset["augmentation"])),
             "training": bench.measure_training(files, preset, folder),
-            "classification": bench.measure_growth(files, preset, folder),
+            "classification": bench.measure_growth(files, folder),
             "reference": bench.measure_reference(files, folder),
         }
 
@@ -69,7 +72,44 @@ def test_the_measurements_make_sense(small: dict) -> None:
     memory = [size["peak_rss_mb"] for size in small["classification"]]
     assert memory[1] < 1.2 * memory[0]
     assert small["training"]["image_size"] == 96
-    assert small["reference"]["library_against_reference"]["max"] > 1
+    ways = small["reference"]["ms_an_image"]
+    assert ways["library"]["min"] < ways["reference"]["max"]
+
+
+def test_the_shipped_classifier_is_timed_at_all_its_zooms(small: dict) -> None:
+    zooms = classifier_file.read(paths.CLASSIFIER)[1]["zooms"]
+    assert [list(size["zooms"]) for size in small["classification"]] == [zooms, zooms]
+
+
+def test_what_is_timed_is_what_predict_calls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    class Fake:
+        zooms = (1.0, 0.5)
+
+        def rows(self, items: Iterator[str], threshold: float) -> Iterator[None]:
+            asked.append((list(items), threshold))
+            yield
+
+    def load(*arguments: object, cache: Path) -> Fake:
+        assert arguments == () and cache == tmp_path
+        return Fake()
+
+    monkeypatch.setattr(bench, "load_classifier", load)
+    zooms, seconds, memory = bench._classify([Path("a.jpg"), Path("b.jpg")], tmp_path)
+    assert asked == [(["a.jpg", "b.jpg"], metrics.THRESHOLD)]
+    assert zooms == (1.0, 0.5) and seconds >= 0 and memory > 1
+
+
+def test_the_archive_counts_fitting_once_a_zoom(small: dict) -> None:
+    result = copy.deepcopy(small) | {"hardware": {"cores": 2}}
+    result["images"]["ms_an_image"] = {name: {"median": 0.25} for name in ("decode", "whole_image")}
+    result["classification"][-1]["zooms"] = [1.0, 0.5, 2.0]
+    assert "| of it decoding and fitting at 3 zooms | 1.00 ms |" in archive_table(result)
+    del result["classification"][-1]["zooms"]  # as a benchmark of one look was stored
+    assert "| of it decoding and fitting | 0.50 ms |" in archive_table(result)
 
 
 def test_sample_data_are_measured_but_not_stored(
@@ -94,6 +134,7 @@ def test_sample_data_are_measured_but_not_stored(
     printed = capsys.readouterr().out
     assert "SAMPLE DATA" in printed and "Nothing was stored" in printed
     assert cost_table(json.loads(json.dumps(result))) in printed
+    assert result["recipe"] == ledger.recipe_digest({"parameters": preset | {"seed": 5}})
     seconds = result["run"]["cold"]["wall_s"]["command"]
     assert f"`make run` takes {seconds:.0f} s" in first_result(result)
     assert "| `make run`, nothing cached | 100 s, 900 MB | one run |" in printed
@@ -104,7 +145,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     enter_project(monkeypatch, make_project(tmp_path / "project"))
     for folder in ("marsclf", "results"):
         (tmp_path / "project" / folder).mkdir()
-    (paths.RESULTS / ledger.NAME).write_text("time,commit,preset\nthen,abc,laptop\n")
+    (paths.RESULTS / ledger.NAME).write_text(
+        "time,commit,preset\nthen,abc,laptop\nearlier,unknown,laptop\n"
+    )
     return tmp_path / "project"
 
 
@@ -132,13 +175,38 @@ def test_the_pipeline_is_measured_in_a_copy_and_its_scores_are_entered(
     assert [run["peak_rss_mb"] for run in runs.values()] == [1, 2, 3, 4]
     assert runs["cold"]["wall_s"].keys() == {"total", "command"}
     lines = (paths.RESULTS / ledger.NAME).read_text().splitlines()
-    assert lines[1:3] == ["then,abc,laptop", "now,def,laptop"] and len(lines) == 6
+    assert lines[1:3] == ["then,abc,laptop", "earlier,unknown,laptop"]
+    heads = ["laptop-head"] * 2
+    assert lines[3:] == [f"now,def,{preset}" for preset in ("laptop", "laptop", *heads)]
 
 
-def test_a_run_that_fails_ends_the_benchmark(
+def test_a_run_that_fails_ends_the_benchmark_and_no_score_is_lost(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "error: the disk is full.\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    calls = []
+
+    def fake(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess:
+        calls.append(command)
+        with (cwd / "results" / ledger.NAME).open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow([len(calls), "unknown", "laptop"])
+        # Another run, at the same time, scores the test split as well.
+        with (paths.RESULTS / ledger.NAME).open("a") as file:
+            file.write(f"meanwhile {len(calls)},fed,laptop\n")
+        if len(calls) == 2:
+            return subprocess.CompletedProcess(command, 1, "", "error: the disk is full.\n")
+        (cwd / "runs" / "laptop").mkdir(parents=True)
+        result = {"wall_s": {"total": 1.5}, "peak_rss_mb": 1}
+        (cwd / "runs" / "laptop" / "metrics.json").write_text(json.dumps(result))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(bench, "commit", lambda: "def")
     with pytest.raises(MarsclfError, match=r"run .* failed: error: the disk is full\."):
         bench.measure_run(tmp_path / "images", tmp_path / "copy")
+    lines = (paths.RESULTS / ledger.NAME).read_text().splitlines()[3:]
+    assert lines == [
+        "meanwhile 1,fed,laptop",
+        "1,def,laptop",
+        "meanwhile 2,fed,laptop",
+        "2,def,laptop",
+    ]

@@ -154,8 +154,8 @@ def test_exploration_charts(sample_dataset: Dataset) -> None:
         "sizes": exploration.sizes_and_brightness(index, brightness),
         "bursts": exploration.bursts(index),
         "copies": exploration.near_duplicates(exploration.resemblances(index, thumbnails)),
-        "gallery": exploration.class_gallery(sample_dataset, each=1),
-        "alike": exploration.look_alike_gallery(sample_dataset, thumbnails, pairs=3),
+        "gallery": exploration.class_gallery(sample_dataset),
+        "alike": exploration.look_alike_gallery(sample_dataset, thumbnails),
     }
     for fig in charts.values():
         draw(fig)

@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
 
 from marsclf import data, metrics
+from marsclf.__main__ import _parser
 from marsclf.errors import MarsclfError
 
 
@@ -268,8 +269,15 @@ def test_errors_by_burst(tmp_path: Path) -> None:
     assert metrics.errors_by_burst(table[table["predicted"] == 8]).empty
 
 
-def test_calibration_over_sols(four: pd.DataFrame) -> None:
-    found = metrics.calibration_over_sols(four, periods=2).to_dict("records")
+def test_the_threshold_is_that_of_the_names_and_of_the_command(four: pd.DataFrame) -> None:
+    assert {"coverage_at_0.9", "accuracy_at_0.9"} < metrics.summarize(four).keys()
+    assert metrics.THRESHOLD == 0.9
+    assert _parser().parse_args(["predict", "image.jpg"]).threshold == metrics.THRESHOLD
+
+
+def test_calibration_over_sols(four: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "PERIODS", 2)
+    found = metrics.calibration_over_sols(four).to_dict("records")
     assert [(row["first_sol"], row["last_sol"], row["images"]) for row in found] == [
         (600, 600, 2),
         (700, 700, 2),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,15 @@ def test_presets_are_sound() -> None:
         presets.parameters_of(name)
 
 
+def test_presets_expect_what_is_published() -> None:
+    published = [path.parent.name for path in paths.RESULTS.glob("*/metrics.json")]
+    assert presets.DEFAULT_PRESET in published
+    for name in published:
+        result = json.loads((paths.RESULTS / name / "metrics.json").read_text())
+        expected = presets.load_preset(name)["expected"]["test_accuracy"]
+        assert expected == round(result["splits"]["test"]["accuracy"], 3), name
+
+
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)[1].split()
@@ -126,6 +136,14 @@ def test_make_passes_the_settings_on() -> None:
     arguments = ["run", "PRESET=p", "DATA_DIR=a b", "SET=seed=1 epochs=3", "--dry-run"]
     told = " ".join(make(ROOT, *arguments).stdout.replace("\\\n", " ").split())
     assert "run --preset 'p' --data-dir 'a b' --set 'seed=1' --set 'epochs=3'" in told
+
+
+def test_documents_call_what_a_newcomer_has() -> None:
+    """The system's Python lacks the packages, and no registry has marsclf."""
+    for document in ("README.md", "CONTRIBUTING.md", "docs/archive-scale.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        assert re.findall(r"^python .*", text, flags=re.MULTILINE) == [], document
+        assert re.findall(r"pip install '?marsclf.*", text) == [], document
 
 
 def test_make_passes_options_on_to_jupyterlab() -> None:
@@ -171,9 +189,12 @@ def test_licence_notice_and_citation() -> None:
     notice = (ROOT / "NOTICE").read_text()
     for needed in ("CC BY-SA 4.0", "NASA/JPL-Caltech/MSSS", "EfficientNet-Lite", "ML Illustrated"):
         assert needed in notice
+    assert f"The file marsclf/{paths.CLASSIFIER.name} holds weights" in notice
+    assert "They were changed" in " ".join(notice.split())
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert citation["version"] == PROJECT["version"]
+    assert isinstance(citation["date-released"], date)
     assert citation["license"] == PROJECT["license"]
     dois = {reference["doi"] for reference in citation["references"]}
     assert dois == {"10.5281/zenodo.1049137", "10.1609/aaai.v32i1.11404"}

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +53,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_predictions(folder / "predictions.csv")
     result = {"dataset": "msl-v1", "data_digest": data.MSL_V1_DIGEST, "preset": "laptop"}
     result |= {"backbone": "EfficientNetLite0", "seed": 0, "commit": "0" * 40}
-    result |= {"settings": {}, "parameters": parameters_of("laptop"), "hardware": HARDWARE}
+    parameters = parameters_of("laptop") | {"test_zooms": [1.0]}
+    result |= {"settings": {}, "parameters": parameters, "hardware": HARDWARE, "temperature": 1.0}
     result |= {"wall_s": {"total": 600.0}, "peak_rss_mb": 1500}
     result["splits"] = run.measure(metrics.read_predictions(folder / "predictions.csv"))
     write_json(folder / "metrics.json", result)
@@ -147,7 +150,11 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
 def test_code_that_is_not_committed_is_named(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(paths.RUNS / "laptop" / "metrics.json", "commit", value="0" * 40 + "-dirty")
+    commit = "0" * 40 + "-dirty"
+    edit(paths.RUNS / "laptop" / "metrics.json", "commit", value=commit)
+    metadata = METADATA | {"training": METADATA["training"] | {"commit": commit}}
+    path = paths.RUNS / "laptop" / "classifier.npz"
+    classifier_file.write(path, {"a/kernel": np.ones(3)}, metadata)
     publish.publish("laptop")
     assert "Warning: its code is commit" in capsys.readouterr().out
 
@@ -212,17 +219,72 @@ def test_publish_refuses_a_run_without_end_or_figures(project: Path) -> None:
         publish.publish("laptop")
 
 
-def test_publish_refuses_a_classifier_of_another_run(project: Path) -> None:
+OTHERS = {
+    "its seed is 1, not 0": {"training": METADATA["training"] | {"seed": 1}},
+    "its preset is 'b7', not 'laptop'": {"training": METADATA["training"] | {"preset": "b7"}},
+    "its zooms is [1.0, 0.5], not [1.0]": {"zooms": [1.0, 0.5]},
+    "its temperature is 0.5, not 1.0": {"calibration": {"kind": "temperature", "temperature": 0.5}},
+}
+OTHER_COMMIT = {"training": METADATA["training"] | {"commit": "1" * 40}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "other"), [*OTHERS.items(), (f"its commit is '{'1' * 40}'", OTHER_COMMIT)]
+)
+def test_publish_refuses_a_classifier_of_another_run(
+    project: Path, reason: str, other: dict
+) -> None:
     path = paths.RUNS / "laptop" / "classifier.npz"
-    training = METADATA["training"] | {"seed": 1}
-    classifier_file.write(path, {"a/kernel": np.ones(3)}, METADATA | {"training": training})
+    classifier_file.write(path, {"a/kernel": np.ones(3)}, METADATA | other)
     before = everything_in(project)
-    with pytest.raises(MarsclfError, match="is of another run: its seed is 1, not 0"):
+    with pytest.raises(MarsclfError, match=re.escape(f"is of another run: {reason}")):
         publish.publish("laptop")
     path.unlink()
     with pytest.raises(MarsclfError, match=r"classifier\.npz cannot be read"):
         publish.publish("laptop")
     assert {name: before[name] for name in everything_in(project)} == everything_in(project)
+
+
+@pytest.mark.parametrize(("reason", "other"), OTHERS.items())
+def test_verify_finds_a_classifier_of_another_run(project: Path, reason: str, other: dict) -> None:
+    publish.publish("laptop")
+    publish.verify()
+    classifier_file.write(paths.CLASSIFIER, {"a/kernel": np.ones(3)}, METADATA | other)
+    with pytest.raises(MarsclfError, match=re.escape(f"is of another run: {reason}")):
+        publish.verify()
+
+
+def test_verify_needs_the_classifier(project: Path) -> None:
+    publish.publish("laptop")
+    paths.CLASSIFIER.unlink()
+    with pytest.raises(MarsclfError, match=r"classifier\.npz cannot be read"):
+        publish.verify()
+
+
+def test_verify_finds_costs_of_another_recipe(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cost_table", "archive_table", "first_result"):
+        monkeypatch.setattr(publish, name, lambda _: "")
+    publish.publish("laptop")
+    result = json.loads((paths.RESULTS / "laptop" / "metrics.json").read_text())
+    for recipe in ({}, {"recipe": ledger.recipe_digest(result)}):  # an earlier one tells none
+        write_json(paths.RESULTS / "bench.json", recipe)
+        publish.verify()
+    write_json(paths.RESULTS / "bench.json", {"recipe": "0" * 16})
+    with pytest.raises(MarsclfError, match=r"bench\.json: .*another recipe .*`make bench`"):
+        publish.verify()
+
+
+def test_figures_of_the_data_are_published_once(project: Path) -> None:
+    (paths.RUNS / "laptop" / "figures" / "01_counts.png").write_text("counts")
+    publish.publish("laptop")
+    preset = (paths.PRESETS / "laptop.yaml").read_text()
+    (paths.PRESETS / "other.yaml").write_text(preset)
+    shutil.copytree(paths.RUNS / "laptop", paths.RUNS / "other")
+    publish.publish("other")
+    found = {path.relative_to(paths.FIGURES).as_posix() for path in paths.FIGURES.rglob("*.png")}
+    assert found == {"laptop/01_counts.png", "laptop/graph.png", "other/graph.png"}
 
 
 def test_publish_refuses_a_large_classifier(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +371,22 @@ def test_a_ladder_is_published_and_verified(
     publish.verify()
     assert "ladder: ok" in capsys.readouterr().out
     assert (paths.FIGURES / "ladder" / "04_ladder.png").read_text() == "chart"
+
+    shutil.copytree(run_dir, paths.RUNS / "b7-reference")
+    edit(paths.RUNS / "b7-reference" / "ladder.json", "backbone", value="EfficientNetB7")
+    publish.publish_ladder("b7-reference")
+    lines = (project / "RESULTS.md").read_text().splitlines()
+    names = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
+    assert names == [
+        "| Recipe",
+        "| ---",
+        "| The original's, with EfficientNetLite0",
+        "| + RGB",
+        "| The original's, with EfficientNetB7",
+        "| + RGB",
+        "| Preset `laptop`, as published",
+    ]
+    assert not any("not measured" in line for line in lines)
 
     stored = paths.RESULTS / "ladder.json"
     before = stored.read_text()

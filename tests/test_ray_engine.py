@@ -73,9 +73,10 @@ def test_a_worker_is_killed_in_mid_run(images: Path, rows: pd.DataFrame, tmp_pat
     pytest.importorskip("ray")
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     code = (
-        "import sys; from pathlib import Path; from marsclf.ray_engine import predict_on_ray\n"
-        "sys.exit(predict_on_ray([sys.argv[1]], Path(sys.argv[2]), 0.5, None, None, False,"
-        f" workers=2, images_a_part={A_PART}))"
+        "import sys; from pathlib import Path; from marsclf import ray_engine\n"
+        "ray_engine.CORES_A_WORKER, ray_engine.cores = 1, lambda: 2  # so there are two workers\n"
+        "sys.exit(ray_engine.predict_on_ray([sys.argv[1]], Path(sys.argv[2]), 0.5, None, None,"
+        f" False, images_a_part={A_PART}))"
     )
     command = [sys.executable, "-c", code, str(images), str(output)]
     environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
@@ -111,7 +112,7 @@ def test_a_run_that_was_stopped(
     pytest.importorskip("ray")
     output, partial, made = tmp_path / "out", tmp_path / "out.partial", []
 
-    def work(_ray: object, _address: None, _workers: None, parts: list[str], *rest: object) -> None:
+    def work(_ray: object, _address: None, parts: list[str], *rest: object) -> None:
         monkeypatch.setattr("marsclf.hardware._limit", None)  # and give it back at the end
         worker = ray_engine.Worker(*rest, cores_each=1)
         for part in parts:
@@ -148,7 +149,7 @@ def test_what_ray_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     source, ray = str(tmp_path), ["--engine", "ray"]
     for arguments, reason in (
         ([source, *ray], "writes a folder of parts"),
-        ([source, *ray, "--output", "t.csv"], "writes a folder of parts"),
+        ([source, *ray, "--output", "t.csv"], "'t.csv' looks like one: name a folder without"),
         ([source, *ray, "--output", str(tmp_path / "there")], "is there already"),
         ([source, *ray, "--output", str(tmp_path / "new")], "There is no image in"),
         ([source, *ray, "--output", "new", "--explain", "x"], "--explain is of the local engine"),
@@ -166,4 +167,4 @@ def test_without_ray(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["predict", str(tmp_path), "--engine", "ray", "--output", "new"]) == 1
-    assert "pip install 'marsclf[ray]'" in capsys.readouterr().err
+    assert "pip install '.[ray]'" in capsys.readouterr().err

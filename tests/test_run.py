@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -221,6 +222,9 @@ def test_settings_are_read_as_yaml(project: Path) -> None:
         ("epochs=true", "must be of type int"),
         ("rate=high", "must be of type float"),
         ("blocks=a", "must be of type list"),
+        ("blocks=null", "must be of type list"),
+        ("seed=", "--set: seed must be of type int, like its default 0, but is None"),
+        ("rate=~", "must be of type float"),
         ("seed", "form name=value"),
         ("=3", "form name=value"),
         ("seed=[", "cannot be read as YAML"),
@@ -229,6 +233,12 @@ def test_settings_are_read_as_yaml(project: Path) -> None:
 def test_a_wrong_setting(project: Path, setting: str, reason: str) -> None:
     with pytest.raises(MarsclfError, match=reason):
         presets.parameters_of("laptop", presets.parse_settings([setting]))
+
+
+def test_what_is_none_by_default_may_be_anything(project: Path) -> None:
+    write_notebook(paths.NOTEBOOKS, "02_fine_tuning", f"{PARAMETERS[1]}\nsize = None", "pass")
+    for text, value in (("size=", None), ("size=64", 64), ("size=[1, 2]", [1, 2])):
+        assert presets.parameters_of("laptop", presets.parse_settings([text]))["size"] == value
 
 
 def test_a_wrong_name_in_a_preset(project: Path) -> None:
@@ -317,6 +327,32 @@ def test_another_python_gets_a_sentence(
     monkeypatch.setattr(sys, "version_info", (3, 10, 1, "final", 0))
     assert main(["verify"]) == 1
     assert "needs Python 3.11 to 3.13" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["compare", "publish", "html"])
+@pytest.mark.parametrize("preset", presets.LADDERS)
+def test_a_ladder_is_no_single_recipe(
+    command: str, preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--preset", preset]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: The preset {preset} is a ladder of recipes, which `make run PR")
+    assert said.count("\n") == 1
+
+
+def test_a_python_without_the_packages_gets_a_sentence() -> None:
+    # Without site-packages there is the standard library alone.
+    command = [sys.executable, "-S", "-E", "-m", "marsclf", "predict", "image.jpg"]
+    ended = subprocess.run(command, cwd=paths.PROJECT_ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.match(r"error: .* lacks the package \w+: make the environment with", ended.stderr)
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_help_of_run_holds_for_ladders_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "run a preset's notebooks" in " ".join(capsys.readouterr().out.split())
 
 
 def test_check_data(sample_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
