@@ -30,6 +30,8 @@ from marsclf.files import replace_atomically, sha256_of
 
 FORMAT, VERSION = "marsclf-classifier", 1
 METADATA = "metadata.json"
+# At which an image may be looked at, and how often.
+ZOOMS, MOST_ZOOMS = (0.1, 10), 16
 # EfficientNetB7, all of it fine-tuned, takes 130 MB.
 MAX_BYTES = 300_000_000
 MAX_METADATA_BYTES = 100_000
@@ -137,8 +139,8 @@ def _checked(metadata: object) -> dict:
     if metadata.get("classes") != list(CLASS_NAMES):
         raise ValueError("its classes are not those of the MSL data set")
     zooms = metadata.get("zooms")
-    if not (isinstance(zooms, list) and 1 <= len(zooms) <= 16) or not all(
-        type(zoom) in (int, float) and 0.1 <= zoom <= 10 for zoom in zooms
+    if not (isinstance(zooms, list) and 1 <= len(zooms) <= MOST_ZOOMS) or not all(
+        type(zoom) in (int, float) and ZOOMS[0] <= zoom <= ZOOMS[1] for zoom in zooms
     ):
         raise ValueError(f"its zooms are {zooms!r}"[:200])
     calibration = metadata.get("calibration")

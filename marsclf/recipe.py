@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from marsclf.backbones import build_backbone, split_frozen, unfreeze_blocks
+from marsclf.classifier_file import MOST_ZOOMS, ZOOMS
 from marsclf.errors import MarsclfError
 from marsclf.features import Features, embed_images, embed_views, pass_on, view_counts
 from marsclf.images import WHOLE_IMAGE, Augmentation, Condition
@@ -50,6 +51,19 @@ class Recipe:
     test_zooms: list[float]
     self_training: float
 
+    def __post_init__(self) -> None:
+        low, high = ZOOMS
+        few = 1 <= len(self.test_zooms) <= MOST_ZOOMS
+        if not few or not all(low <= zoom <= high for zoom in self.test_zooms):
+            raise MarsclfError(
+                f"test_zooms is {self.test_zooms}; it must hold 1 to {MOST_ZOOMS} zooms, each from "
+                f"{low} to {high}."
+            )
+        if not 0 <= self.self_training <= 1:
+            raise MarsclfError(
+                f"self_training is {self.self_training}; it is a share of the images, 0 to 1."
+            )
+
     @classmethod
     def of(cls, parameters: dict[str, object]) -> "Recipe":
         """Return the recipe in a run's parameters, which hold others besides."""
@@ -75,6 +89,16 @@ class Recipe:
         )
 
 
+def learning_rows(index: pd.DataFrame, splits: list[str]) -> pd.DataFrame:
+    """Return the rows of a data set's index to learn from: train, val or both.
+
+    Raises MarsclfError for any other split: nothing may learn from the labels of test.
+    """
+    if not splits or not set(splits) <= {"train", "val"}:
+        raise MarsclfError(f"learn_from is {splits}; it must be ['train'] or ['train', 'val'].")
+    return index[index["split"].isin(splits)]
+
+
 class Network(NamedTuple):
     """A backbone, whole and in two parts that share its weights.
 
@@ -87,7 +111,7 @@ class Network(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the frozen part gave for random views, the label 0-24 of each, and its share of draws."""
+    """What the frozen part gave for random views, their labels 0-24, and their shares of draws."""
 
     views: Features | np.ndarray
     labels: np.ndarray
@@ -183,11 +207,7 @@ def pseudo_labels(
 
     Args:
         share: how many of the rows, 0 to 1.
-
-    Raises MarsclfError for a share outside this range.
     """
-    if not 0 <= share <= 1:
-        raise MarsclfError(f"self_training is {share}; it is a share of the images, 0 to 1.")
     bare = rows.drop(columns=["label", "class_name"])
     probabilities = predict(members, root, bare, cache)
     surest = np.argsort(-probabilities.max(axis=1), kind="stable")[: round(share * len(rows))]

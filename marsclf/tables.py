@@ -191,15 +191,17 @@ def first_result(bench: dict) -> str:
 def selection_table() -> str:
     """Return a Markdown table of the recipes that were compared, best first."""
     table = pd.read_csv(paths.RESULTS / ledger.SELECTION)
-    first, last = table.columns.get_loc("criterion"), table.columns.get_loc("wall_s")
+    first, last = table.columns.get_loc("criterion"), table.columns.get_loc("log loss")
     shown = list(table.columns[first:last])  # the folds and the conditions
-    rows = [["Changed in the preset", *(name.capitalize() for name in shown), "Minutes", "Commit"]]
+    names = [name.capitalize() for name in (*shown, "log loss", "minutes", "commit")]
+    rows = [["Changed in the preset", *names]]
     for row in table.sort_values("criterion", ascending=False).to_dict("records"):
         settings = json.loads(row["settings"])
         changed = ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
         shares = [f"{row[name]:.1%}" for name in shown]
+        loss = _number(None if pd.isna(row["log loss"]) else row["log loss"], "{:.3f}")
         what = f"`{row['preset']}`: {changed or 'nothing'}"
-        rows.append([what, *shares, f"{row['wall_s'] / 60:.0f}", row["commit"][:12]])
+        rows.append([what, *shares, loss, f"{row['wall_s'] / 60:.0f}", row["commit"][:12]])
     return _markdown(rows)
 
 

@@ -1,9 +1,9 @@
 """The stages of transfer learning: a head on a frozen network's features, then blocks of it too.
 
 Each stage draws its batches balanced over classes and bursts, stops early on validation, keeps the
-best epoch, and goes on after a kill exactly where the last whole epoch ended. Validation is judged as
-training is drawn, on random views, classes and bursts weighted alike: whole images of the commonest
-two classes are solved in the first epoch and tell later ones apart by chance.
+best epoch, and goes on after a kill exactly where the last whole epoch ended. Validation is judged
+as training is drawn, on random views weighted alike: whole images of the commonest two classes are
+solved in the first epoch and tell later ones apart by chance.
 """
 
 import json

@@ -108,9 +108,9 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     text = "\n".join(marker.format(name) for name in names for marker in markers)
     (project / "RESULTS.md").write_text(f"# Results\n{text}\n")
     (paths.RESULTS / "selection.csv").write_text(
-        "time,commit,preset,settings,criterion,early,late,as it is,grey,wall_s\n"
-        "now,abc,laptop,{},0.8,0.7,0.9,0.81,0.79,120\n"
-        'now,abc,laptop,"{""seed"": 1}",0.85,0.8,0.9,0.9,0.8,60\n'
+        "time,commit,preset,settings,criterion,early,late,as it is,grey,log loss,wall_s\n"
+        "now,abc,laptop,{},0.8,0.7,0.9,0.81,0.79,,120\n"
+        'now,abc,laptop,"{""seed"": 1}",0.85,0.8,0.9,0.9,0.8,0.51,60\n'
     )
     result = json.loads((paths.RUNS / "laptop" / "metrics.json").read_text())
     result["splits"]["test"]["accuracy"] += 0.1  # the ledger's line of another seed
@@ -119,7 +119,7 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     publish.publish("laptop")
     lines = (project / "RESULTS.md").read_text().splitlines()
     first, second = (line for line in lines if line.startswith("| `laptop`: "))
-    assert first == "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 90.0% | 80.0% | 1 | abc |"
+    assert first == "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 90.0% | 80.0% | 0.510 | 1 | abc |"
     assert second.startswith("| `laptop`: nothing | 80.0% |")
     mean = result["splits"]["test"]["accuracy"] - 0.05
     (seeds,) = (line for line in lines if line.startswith("| `laptop` | 0, 1 |"))

@@ -171,6 +171,30 @@ def test_members_of_an_ensemble() -> None:
         how.members([{"seed": 1}, {"sede": 2}])
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"self_training": -0.1}, "self_training is -0.1; it is a share of the images, 0 to 1"),
+        ({"self_training": 1.1}, "self_training is 1.1; it is a share"),
+        ({"test_zooms": []}, r"test_zooms is \[\]; it must hold 1 to 16 zooms, each from 0.1 to"),
+        ({"test_zooms": [1.0, 20]}, r"test_zooms is \[1.0, 20\]"),
+        ({"test_zooms": [1.0] * 17}, "test_zooms is"),
+    ],
+)
+def test_a_recipe_is_refused_before_anything_is_learnt(changed: dict, message: str) -> None:
+    with pytest.raises(MarsclfError, match=message):
+        make_recipe(**changed)
+
+
+def test_nothing_learns_from_the_labels_of_test() -> None:
+    index = pd.DataFrame({"split": ["train", "val", "test"], "label": [0, 1, 2]})
+    assert recipe.learning_rows(index, ["train"])["label"].tolist() == [0]
+    assert recipe.learning_rows(index, ["train", "val"])["label"].tolist() == [0, 1]
+    for splits in ([], ["test"], ["train", "test"], ["train", "vla"]):
+        with pytest.raises(MarsclfError, match=r"learn_from is .*; it must be \['train'\] or"):
+            recipe.learning_rows(index, splits)
+
+
 def test_mixed_precision_is_of_the_backbone_and_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     how = make_recipe(mixed_precision=True)
     assert recipe.build(how).whole.output.dtype == "float32"
@@ -207,9 +231,6 @@ def test_pseudo_labels_are_the_networks_own_for_what_it_is_surest_of(
     assert found["path"].tolist() == ["b", "c", "d"]
     assert found["label"].tolist() == [1, 4, 1]
     assert len(recipe.pseudo_labels([], Path("images"), rows, 1)) == 5
-    for share in (-0.1, 1.1):
-        with pytest.raises(MarsclfError, match=f"self_training is {share}; it is a share"):
-            recipe.pseudo_labels([], Path("images"), rows, share)
 
 
 def test_self_training_learns_again_with_the_images_to_be_predicted(

@@ -58,6 +58,22 @@ def test_the_criterion_is_the_mean_of_the_class_recalls() -> None:
     assert found["criterion"] == pytest.approx(np.mean(expected))
 
 
+def test_log_loss_is_that_of_the_best_temperature_with_classes_alike() -> None:
+    rng = np.random.default_rng(1)
+    of_5 = rng.uniform(0.1, 0.9, 8000)
+    labels = np.where(rng.random(8000) < of_5, 5, 2)
+    kept = (labels == 2) | (rng.random(8000) < 0.2)  # few of one class, which count as much
+    of_5, labels = of_5[kept], labels[kept]
+    true = np.zeros((len(labels), 25))
+    true[:, 2], true[:, 5] = 1 - of_5, of_5
+    bold = true**3 / (true**3).sum(axis=1, keepdims=True)  # said with a temperature of 1/3
+    logs = np.log(true[np.arange(len(labels)), labels])
+    expected = -np.mean([logs[labels == label].mean() for label in (2, 5)])
+    for said in (true, bold):
+        found = selection.log_loss(np.stack([said] * 2), labels)
+        assert found == pytest.approx(expected, rel=0.02)
+
+
 def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     def predict(members: list, root: Path, rows: pd.DataFrame, cache: Path, condition: object):
         assert (members, root) == (["one"], Path("images"))
