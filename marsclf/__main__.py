@@ -152,7 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--data-dir", **data_dir)
     bench.set_defaults(command=_bench)
 
-    cost = commands.add_parser("b7-cost", help="measure what B7's features cost on this machine")
+    cost = commands.add_parser(
+        "b7-cost", help="measure what B7 costs here: both stages on a GPU, else its features"
+    )
     cost.add_argument("--data-dir", **data_dir)
     cost.set_defaults(command=_b7_cost)
 

@@ -19,6 +19,7 @@ from marsclf.run import measure
 from marsclf.tables import (
     archive_table,
     b7_cost_line,
+    b7_gpu_table,
     bursts_table,
     confusions_table,
     cost_table,
@@ -271,6 +272,9 @@ def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict
         tables["ladder"] = ladder_table(published)
     if (paths.RESULTS / "b7_cost.json").is_file():
         tables["b7"] = b7_cost_line()
+    on_gpu = paths.RESULTS / "b7_gpu_cost.json"
+    measured = json.loads(on_gpu.read_text(encoding="utf-8")) if on_gpu.is_file() else None
+    tables["b7-gpu"] = b7_gpu_table(measured)
     if published:
         tables["seeds"] = seeds_table(published)
     if DEFAULT_PRESET in published:

@@ -114,6 +114,59 @@ def b7_cost_line() -> str:
     )
 
 
+def b7_gpu_table(cost: dict | None) -> str:
+    """Return as Markdown what both stages of B7 cost on a GPU; without a result, that it is open.
+
+    Args:
+        cost: as in results/b7_gpu_cost.json, which is not there until somebody measures it.
+    """
+    if cost is None:
+        return (
+            "On a GPU: **not measured**; `.venv/bin/python -m marsclf b7-cost` on a machine with "
+            "one measures images a second and memory of both stages, and the time and price of "
+            "the whole recipe.\n"
+        )
+    names = {"features": "features", "finetune": "training step"}
+    batch_sizes = list(dict.fromkeys(record["batch"] for record in cost["speeds"]))
+    rows = {("Stage", "Pixels", "Precision"): [f"Batch of {batch}" for batch in batch_sizes]}
+    for record in cost["speeds"]:
+        height, width = record["sides"]
+        of = names[record["stage"]], f"{width} × {height}", record["precision"]
+        rows.setdefault(of, []).append(_speed(record))
+    products = [
+        f"{rate:g} TFLOP/s in {name}" for name, rate in cost["matrix_product_tflop_a_s"].items()
+    ]
+    whole, hardware = cost["recipe"], cost["hardware"]
+    price = "is not known, because its batches do not fit in memory"
+    if whole["minutes"] is not None:
+        price = (
+            f"takes {whole['minutes']:.0f} minutes at most and {whole['dollars']:.2f} dollars, at "
+            f"an assumed {whole['dollars_an_hour']:g} dollars an hour"
+        )
+    return (
+        f"{_markdown([[*of, *cells] for of, cells in rows.items()])}\n"
+        "Images a second (median), the most memory of the GPU in use, and the share of the rate of "
+        f"a matrix product, {cost['matrix']} rows square: {', '.join(products)}. A training step "
+        f"is of {', '.join(cost['blocks'])} and the head, {cost['accumulate']} batches long, from "
+        "what the frozen blocks gave, and counts three times the forward pass of what learns.\n\n"
+        f"The whole preset `b7` {price}: computed from {whole['features_images']:,} images through "
+        f"the frozen network in batches of {whole['features_batch']} and "
+        f"{whole['finetune_images']:,} through training in batches of {whole['finetune_batch']}; "
+        "reading images, the head's training and compiling aside.\n\n"
+        f"{cost['backbone']}, weights {cost['weights']}; {cost['backend']} on "
+        f"{hardware['gpu'] or 'no GPU'}; `python -m marsclf b7-cost` at commit "
+        f"{cost['commit'][:12]}.\n"
+    )
+
+
+def _speed(record: dict) -> str:
+    if record["outcome"] != "measured":
+        return record["outcome"]
+    memory = _number(record["peak_memory_mb"] and record["peak_memory_mb"] / 1000, "{:.1f} GB")
+    share = f"{record['share_of_matrix_product']:.0%}"
+    return f"{record['images_a_s']['median']:.4g}, {memory}, {share}"
+
+
 def seeds_table(published: dict[str, dict]) -> str:
     """Return a Markdown table: mean and standard deviation over the seeds in the ledger."""
     names = {

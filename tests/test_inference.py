@@ -270,3 +270,11 @@ def test_a_failing_load_ends_the_outputs() -> None:
         assert next(outputs)[0] == 2 * item
     with pytest.raises(MarsclfError, match="an image is gone"):
         next(outputs)
+
+
+def test_jax_without_a_gpu_raises_what_keras_lets_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def devices(_: str) -> list[str]:
+        raise RuntimeError("Unknown backend: 'gpu' requested")
+
+    monkeypatch.setattr(keras.distribution, "list_devices", devices)
+    assert not inference.has_gpu()

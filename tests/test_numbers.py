@@ -14,6 +14,8 @@ DOCUMENTS = ("README.md", "RESULTS.md", "MODEL_CARD.md")
 FACTS = {
     "0.9": "metrics.THRESHOLD: the PDS Image Atlas shows a label from there up",
     "62.5 %": "the training split file: 2,343 of its 3,746 images are labelled ground",
+    "35 GB": "features.embed_views at 600 pixels: 38 x 38 x 224 numbers of B7's block5 a view, of "
+    "2 bytes for 11,703 random views and of 4 for 20,790 looks at whole images",
     "61 MB": "the archive at doi 10.5281/zenodo.1049137",
 }
 KINDS = {
@@ -34,7 +36,7 @@ FIGURE = re.compile(
 
 def prose(text: str) -> str:
     """Drop what `make publish` makes, code, and the addresses of links."""
-    text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
     return re.sub(r"\]\([^)]*\)|doi\s+\S+|10\.\d{4,}/\S+", "", text)
 
