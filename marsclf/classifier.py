@@ -12,7 +12,7 @@ import pandas as pd
 
 from marsclf import classifier_file, paths
 from marsclf.backbones import BLOCKS, SPECS, build_backbone
-from marsclf.calibration import with_temperature
+from marsclf.calibration import pool, with_temperature
 from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.find import find_images
@@ -30,7 +30,7 @@ class Classifier:
 
     Attributes:
         model: RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
-        zooms: at which it looks at an image; its answers are averaged.
+        zooms: at which it looks at an image; its answers are pooled.
         temperature: the logits are divided by it (Guo et al. 2017).
         digest: SHA-256 of the file it was read from.
         training: where its weights come from.
@@ -111,9 +111,9 @@ class Classifier:
         return np.stack(looks)
 
     def _look(self, views: np.ndarray) -> np.ndarray:
-        """Return the mean answers (n, 25) to the views (n, zooms, size, size, 3) of n images."""
+        """Return the pooled answers (n, 25) to the views (n, zooms, size, size, 3) of n images."""
         answers = self.engine(views.reshape(-1, *views.shape[2:]))
-        return answers.reshape(*views.shape[:2], -1).mean(axis=1)
+        return pool(answers.reshape(*views.shape[:2], -1), axis=1)
 
     def _load(self, item: "_Item") -> np.ndarray:
         try:

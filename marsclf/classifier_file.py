@@ -8,7 +8,7 @@ that differs from the ImageNet backbone's, named "layer/weight", and `metadata.j
 - head_hidden: units of the head's hidden layer, 0 for a linear head;
 - first_learning_block: the first block of the backbone whose weights are here, or null;
 - classes: the names of the outputs, in order;
-- zooms: at which an image is looked at, the answers averaged; at most 16, each 0.1 to 10;
+- zooms: at which an image is looked at, the answers pooled; at most 16, each 0.1 to 10;
 - calibration: {"kind": "temperature", "temperature": T}, see marsclf.classifier;
 - training: where the weights come from (preset, seed, commit, dataset, data_digest).
 

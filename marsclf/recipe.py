@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from marsclf.backbones import build_backbone, split_frozen, unfreeze_blocks
+from marsclf.calibration import pool
 from marsclf.classifier_file import MOST_ZOOMS, ZOOMS
 from marsclf.errors import MarsclfError
 from marsclf.features import Features, embed_images, embed_views, pass_on, view_counts
@@ -224,7 +225,7 @@ def predict(
 ) -> np.ndarray:
     """Return the probabilities of images under a condition (rows, 25).
 
-    The mean over the members of an ensemble and the zooms at which each looks at an image.
+    Pooled over the members of an ensemble and the zooms at which each looks at an image.
     """
     answers = []
     for learnt in members:
@@ -232,7 +233,7 @@ def predict(
             looked = replace(condition, zoom=condition.zoom * zoom)
             seen = embed_images(root, rows, learnt.network.frozen, cache, looked)
             answers.append(pass_on(seen, learnt.classifier, cache).read())
-    return np.mean(answers, axis=0)
+    return pool(np.stack(answers))
 
 
 def build(recipe: Recipe) -> Network:

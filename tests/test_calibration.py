@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from marsclf.calibration import fit_temperature, with_temperature
+from marsclf.calibration import fit_temperature, pool, with_temperature
 
 
 def drawn(temperature: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -14,6 +14,16 @@ def drawn(temperature: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray
     true = with_temperature(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), 1.0)
     labels = np.array([rng.choice(5, p=row) for row in true])
     return with_temperature(true, 1 / temperature), labels
+
+
+def test_pooled_answers_are_the_geometric_mean() -> None:
+    answers = np.array([[[0.8, 0.1, 0.1], [1.0, 0.0, 0.0]], [[0.2, 0.4, 0.4], [1.0, 0.0, 0.0]]])
+    roots = np.sqrt([0.16, 0.04, 0.04])
+    np.testing.assert_allclose(pool(answers), [roots / roots.sum(), [1, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(pool(answers.swapaxes(0, 1), axis=1), pool(answers))
+    np.testing.assert_allclose(pool(answers[:1]), answers[0], atol=1e-6)
+    # As sure of what all say as each is, and a veto of one weighs more than in the plain mean.
+    assert pool(np.array([[0.9, 0.1], [0.5, 0.5]]))[0] == pytest.approx(0.75)
 
 
 def test_temperature_is_that_of_a_softmax() -> None:

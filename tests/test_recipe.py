@@ -84,7 +84,9 @@ def test_the_parts_answer_as_the_whole_network_does(learnt, sample_dataset: Data
     def expected(*conditions: Condition) -> np.ndarray:
         images = [decode_rgb(root / path) for path in rows["path"]]
         views = [np.stack([fit_view(image, 32, c) for image in images]) for c in conditions]
-        return np.mean([whole.predict_on_batch(each) for each in views], axis=0)
+        product = np.prod([whole.predict_on_batch(each) for each in views], axis=0)
+        roots = product ** (1 / len(views))
+        return roots / roots.sum(axis=1, keepdims=True)
 
     def answer(how: Recipe, *condition: Condition) -> np.ndarray:
         member = found._replace(recipe=how)
@@ -96,12 +98,12 @@ def test_the_parts_answer_as_the_whole_network_does(learnt, sample_dataset: Data
     np.testing.assert_allclose(twice, expected(*both), atol=1e-4)
 
 
-def test_the_answers_of_members_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answers_of_members_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     class Constant:
         def read(self) -> np.ndarray:
-            return np.full((3, 25), self.value)
+            return np.array([self.value] * 3)
 
-    def pass_on(_: object, classifier: float, cache: Path) -> Constant:
+    def pass_on(_: object, classifier: list[float], cache: Path) -> Constant:
         constant = Constant()
         constant.value = classifier
         return constant
@@ -109,9 +111,11 @@ def test_the_answers_of_members_are_averaged(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(recipe, "embed_images", lambda *_: None)
     monkeypatch.setattr(recipe, "pass_on", pass_on)
     network = recipe.Network(None, None, None)
-    members = [Learnt(make_recipe(), network, None, value, [], {}) for value in (1.0, 4.0)]
+    answers = [0.9, 0.1], [0.5, 0.5]
+    members = [Learnt(make_recipe(), network, None, value, [], {}) for value in answers]
     found = recipe.predict(members, Path("images"), pd.DataFrame({"path": "abc"}, range(3)))
-    np.testing.assert_array_equal(found, np.full((3, 25), 2.5))
+    # The roots of 0.45 and 0.05, three to one.
+    np.testing.assert_allclose(found, [[0.75, 0.25]] * 3)
 
 
 def test_the_best_epoch_is_kept(learnt, sample_dataset: Dataset) -> None:
