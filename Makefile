@@ -15,7 +15,7 @@ STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help run smoke ladder lab html test lint check-data compare bench publish verify lock clean environment
+.PHONY: help run smoke ladder lab html test lint check-data compare adjust bench publish verify lock clean environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ check-data: environment ## list every fault of the data [DATA_DIR]
 compare: environment ## how a recipe does on later sols, without test [PRESET DATA_DIR SET]
 	$(BIN)/python -m marsclf compare --preset '$(PRESET)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
 		$(foreach setting,$(SET),--set '$(setting)')
+
+adjust: environment ## what class frequencies or the camera would do to stored predictions
+	$(BIN)/python -m marsclf adjust
 
 bench: environment ## measure what the work costs, about twenty minutes [DATA_DIR]
 	$(BIN)/python -m marsclf bench $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')

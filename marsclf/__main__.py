@@ -148,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--set", **settings)
     compare.set_defaults(command=_compare)
 
+    adjust = commands.add_parser(
+        "adjust",
+        help="what other class frequencies or the camera would do to stored predictions, "
+        "without the test split",
+    )
+    adjust.set_defaults(command=_adjust)
+
     bench = commands.add_parser("bench", help="measure what the work costs on this machine")
     bench.add_argument("--data-dir", **data_dir)
     bench.set_defaults(command=_bench)
@@ -249,6 +256,13 @@ def _compare(options: argparse.Namespace) -> int:
     from marsclf.selection import compare
 
     compare(options.preset, parse_settings(options.settings), options.data_dir)
+    return 0
+
+
+def _adjust(options: argparse.Namespace) -> int:
+    from marsclf.publish import publish_adjustments
+
+    publish_adjustments()
     return 0
 
 

@@ -5,6 +5,7 @@ the test split was looked at. Lines are only ever added.
 """
 
 import csv
+import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,12 +29,18 @@ def append(result: dict, predictions: Path) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **{name: result[name] for name in ("commit", "preset", "seed")},
         "settings": json.dumps(result["settings"]),
-        "predictions_sha256": sha256_of(predictions.read_bytes()),
+        "predictions_sha256": digest_of(predictions),
     }
     test = result["splits"]["test"]
     figures = {figure: test[figure] for figure in FIGURES}
     figures |= {"burst_accuracy": test["burst"]["accuracy"], "recipe": recipe_digest(result)}
     append_row(paths.RESULTS / NAME, about | figures)
+
+
+def digest_of(predictions: Path) -> str:
+    """Return the SHA-256 of a predictions file, unpacked where its name ends with .gz."""
+    content = predictions.read_bytes()
+    return sha256_of(gzip.decompress(content) if predictions.suffix == ".gz" else content)
 
 
 def recipe_digest(result: dict) -> str:

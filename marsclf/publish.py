@@ -11,12 +11,13 @@ import json
 import shutil
 from pathlib import Path
 
-from marsclf import classifier_file, data, ledger, metrics, paths
+from marsclf import adjustments, classifier_file, data, ledger, metrics, paths
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically, sha256_of, write_json
+from marsclf.files import replace_atomically, write_json
 from marsclf.presets import DEFAULT_PRESET, LADDERS, parameters_of
 from marsclf.run import measure
 from marsclf.tables import (
+    adjustments_table,
     archive_table,
     b7_cost_line,
     b7_gpu_table,
@@ -79,8 +80,12 @@ def publish(preset: str) -> None:
         faults += _classifier_faults(classifier, result, ("commit",))
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
+    adjusted = _adjustments()
+    # What is right already stays, so that publishing twice changes nothing.
+    if preset == DEFAULT_PRESET and _adjustments_faults(adjusted, result, predictions):
+        adjusted = adjustments.record(result, predictions)
     published = _published() | {preset: result}
-    documents = _documents(dict(sorted(published.items())), {preset: predictions})
+    documents = _documents(dict(sorted(published.items())), {preset: predictions}, adjusted)
     with replace_atomically(paths.FIGURES / preset) as temporary:
         temporary.mkdir()
         for figure in figures:
@@ -91,6 +96,7 @@ def publish(preset: str) -> None:
     if preset == DEFAULT_PRESET:
         with replace_atomically(paths.CLASSIFIER) as temporary:
             shutil.copyfile(classifier, temporary)
+        write_json(paths.RESULTS / adjustments.NAME, adjusted)
     _write(documents)
     print(f"Published {preset}: {paths.RESULTS / preset}, {paths.FIGURES / preset} and the tables.")
     if result["commit"] == "unknown" or result["commit"].endswith("-dirty"):
@@ -113,9 +119,25 @@ def publish_ladder(name: str) -> None:
     print(f"Published: {ladder}, {paths.RESULTS / name}, {paths.FIGURES / name} and the tables.")
 
 
+def publish_adjustments() -> None:
+    """Measure what adjustments would have done to the published predictions; rewrite the tables.
+
+    Raises MarsclfError where the default preset is not published.
+    """
+    folder, target = paths.RESULTS / DEFAULT_PRESET, paths.RESULTS / adjustments.NAME
+    result = read_metrics(folder / "metrics.json")
+    adjusted = adjustments.record(result, folder / "predictions.csv.gz")
+    for name, found in adjusted["scores"].items():
+        numbers = ", ".join(f"{key} {value:.4f}" for key, value in found.items())
+        print(f"{name}: {numbers}")
+    write_json(target, adjusted)
+    rewrite_tables()
+    print(f"Published: {target} and the tables of the documents.")
+
+
 def rewrite_tables() -> None:
     """Make the tables of all documents anew from what results/ holds."""
-    _write(_documents(_published(), {}))
+    _write(_documents(_published(), {}, _adjustments()))
 
 
 def verify() -> None:
@@ -130,6 +152,8 @@ def verify() -> None:
         found = _faults(folder / "metrics.json", result, folder / "predictions.csv.gz")
         if preset == DEFAULT_PRESET:
             found += _classifier_faults(paths.CLASSIFIER, result) + _bench_faults(result)
+            stored = folder / "predictions.csv.gz"
+            found += _adjustments_faults(_adjustments(), result, stored)
         faults += found
         test = result["splits"].get("test", {}).get("accuracy")
         print(f"{preset}: {'WRONG' if found else 'ok'}, test accuracy {test}")
@@ -139,7 +163,7 @@ def verify() -> None:
             faults += found
             print(f"{name}: {'WRONG' if found else 'ok'}")
     if not faults:
-        for path, text in _documents(published, {}).items():
+        for path, text in _documents(published, {}, _adjustments()).items():
             lines = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
             for number, (is_line, should_be) in enumerate(zip(*lines, strict=False), start=1):
                 if is_line != should_be:
@@ -186,9 +210,7 @@ def _faults(path: Path, result: dict, predictions: Path) -> list[str]:
             faults.append(
                 f"{path}: splits.{field} is {stored.get(field)}, recomputed {true.get(field)}"
             )
-    content = predictions.read_bytes()
-    content = gzip.decompress(content) if predictions.suffix == ".gz" else content
-    if not faults and sha256_of(content) not in ledger.scored():
+    if not faults and ledger.digest_of(predictions) not in ledger.scored():
         faults.append(f"{predictions}: the ledger of test scores, {ledger.NAME}, does not hold it")
     return faults
 
@@ -202,6 +224,30 @@ def _ladder_faults(name: str) -> list[str]:
         fault
         for rung, record in result["rungs"].items()
         for fault in _faults(path, about | record, paths.RESULTS / name / f"{rung}.csv.gz")
+    ]
+
+
+def _adjustments() -> dict:
+    """Return what results/ holds of adjustments; nothing where the file is missing or damaged."""
+    try:
+        stored = json.loads((paths.RESULTS / adjustments.NAME).read_text(encoding="utf-8"))
+        stored["run"], stored["scores"], stored["images"], stored["commit"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return stored
+
+
+def _adjustments_faults(stored: dict, result: dict, predictions: Path) -> list[str]:
+    """Return what is wrong with the adjustments, beside the default preset's metrics."""
+    path, remedy = paths.RESULTS / adjustments.NAME, "make it anew with `make adjust`"
+    true = adjustments.measure(result, predictions)
+    if stored.get("predictions_sha256") != true["predictions_sha256"]:
+        return [f"{path}: it is missing, damaged or of other predictions; {remedy}"]
+    is_there, must_be = _leaves({name: stored.get(name) for name in true}), _leaves(true)
+    return [
+        f"{path}: {field} is {is_there.get(field)}, recomputed {must_be.get(field)}; {remedy}"
+        for field in must_be | is_there
+        if not _same(is_there.get(field), must_be.get(field))
     ]
 
 
@@ -256,12 +302,17 @@ def _same(stored: object, true: object) -> bool:
     return stored == true
 
 
-def _documents(published: dict[str, dict], predictions: dict[str, Path]) -> dict[Path, str]:
+def _documents(
+    published: dict[str, dict], predictions: dict[str, Path], adjusted: dict
+) -> dict[Path, str]:
     """Return the text of each document with its tables between their markers.
 
-    `predictions` names the file of those presets whose own is not in results/ yet.
+    `predictions` names the file of those presets whose own is not in results/ yet, `adjusted` is
+    what results/ holds of adjustments, or will hold.
     """
     tables = {"results": results_tables(published)}
+    if adjusted:
+        tables["adjustments"] = adjustments_table(adjusted)
     if (paths.RESULTS / "bench.json").is_file():
         bench = json.loads((paths.RESULTS / "bench.json").read_text(encoding="utf-8"))
         tables |= {"costs": cost_table(bench), "archive": archive_table(bench)}

@@ -258,6 +258,21 @@ def selection_table() -> str:
     return _markdown(rows)
 
 
+def adjustments_table(adjusted: dict) -> str:
+    """Return a Markdown table of what each adjustment would have done in validation."""
+    rows = [["Adjustment", "Accuracy", "Mean class recall", "Macro-F1"]]
+    for name, found in adjusted["scores"].items():
+        shares = [f"{found['accuracy']:.1%}", f"{found['mean_recall']:.1%}"]
+        rows.append([name, *shares, f"{found['macro_f1']:.3f}"])
+    run = adjusted["run"]
+    note = (
+        f"Predictions of `{run['preset']}`, seed {run['seed']}, at commit {run['commit'][:12]} for "
+        f"the {adjusted['images']:,} validation images; `make adjust` at commit "
+        f"{adjusted['commit'][:12]}."
+    )
+    return f"{_markdown(rows)}\n{note}\n"
+
+
 def archive_table(result: dict) -> str:
     """Return the benchmark's rate as Markdown, and what it makes of the images of an archive."""
     size, cores = result["classification"][-1], result["hardware"]["cores"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tiny_project import enter_project, make_project, write_predictions
 
-from marsclf import classifier_file, data, ledger, metrics, paths, publish, run
+from marsclf import adjustments, classifier_file, data, ledger, metrics, paths, publish, run
+from marsclf.__main__ import main
 from marsclf.errors import MarsclfError
 from marsclf.files import write_json
 from marsclf.presets import parameters_of
@@ -274,6 +275,78 @@ def test_verify_finds_costs_of_another_recipe(
     write_json(paths.RESULTS / "bench.json", {"recipe": "0" * 16})
     with pytest.raises(MarsclfError, match=r"bench\.json: .*another recipe .*`make bench`"):
         publish.verify()
+
+
+def test_adjustments_are_published_and_verified(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    markers = "\n".join(marker.format("adjustments") for marker in (publish.BEGIN, publish.END))
+    (project / "RESULTS.md").write_text(f"# Results\n{markers}\n")
+    publish.publish("laptop")
+    path = paths.RESULTS / adjustments.NAME
+    stored = json.loads(path.read_text())
+    result = json.loads((paths.RESULTS / "laptop" / "metrics.json").read_text())
+    assert stored["run"] == {"preset": "laptop", "seed": 0, "commit": "0" * 40}
+    assert stored["predictions_sha256"] in ledger.scored()
+    assert stored["images"] == 40
+    numbers = stored["scores"]["nothing"]
+    val = result["splits"]["val"]
+    assert (numbers["accuracy"], numbers["macro_f1"]) == (val["accuracy"], val["macro_f1"])
+    row = f"| nothing | {numbers['accuracy']:.1%} | {numbers['mean_recall']:.1%} | "
+    assert f"\n{row}{numbers['macro_f1']:.3f} |\n" in (project / "RESULTS.md").read_text()
+    publish.verify()
+
+    name = "camera, pseudo-count 20"
+    edit(path, "scores", name, "mean_recall", value=0.999)
+    fault = rf"adjustments\.json: scores\.{name}\.mean_recall is 0\.999, .*`make adjust`"
+    with pytest.raises(MarsclfError, match=fault):
+        publish.verify()
+    publish.rewrite_tables()
+    assert f"| {name} | " in (project / "RESULTS.md").read_text()
+    assert "| 99.9% |" in (project / "RESULTS.md").read_text()
+    assert main(["adjust"]) == 0
+    assert json.loads(path.read_text())["scores"] == stored["scores"]
+    assert "99.9%" not in (project / "RESULTS.md").read_text()
+    assert f"{name}: accuracy " in capsys.readouterr().out
+    publish.verify()
+
+    edit(path, "run", "seed", value=1)
+    with pytest.raises(MarsclfError, match=r"run\.seed is 1, recomputed 0; .*`make adjust`"):
+        publish.verify()
+    publish.publish("laptop")
+    publish.verify()
+    for damaged in ("{", "[]", "{}", json.dumps(stored | {"predictions_sha256": "0" * 64})):
+        path.write_text(damaged)
+        with pytest.raises(MarsclfError, match="missing, damaged or of other predictions; .*adj"):
+            publish.verify()
+    path.unlink()
+    with pytest.raises(MarsclfError, match="missing, damaged or of other predictions"):
+        publish.verify()
+
+
+def test_adjustments_do_not_depend_on_test(project: Path) -> None:
+    publish.publish("laptop")
+    path = paths.RESULTS / adjustments.NAME
+    stored = json.loads(path.read_text())
+    packed = paths.RESULTS / "laptop" / "predictions.csv.gz"
+    lines = gzip.decompress(packed.read_bytes()).decode().splitlines()
+    cells = [line.split(",") for line in lines]
+    for row in cells:
+        if row[0] == "test":
+            row[2] = str((int(row[2]) + 1) % 25)
+    packed.write_bytes(gzip.compress("\n".join(map(",".join, cells)).encode()))
+    assert main(["adjust"]) == 0
+    changed = json.loads(path.read_text())
+    assert changed["predictions_sha256"] != stored["predictions_sha256"]
+    assert changed["scores"] == stored["scores"]
+
+
+def test_adjustments_need_a_published_run(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["adjust"]) == 1
+    assert "no run of this preset has ended" in capsys.readouterr().err
+    assert not (paths.RESULTS / adjustments.NAME).exists()
 
 
 def test_figures_of_the_data_are_published_once(project: Path) -> None:
