@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from marsclf import data
+from marsclf import data, paths
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
@@ -21,6 +21,8 @@ COLUMNS = ["split", "path", "label", "predicted", "confidence", *PROBABILITY_COL
 # The PDS Image Atlas shows a content label from this confidence up (Wagstaff et al. 2018).
 THRESHOLD = 0.9
 RESAMPLES = 2000
+# What the errors of test look like by eye, of the real data.
+VERDICTS, NOT_LOOKED_AT = "test_by_eye.csv", "not looked at"
 BINS = 15  # of the calibration
 PERIODS = 4  # that the sols of a split are cut into
 
@@ -222,6 +224,19 @@ def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
         errors=("path", "count"), confidence=("confidence", "mean"), of_true=("of_true", "mean")
     ).reset_index()
     return counted.sort_values("errors", ascending=False, kind="stable", ignore_index=True)
+
+
+def by_eye(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Return `errors` or `errors_by_burst` with the columns verdict and note.
+
+    They are what a person said who looked at the images of the real data, one line a burst and true
+    class in results/test_by_eye.csv. What nobody has looked at says so; labels stay.
+    """
+    columns = ["sequence", "true", "verdict", "note"]
+    path = paths.RESULTS / VERDICTS
+    said = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(columns=columns)
+    table = mistakes.merge(said[columns], how="left", on=columns[:2])
+    return table.fillna({"verdict": NOT_LOOKED_AT, "note": ""})
 
 
 def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:

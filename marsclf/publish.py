@@ -32,6 +32,7 @@ from marsclf.tables import (
     results_tables,
     seeds_table,
     selection_table,
+    verdicts_table,
 )
 
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
@@ -334,6 +335,7 @@ def _documents(
         table = metrics.read_predictions(file)
         tables["headline"] = headline(published[DEFAULT_PRESET])
         tables |= {"classes": per_class_table(table), "bursts": bursts_table(table)}
+        tables["verdicts"] = verdicts_table(table)
         tables |= {"confusions": confusions_table(table), "drift": drift_table(table)}
     texts = {}
     for path in (paths.PROJECT_ROOT / name for name in (README, RESULTS, MODEL_CARD, ARCHIVE)):

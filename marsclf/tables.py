@@ -200,13 +200,23 @@ def per_class_table(predictions: pd.DataFrame) -> str:
 
 def bursts_table(predictions: pd.DataFrame) -> str:
     """Return a Markdown table of the bursts of test with the most errors."""
-    rows = [
-        ["Sol", "Camera", "Sequence", "True", "Said", "Errors", "Confidence", "Of the true class"]
-    ]
+    head = ["Sol", "Camera", "Sequence", "True", "Said", "Errors", "Confidence"]
+    rows = [[*head, "Of the true class", "By eye"]]
     bursts = metrics.errors_by_burst(predictions[predictions["split"] == "test"])
-    for row in bursts.head(MOST_BURSTS).itertuples():
-        names = [str(row.sol), row.camera, row.sequence, row.true, row.said]
-        rows.append([*names, str(row.errors), f"{row.confidence:.2f}", f"{row.of_true:.2f}"])
+    for row in metrics.by_eye(bursts.head(MOST_BURSTS)).itertuples():
+        names = [str(row.sol), row.camera, row.sequence, row.true, row.said, str(row.errors)]
+        rows.append([*names, f"{row.confidence:.2f}", f"{row.of_true:.2f}", row.verdict])
+    return _markdown(rows)
+
+
+def verdicts_table(predictions: pd.DataFrame) -> str:
+    """Return a Markdown table: what the errors of test look like by eye, and how many do."""
+    mistakes = metrics.by_eye(metrics.errors(predictions[predictions["split"] == "test"]))
+    rows = [["By eye", "Errors", "Of all errors", "Bursts and classes"]]
+    for verdict, those in sorted(mistakes.groupby("verdict"), key=lambda each: -len(each[1])):
+        share = f"{len(those) / len(mistakes):.1%}"
+        bursts = those[["sequence", "true"]].drop_duplicates()
+        rows.append([verdict, str(len(those)), share, str(len(bursts))])
     return _markdown(rows)
 
 

@@ -269,6 +269,38 @@ def test_errors_by_burst(tmp_path: Path) -> None:
     assert metrics.errors_by_burst(table[table["predicted"] == 8]).empty
 
 
+def test_verdicts_by_eye_stand_beside_the_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [spread(24, 0.8, 8), spread(9, 0.9, 8), spread(9, 0.7, 8)]
+    table = make_predictions(tmp_path, [500, 600, 600], [8, 8, 24], rows)
+    monkeypatch.setattr(metrics.paths, "RESULTS", tmp_path)
+    nobody = metrics.by_eye(metrics.errors(table))
+    assert nobody["verdict"].tolist() == ["not looked at"] * 3
+    (tmp_path / "test_by_eye.csv").write_text(
+        'sequence,true,verdict,note\n0600MR000010,ground,plain mistake,"rocks, and soil"\n'
+    )
+    for mistakes in (metrics.errors(table), metrics.errors_by_burst(table)):
+        found = metrics.by_eye(mistakes)
+        assert len(found) == len(mistakes) == 3
+        looked = found[found["verdict"] != "not looked at"]
+        assert looked[["sol", "true", "note"]].values.tolist() == [
+            [600, "ground", "rocks, and soil"]  # of that burst, not what else it holds
+        ]
+
+
+def test_published_verdicts_are_of_test_images() -> None:
+    verdicts = pd.read_csv(metrics.paths.RESULTS / metrics.VERDICTS)
+    kinds = {"plain mistake", "two right answers", "hard to tell"}
+    assert set(verdicts["verdict"]) == kinds and verdicts["note"].str.len().min() > 5
+    assert not verdicts.duplicated(["sequence", "true"]).any()
+    stored = metrics.paths.RESULTS / "laptop" / "predictions.csv.gz"
+    test = metrics.read_predictions(stored).query("split == 'test'")
+    names = test["label"].map(dict(enumerate(data.CLASS_NAMES)))
+    there = set(zip(metrics.product_ids(test)["sequence"], names, strict=True))
+    assert set(zip(verdicts["sequence"], verdicts["true"], strict=True)) <= there
+
+
 def test_the_threshold_is_that_of_the_names_and_of_the_command(four: pd.DataFrame) -> None:
     assert {"coverage_at_0.9", "accuracy_at_0.9"} < metrics.summarize(four).keys()
     assert metrics.THRESHOLD == 0.9
