@@ -43,7 +43,9 @@ def test_mixed_precision_keeps_the_features() -> None:
     features = model.predict(reference_images(224, 224), verbose=0).astype(np.float32)
     with np.load(FEATURES) as stored:
         similarity = np.corrcoef(features.ravel(), stored["lite0_224x224"].ravel())[0, 1]
-    assert similarity > 0.99
+    # 0.99 and more where the processor multiplies bfloat16 itself. Others, which also add up in so
+    # few bits, come to 0.95; pixels scaled twice, say, to a third.
+    assert similarity > 0.9
 
 
 def test_numbers_of_tensors_and_parameters(lite0: bytes) -> None:
