@@ -15,19 +15,19 @@ MOST_BURSTS, MOST_CONFUSIONS = 15, 8  # rows of their tables
 
 
 def headline(result: dict) -> str:
-    """Return the result of a published run in one paragraph."""
-    test, seeds = result["splits"]["test"], ledger.seeds(result)
+    """Return the result of a published run in one paragraph; first, if any, the mean over seeds."""
+    test, seeds = result["splits"]["test"], ledger.seeds(result).values()
     low, high = test["accuracy_ci95"]
-    of_seeds = [figures["accuracy"] for figures in seeds.values()]
-    text = (
-        f"**{test['accuracy']:.1%} of the test images right** (95 % interval {low:.1%} to "
-        f"{high:.1%}, over sols), macro-F1 {test['macro_f1']:.3f}"
-    )
-    if len(of_seeds) > 1:
-        spread = f"{np.mean(of_seeds):.1%} ± {np.std(of_seeds, ddof=1):.1%}"
-        text += f"; {spread} over {len(of_seeds)} seeds"
+    of_run = f"{test['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}, over sols)"
+    if len(seeds) > 1:
+        accuracy = _mean_and_spread([figures["accuracy"] for figures in seeds], "{:.1%}")
+        macro_f1 = _mean_and_spread([figures["macro_f1"] for figures in seeds], "{:.3f}")
+        text = f"**{accuracy} of the test images right**, the mean of {len(seeds)} seeds, macro-F1 "
+        text += f"{macro_f1}. The network that is published, seed {result['seed']}: {of_run}, "
+    else:
+        text = f"**{of_run} of the test images right**, macro-F1 {test['macro_f1']:.3f}, "
     right = _number(test["accuracy_at_0.9"], "{:.1%}")
-    text += f". Expected calibration error {test['ece']:.3f}; {test['coverage_at_0.9']:.1%} of the "
+    text += f"expected calibration error {test['ece']:.3f}; {test['coverage_at_0.9']:.1%} of the "
     text += f"images reach a confidence of 0.9, and of these {right} are right."
     return f"{text}\n"
 
@@ -181,9 +181,7 @@ def seeds_table(published: dict[str, dict]) -> str:
         seeds = ledger.seeds(result)
         row = [f"`{preset}`", ", ".join(sorted(seeds, key=int))]
         for name, form in names.items():
-            values = [figures[name] for figures in seeds.values()]
-            spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
-            row.append(form.format(np.mean(values)) + spread)
+            row.append(_mean_and_spread([figures[name] for figures in seeds.values()], form))
         rows.append(row)
     return _markdown(rows)
 
@@ -314,6 +312,11 @@ def archive_table(result: dict) -> str:
         ],
     ]
     return _markdown(rows)
+
+
+def _mean_and_spread(values: list[float], form: str) -> str:
+    spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    return form.format(np.mean(values)) + spread
 
 
 def _number(value: float | None, form: str) -> str:

@@ -125,6 +125,9 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     mean = result["splits"]["test"]["accuracy"] - 0.05
     (seeds,) = (line for line in lines if line.startswith("| `laptop` | 0, 1 |"))
     assert f"| {mean:.1%} ± {0.1 / 2**0.5:.1%} |" in seeds
+    (first,) = (line for line in lines if line.startswith("**"))
+    spread = f"**{mean:.1%} ± {0.1 / 2**0.5:.1%} of the test images right**, the mean of 2 seeds"
+    assert first.startswith(spread) and f"seed 0: {mean - 0.05:.1%} (95 % interval" in first
     predictions = metrics.read_predictions(paths.RUNS / "laptop" / "predictions.csv")
     ground = predictions.query("split == 'test' and label == 8")
     recall = (ground["predicted"] == 8).mean()
