@@ -51,6 +51,10 @@ def results_tables(published: dict[str, dict]) -> str:
         macro_f1 = _number(test["macro_f1"], "**{:.3f}**")
         name = f"This repository, {link}, {result['backbone']}"
         remark = f"`make run PRESET={preset}`"
+        accuracies = [seed["accuracy"] for seed in ledger.seeds(result).values()]
+        if len(accuracies) > 1:
+            mean = _mean_and_spread(accuracies, "{:.1%}")
+            remark += f", seed {result['seed']}; {len(accuracies)} seeds: {mean} of test"
         if "val" in result["parameters"].get("learn_from", []):
             remark += "; learnt from validation too, as one would deploy it"
         if result["parameters"].get("self_training"):

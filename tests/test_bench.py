@@ -47,7 +47,8 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("bench")
     preset = parameters_of("smoke")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"REPEATS": 2, "IMAGES": 40, "REFERENCE_IMAGES": 10}.items():
+        smaller = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "MATRIX": 512, "REFERENCE_IMAGES": 10}
+        for name, value in smaller.items():
             patch.setattr(bench, name, value)
         patch.setattr(bench, "GROWTH", (20, 400))
         return {

@@ -125,6 +125,8 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     mean = result["splits"]["test"]["accuracy"] - 0.05
     (seeds,) = (line for line in lines if line.startswith("| `laptop` | 0, 1 |"))
     assert f"| {mean:.1%} ± {0.1 / 2**0.5:.1%} |" in seeds
+    mean_and_spread = f"seed 0; 2 seeds: {mean:.1%} ± {0.1 / 2**0.5:.1%} of test |"
+    assert mean_and_spread in (project / "README.md").read_text()
     (first,) = (line for line in lines if line.startswith("**"))
     spread = f"**{mean:.1%} ± {0.1 / 2**0.5:.1%} of the test images right**, the mean of 2 seeds"
     assert first.startswith(spread) and f"seed 0: {mean - 0.05:.1%} (95 % interval" in first
