@@ -188,11 +188,11 @@ def _work(
             logging_level="ERROR",
             **({} if address else alone),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # Ray raises a bare one where its processes do not start in time
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        failed = f"No Ray cluster answers at {address!r}" if address else "Ray does not start here"
         raise MarsclfError(
-            f"No Ray cluster answers at {address or 'local'!r} ({reason}); {partial} keeps the "
-            "list of images, for --resume."
+            f"{failed} ({reason}); {partial} keeps the list of images, for --resume."
         ) from None
     try:
         total = int(ray.cluster_resources().get("CPU", 1))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
 from marsclf import paths, ray_engine
 from marsclf.__main__ import main
@@ -160,6 +161,41 @@ def test_what_ray_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert main(["predict", *arguments]) == 1
         assert reason in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("error", "address", "said"),
+    [
+        (
+            Exception("The node timed out.\nMore."),
+            [],
+            "Ray does not start here (The node timed out.)",
+        ),
+        (TimeoutError(), [], "Ray does not start here (TimeoutError)"),
+        (ConnectionError("Refused."), ["--address", "a:1"], "answers at 'a:1' (Refused.)"),
+    ],
+)
+def test_ray_does_not_start(
+    error: Exception,
+    address: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    output = tmp_path / "out"
+    command = ["predict", str(tmp_path), "--engine", "ray", "--output", str(output), *address]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert said in told and f"{output}.partial keeps the list" in told
+    assert (tmp_path / "out.partial").is_dir() and not output.exists()
 
 
 def test_without_ray(
