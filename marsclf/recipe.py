@@ -49,6 +49,7 @@ class Recipe:
     finetune_learning_rate: float
     finetune_patience: int
     finetune_weight: float
+    finetune_ema: float
     test_zooms: list[float]
     self_training: float
 
@@ -85,6 +86,7 @@ class Recipe:
             weight_decay=self.weight_decay,
             label_smoothing=self.label_smoothing,
             mixup=self.mixup,
+            ema=self.finetune_ema if stage == "finetune" else 0.0,
             accumulate=self.finetune_accumulate if stage == "finetune" else 1,
             **{name: getattr(self, f"{stage}_{name}") for name in own},
         )

@@ -36,6 +36,9 @@ class Schedule:
         label_smoothing: share of the probability spread over all classes (0-1).
         mixup: how far two examples are mixed, features and targets alike, in shares drawn from
             Beta(mixup, mixup) for each batch (Zhang et al. 2018); 0 not at all.
+        ema: what is judged and kept are weights averaged over the steps, the average before
+            counting by this, the newest weights by the rest (Polyak and Juditsky 1992); 0 not
+            averaged.
         patience: epochs without a lower validation loss before the stage ends.
         accumulate: batches whose mean gradient makes one step; several where memory has no room
             for one large batch.
@@ -48,6 +51,7 @@ class Schedule:
     weight_decay: float
     label_smoothing: float
     mixup: float
+    ema: float
     patience: int
     accumulate: int = 1
 
@@ -56,6 +60,8 @@ class Schedule:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise MarsclfError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.ema < 1:
+            raise MarsclfError(f"finetune_ema is {self.ema}; it must be from 0 to below 1")
 
 
 def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
@@ -130,12 +136,16 @@ def train(
     while len(history) < schedule.epochs and not _is_stale(history, schedule.patience):
         epoch = len(history)
         _reseed_dropout(model, seed, epoch)
-        logs = model.fit(
-            Batches.drawn(*seen, schedule, seed, epoch),
-            validation_data=evaluation,
-            shuffle=False,
-            verbose=0,
-        ).history
+        now = latest[(epoch + 1) % 2]
+        keep = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda *_, path=now: _save_weights(model, path)
+        )
+        batches = Batches.drawn(*seen, schedule, seed, epoch)
+        logs = model.fit(batches, shuffle=False, verbose=0, callbacks=[keep]).history
+        # Where weights are averaged, `fit` has by now put the averages in the place of those in
+        # `now`, from which training goes on.
+        judged = model.evaluate(evaluation, verbose=0, return_dict=True)
+        logs |= {f"val_{name}": [value] for name, value in judged.items()}
         numbers = {name: round(values[0], 6) for name, values in logs.items()}
         if not math.isfinite(numbers["val_loss"]):
             raise MarsclfError(
@@ -143,9 +153,10 @@ def train(
                 f"{schedule.learning_rate}"
             )
         history.append({"stage": stage, "epoch": epoch + 1} | numbers)
-        _save_weights(model, latest[len(history) % 2])
         if _best_epoch(history) == epoch:
             _save_weights(model, best)
+        if schedule.ema:
+            model.load_weights(now)
         write_json(progress, state)
         print(
             f"{stage} epoch {epoch + 1}/{schedule.epochs}: "
@@ -162,6 +173,8 @@ def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
         keras.optimizers.AdamW(
             keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
             weight_decay=schedule.weight_decay,
+            use_ema=schedule.ema > 0,
+            ema_momentum=schedule.ema,
             gradient_accumulation_steps=schedule.accumulate if schedule.accumulate > 1 else None,
         ),
         keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),

@@ -138,7 +138,7 @@ def test_every_figure_is_wide_and_stamped(smoke_run: tuple[Path, str], tmp_path:
 def grey_pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
-        return np.asarray(image.convert("L"), int)
+        return np.asarray(image.convert("L"))
 
 
 def test_predictions_of_every_image(predictions: pd.DataFrame, sample_dataset: Dataset) -> None:

@@ -26,8 +26,10 @@ HEAD = Schedule(
     weight_decay=0.001,
     label_smoothing=0.0,
     mixup=0.0,
+    ema=0.0,
     patience=10,
 )
+AVERAGED = dataclasses.replace(HEAD, ema=0.9)
 WIDTH = 8
 
 
@@ -236,17 +238,48 @@ def test_a_stage_that_has_ended_is_not_trained_again(
     assert_equal((again, same.get_weights()), (stopped, head.get_weights()))
 
 
+def test_averaged_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, fit = [], keras.Model.fit
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, *_: object, **__: object) -> None:
+            steps.append(self.model.get_weights())
+
+    def watched(model: keras.Model, batches: Batches, callbacks: list, **options: object) -> object:
+        return fit(model, batches, callbacks=[*callbacks, Watch()], **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "fit", watched)
+        train_toy(tmp_path / "plain")
+    history, weights = train_toy(tmp_path / "averaged", AVERAGED)
+    assert len(steps) == 16 and np.argmin([record["val_loss"] for record in history]) == 3
+    average = steps[0]
+    for step in steps[1:]:
+        average = [0.9 * old + 0.1 * new for old, new in zip(average, step, strict=True)]
+    for found, expected, last in zip(weights, average, steps[-1], strict=True):
+        if found.dtype == np.float32:  # others are the states of dropout
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+            assert np.abs(found - last).max() > 1e-3
+
+
+@pytest.mark.parametrize("schedule", [HEAD, AVERAGED], ids=["newest", "averaged"])
 @pytest.mark.parametrize("call", [3, 8])
 def test_a_kill_while_a_file_is_written(
-    call: int, uninterrupted: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: int,
+    schedule: Schedule,
+    uninterrupted: tuple,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An epoch writes its weights, those of the best epoch if it is that, and the record."""
+    expected = train_toy(tmp_path / "whole", schedule) if schedule.ema else uninterrupted
+    killed = tmp_path / "killed"
     with monkeypatch.context() as patch:
         kill_at(patch, call)
         with pytest.raises(Killed):
-            train_toy(tmp_path)
+            train_toy(killed, schedule)
     begun = count_epochs(monkeypatch)
-    assert_equal(train_toy(tmp_path), uninterrupted)
+    assert_equal(train_toy(killed, schedule), expected)
     whole_epochs = {3: 0, 8: 2}[call]
     assert len(begun) == HEAD.epochs - whole_epochs
 
