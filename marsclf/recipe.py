@@ -34,7 +34,6 @@ class Recipe:
     balance: float
     burst_balance: float
     label_smoothing: float
-    mixup: float
     weight_decay: float
     head_hidden: int
     head_dropout: float
@@ -48,7 +47,6 @@ class Recipe:
     finetune_accumulate: int
     finetune_learning_rate: float
     finetune_patience: int
-    finetune_weight: float
     finetune_ema: float
     test_zooms: list[float]
     self_training: float
@@ -85,7 +83,6 @@ class Recipe:
             epoch_size=images,
             weight_decay=self.weight_decay,
             label_smoothing=self.label_smoothing,
-            mixup=self.mixup,
             ema=self.finetune_ema if stage == "finetune" else 0.0,
             accumulate=self.finetune_accumulate if stage == "finetune" else 1,
             **{name: getattr(self, f"{stage}_{name}") for name in own},
@@ -307,9 +304,6 @@ def fine_tune(
 ) -> tuple[keras.Model, History]:
     """Stage 2, if the recipe has one: train the named blocks and the head together.
 
-    What they learn counts by `finetune_weight`, what they were by the rest: WiSE-FT (Wortsman et
-    al. 2022), which keeps what ImageNet taught for images unlike those of training.
-
     Returns:
         What the frozen part gives to probabilities (n, 25), with the weights of `network` and
         `head`; and the history.
@@ -319,13 +313,5 @@ def fine_tune(
     classifier = join(network.upper, head)
     unfreeze_blocks(classifier, recipe.finetune_blocks)
     schedule = recipe.schedule("finetune", epoch_size)
-    before = classifier.get_weights()
     history = train("finetune", classifier, train_on, validation, schedule, recipe.seed, folder)
-    weight = recipe.finetune_weight
-    classifier.set_weights(
-        [
-            weight * new + (1 - weight) * old
-            for new, old in zip(classifier.get_weights(), before, strict=True)
-        ]
-    )
     return classifier, history

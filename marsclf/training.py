@@ -34,8 +34,6 @@ class Schedule:
         learning_rate: of AdamW at the start; it falls to zero along a cosine.
         weight_decay: of AdamW.
         label_smoothing: share of the probability spread over all classes (0-1).
-        mixup: how far two examples are mixed, features and targets alike, in shares drawn from
-            Beta(mixup, mixup) for each batch (Zhang et al. 2018); 0 not at all.
         ema: what is judged and kept are weights averaged over the steps, the average before
             counting by this, the newest weights by the rest (Polyak and Juditsky 1992); 0 not
             averaged.
@@ -50,7 +48,6 @@ class Schedule:
     learning_rate: float
     weight_decay: float
     label_smoothing: float
-    mixup: float
     ema: float
     patience: int
     accumulate: int = 1
@@ -215,10 +212,7 @@ def one_hot(labels: np.ndarray) -> np.ndarray:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of features (n, ...), targets (n, 25) and weights (n,), read when asked for.
-
-    `kept` holds, for each batch, the share that an example keeps when it is mixed with another.
-    """
+    """Batches of features (n, ...), targets (n, 25) and weights (n,), read when asked for."""
 
     def __init__(
         self,
@@ -227,11 +221,10 @@ class Batches(keras.utils.PyDataset):
         rows: np.ndarray,
         weights: np.ndarray,
         batch_size: int,
-        kept: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.features, self.labels, self.batch_size = features, labels, batch_size
-        self.rows, self.weights, self.kept = rows, weights, kept
+        self.rows, self.weights = rows, weights
 
     @classmethod
     def drawn(
@@ -249,9 +242,7 @@ class Batches(keras.utils.PyDataset):
         """
         rng = np.random.default_rng((seed, epoch))
         rows = rng.choice(len(labels), schedule.epoch_size, p=shares)
-        batches = math.ceil(schedule.epoch_size / schedule.batch_size)
-        kept = rng.beta(schedule.mixup, schedule.mixup, batches) if schedule.mixup else None
-        return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size, kept)
+        return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size)
 
     @classmethod
     def in_order(
@@ -266,13 +257,7 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
-        features, targets = self.features[rows], one_hot(self.labels[rows])
-        if self.kept is not None:
-            # Mixed with the batch in reverse: each example has another as its partner.
-            share = np.float32(self.kept[index])
-            features = share * features + (1 - share) * features[::-1]
-            targets = share * targets + (1 - share) * targets[::-1]
-        return features, targets, self.weights[rows]
+        return self.features[rows], one_hot(self.labels[rows]), self.weights[rows]
 
 
 def _reseed_dropout(model: keras.Model, seed: int, epoch: int) -> None:

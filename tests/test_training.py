@@ -25,7 +25,6 @@ HEAD = Schedule(
     learning_rate=0.01,
     weight_decay=0.001,
     label_smoothing=0.0,
-    mixup=0.0,
     ema=0.0,
     patience=10,
 )
@@ -149,21 +148,6 @@ def test_batches_hold_the_examples_of_their_targets() -> None:
     labels = np.repeat([3, 8, 20], [20, 980, 200])[inputs[:, 0]]
     np.testing.assert_array_equal(targets.argmax(axis=1), labels)
     assert (weights == 1).all()
-
-
-def test_mixup_mixes_features_and_targets_by_one_share() -> None:
-    features, labels, _ = toy()
-    mixed = Batches.drawn(*toy(), dataclasses.replace(HEAD, mixup=0.5), seed=0, epoch=0)
-    plain = Batches(features, labels, mixed.rows, mixed.weights, HEAD.batch_size)
-    shares = set()
-    for number in range(len(mixed)):
-        (x, y, _), (pure_x, pure_y, _) = mixed[number], plain[number]
-        share = float(mixed.kept[number])
-        np.testing.assert_allclose(x[0], share * pure_x[0] + (1 - share) * pure_x[-1], rtol=1e-5)
-        np.testing.assert_allclose(y[0], share * pure_y[0] + (1 - share) * pure_y[-1], rtol=1e-5)
-        np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
-        shares.add(share)
-    assert len(shares) == len(mixed) and 0 <= min(shares) < max(shares) <= 1
 
 
 def test_equal_seed_and_epoch_give_equal_batches() -> None:
