@@ -35,6 +35,8 @@ class Recipe:
     burst_balance: float
     label_smoothing: float
     mixup: float
+    cutmix: bool
+    logit_adjustment: float
     weight_decay: float
     head_hidden: int
     head_dropout: float
@@ -49,6 +51,8 @@ class Recipe:
     finetune_learning_rate: float
     finetune_patience: int
     finetune_weight: float
+    finetune_layer_rate: float
+    finetune_ema: float
     test_zooms: list[float]
     self_training: float
 
@@ -85,6 +89,10 @@ class Recipe:
             weight_decay=self.weight_decay,
             label_smoothing=self.label_smoothing,
             mixup=self.mixup,
+            cutmix=self.cutmix,
+            logit_adjustment=self.logit_adjustment,
+            layer_rate=self.finetune_layer_rate if stage == "finetune" else 1.0,
+            ema=self.finetune_ema if stage == "finetune" else 0.0,
             accumulate=self.finetune_accumulate if stage == "finetune" else 1,
             **{name: getattr(self, f"{stage}_{name}") for name in own},
         )

@@ -39,6 +39,12 @@ class Schedule:
         patience: epochs without a lower validation loss before the stage ends.
         accumulate: batches whose mean gradient makes one step; several where memory has no room
             for one large batch.
+        cutmix: whether a box of each map of features, of a share drawn evenly from 0-1, is that of
+            another example, and so are the targets (Yun et al. 2019).
+        logit_adjustment: weight of the logarithm of the class shares in the loss (Menon et al.
+            2021); 0 none, 1 all of it.
+        layer_rate: factor to the learning rate for each block further from the head.
+        ema: share that the averaged weights keep at each step (Polyak averaging); 0 not averaged.
     """
 
     epochs: int
@@ -50,6 +56,10 @@ class Schedule:
     mixup: float
     patience: int
     accumulate: int = 1
+    cutmix: bool = False
+    logit_adjustment: float = 0.0
+    layer_rate: float = 1.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         positive = ("epochs", "epoch_size", "batch_size", "learning_rate", "patience", "accumulate")
@@ -108,7 +118,8 @@ def train(
     evaluation = Batches.in_order(*validation, schedule)
     first = Batches.drawn(*seen, schedule, seed, epoch=0)
     keras.utils.set_random_seed(seed)
-    compile_stage(model, schedule, schedule.epochs * len(first))
+    prior = np.bincount(seen[1], weights=seen[2], minlength=NUM_CLASSES)
+    compile_stage(model, schedule, schedule.epochs * len(first), prior)
     model.optimizer.build(model.trainable_variables)
     # What the run depends on, as far as a batch of each side shows it: only an equal one goes on.
     recipe = sha256_of(
@@ -127,15 +138,21 @@ def train(
     else:
         state = {"recipe": recipe, "history": []}
     history = state["history"]
+    averaged = Averaged(schedule.ema, model)
     while len(history) < schedule.epochs and not _is_stale(history, schedule.patience):
         epoch = len(history)
         _reseed_dropout(model, seed, epoch)
         logs = model.fit(
             Batches.drawn(*seen, schedule, seed, epoch),
-            validation_data=evaluation,
             shuffle=False,
             verbose=0,
+            callbacks=[averaged] if schedule.ema else [],
         ).history
+        live = model.get_weights()
+        if schedule.ema:
+            averaged.use()
+        judged = model.evaluate(evaluation, verbose=0, return_dict=True)
+        logs |= {f"val_{name}": [value] for name, value in judged.items()}
         numbers = {name: round(values[0], 6) for name, values in logs.items()}
         if not math.isfinite(numbers["val_loss"]):
             raise MarsclfError(
@@ -143,9 +160,10 @@ def train(
                 f"{schedule.learning_rate}"
             )
         history.append({"stage": stage, "epoch": epoch + 1} | numbers)
-        _save_weights(model, latest[len(history) % 2])
         if _best_epoch(history) == epoch:
             _save_weights(model, best)
+        model.set_weights(live)
+        _save_weights(model, latest[len(history) % 2])
         write_json(progress, state)
         print(
             f"{stage} epoch {epoch + 1}/{schedule.epochs}: "
@@ -156,15 +174,65 @@ def train(
     return history
 
 
-def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
-    """Compile a model for a stage of so many steps."""
+class Averaged(keras.callbacks.Callback):
+    """Keeps an exponential moving average of what a model learns, step by step."""
+
+    def __init__(self, share: float, model: keras.Model) -> None:
+        super().__init__()
+        self.share, self.learns = share, model.trainable_variables
+        self.average = [np.array(variable) for variable in self.learns]
+        self.steps = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self.steps += 1
+        share = min(self.share, self.steps / (self.steps + 9))  # as TensorFlow's EMA begins
+        for average, variable in zip(self.average, self.learns, strict=True):
+            average *= share
+            average += (1 - share) * np.array(variable)
+
+    def use(self) -> None:
+        for average, variable in zip(self.average, self.learns, strict=True):
+            variable.assign(average)
+
+
+class LayerwiseAdamW(keras.optimizers.AdamW):
+    """AdamW whose rate falls by a factor with each block further from the head."""
+
+    def __init__(self, *arguments, factors: dict[str, float], **more) -> None:
+        super().__init__(*arguments, **more)
+        self.factors = factors
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        by_factor = {}
+        for pair in zip(grads, trainable_variables, strict=True):
+            # Blocks are named block6a_..., all else is the top or the head.
+            factor = self.factors.get(pair[1].path[:6], 1.0)
+            by_factor.setdefault(factor, []).append(pair)
+        for factor, pairs in by_factor.items():
+            super()._backend_update_step(*zip(*pairs, strict=True), learning_rate * factor)
+
+
+def compile_stage(
+    model: keras.Model, schedule: Schedule, steps: int, prior: np.ndarray | None = None
+) -> None:
+    """Compile a model for a stage of so many steps; `prior` (25,) are the shares of classes."""
+    smoothed = keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing)
+    weight = schedule.logit_adjustment
+    weights = None if prior is None else np.maximum(prior, 1e-9).astype("float32") ** weight
+
+    def adjusted(true, probabilities):
+        raised = probabilities * weights
+        return smoothed.call(true, raised / keras.ops.sum(raised, axis=-1, keepdims=True))
+
+    factors = {f"block{i}": schedule.layer_rate ** (8 - i) for i in range(1, 8)}
     model.compile(
-        keras.optimizers.AdamW(
+        LayerwiseAdamW(
             keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
             weight_decay=schedule.weight_decay,
+            factors=factors,
             gradient_accumulation_steps=schedule.accumulate if schedule.accumulate > 1 else None,
         ),
-        keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
+        adjusted if weight and weights is not None else smoothed,
         metrics=["accuracy"],
         # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
         jit_compile=keras.backend.backend() == "jax",
@@ -215,10 +283,12 @@ class Batches(keras.utils.PyDataset):
         weights: np.ndarray,
         batch_size: int,
         kept: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.features, self.labels, self.batch_size = features, labels, batch_size
         self.rows, self.weights, self.kept = rows, weights, kept
+        self.boxes = boxes
 
     @classmethod
     def drawn(
@@ -238,7 +308,10 @@ class Batches(keras.utils.PyDataset):
         rows = rng.choice(len(labels), schedule.epoch_size, p=shares)
         batches = math.ceil(schedule.epoch_size / schedule.batch_size)
         kept = rng.beta(schedule.mixup, schedule.mixup, batches) if schedule.mixup else None
-        return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size, kept)
+        # A box's share of the area and where its corner lies, each 0-1.
+        boxes = rng.random((batches, 3)) if schedule.cutmix else None
+        ones = np.ones(len(labels))
+        return cls(features, labels, rows, ones, schedule.batch_size, kept, boxes)
 
     @classmethod
     def in_order(
@@ -258,6 +331,16 @@ class Batches(keras.utils.PyDataset):
             # Mixed with the batch in reverse: each example has another as its partner.
             share = np.float32(self.kept[index])
             features = share * features + (1 - share) * features[::-1]
+            targets = share * targets + (1 - share) * targets[::-1]
+        if self.boxes is not None and features.ndim == 4:
+            area, down, right = self.boxes[index]
+            side = features.shape[1]
+            width = round(side * math.sqrt(area))
+            top, left = (round(place * (side - width)) for place in (down, right))
+            box = (slice(None), slice(top, top + width), slice(left, left + width))
+            features, others = features.copy(), features[::-1]
+            features[box] = others[box]
+            share = np.float32(1 - width**2 / side**2)
             targets = share * targets + (1 - share) * targets[::-1]
         return features, targets, self.weights[rows]
 
