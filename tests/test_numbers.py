@@ -76,6 +76,7 @@ def measured() -> dict[str, list[float]]:
             values["score"] += found.tolist()
     for column in ("criterion", "early", "late"):
         values["share"] += compared[column].tolist()
+    values["score"] += compared["log loss"].dropna().tolist()
     return values
 
 
