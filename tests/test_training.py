@@ -222,6 +222,20 @@ def test_a_stage_that_has_ended_is_not_trained_again(
     assert_equal((again, same.get_weights()), (stopped, head.get_weights()))
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be above 0"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1; it must be above 0"),
+        ({"ema": 1.0}, "finetune_ema is 1.0; it must be from 0 to below 1"),
+        ({"ema": -0.1}, "finetune_ema is -0.1; it must be from 0 to below 1"),
+    ],
+)
+def test_schedules_that_cannot_be(changed: dict, reason: str) -> None:
+    with pytest.raises(MarsclfError, match=reason):
+        dataclasses.replace(HEAD, **changed)
+
+
 def test_averaged_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, fit = [], keras.Model.fit
 
