@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -152,6 +153,15 @@ def test_a_failing_notebook(project: Path, sample_dir: Path, code: str, reason: 
         assert any(cell.source == "first = 1" for cell in executed)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """In the background of a script Ctrl-C is ignored, also by the processes one starts there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_looks_unfinished(
     tmp_path: Path, sample_dir: Path, number: signal.Signals
