@@ -64,7 +64,7 @@ def results_tables(published: dict[str, dict]) -> str:
         macro_f1 = _number(test["burst"]["macro_f1"], "{:.3f}")
         compared.append([f"{link}, one answer a burst", *shares, macro_f1, "the same run"])
         low, high = test["accuracy_ci95"]
-        machine = f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gb']:g} GB"
+        machine = f"{_cores(hardware)}, {hardware['memory_gb']:g} GB"
         row = [link, str(result["seed"]), f"{test['accuracy']:.1%} ({low:.1%} to {high:.1%})"]
         row += [f"{test['top3']:.1%}", f"{test['ece']:.3f}", f"{test['coverage_at_0.9']:.1%}"]
         row += [_number(test["accuracy_at_0.9"], "{:.1%}")]
@@ -113,8 +113,7 @@ def b7_cost_line() -> str:
         f"{cost['minutes_for_all']:.0f} minutes for one view of all images, in "
         f"{cost['peak_rss_mb'] / 1000:.1f} GB of memory (random weights of the scale of trained "
         f"ones, {cost['images']} images; `python -m marsclf b7-cost` at commit "
-        f"{cost['commit'][:12]} on {hardware['cores']} cores of {hardware['cpu']}, "
-        f"{hardware['gpu'] or 'no GPU'}).\n"
+        f"{cost['commit'][:12]} on {_cores(hardware)}, {hardware['gpu'] or 'no GPU'}).\n"
     )
 
 
@@ -247,9 +246,9 @@ def first_result(bench: dict) -> str:
     hardware, run = bench["hardware"], bench["run"]
     cold, warm = (run[name]["wall_s"]["command"] for name in ("cold", "warm"))
     return (
-        f"With the environment made and the images there, `make run` takes {cold:.0f} s, and "
-        f"{warm:.0f} s the next time, when all is cached (measured by `make bench` on "
-        f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['gpu'] or 'no GPU'}).\n"
+        f"With the environment made and the images there, `make run` takes {_duration(cold)}, and "
+        f"{_duration(warm)} the next time, when all is cached (measured by `make bench` on "
+        f"{_cores(hardware)}, {hardware['gpu'] or 'no GPU'}).\n"
     )
 
 
@@ -323,6 +322,16 @@ def _mean_and_spread(values: list[float], form: str) -> str:
     return form.format(np.mean(values)) + spread
 
 
+def _cores(hardware: dict) -> str:
+    """Return the processor and how many cores of it a run was given."""
+    count = hardware["cores"]
+    return f"{count} {'core' if count == 1 else 'cores'} of {hardware['cpu']}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} minutes"
+
+
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
@@ -382,10 +391,10 @@ def cost_table(result: dict) -> str:
         "head_cold": "`make run PRESET=laptop-head`, nothing of it cached",
         "head_warm_another_head": "the same again with another head",
     }.items():
-        cost = f"{run[name]['wall_s']['command']:.0f} s, {run[name]['peak_rss_mb']} MB"
+        cost = f"{_duration(run[name]['wall_s']['command'])}, {run[name]['peak_rss_mb']} MB"
         rows.append([what, cost, "one run"])
     note = (
-        f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['gpu'] or 'no GPU'}; medians "
-        f"of {result['repeats']} turns; `make bench` at commit {result['commit'][:12]}."
+        f"{_cores(hardware)}, {hardware['gpu'] or 'no GPU'}; medians of "
+        f"{result['repeats']} turns; `make bench` at commit {result['commit'][:12]}."
     )
     return f"{_markdown(rows)}\n{note}\n"
