@@ -171,7 +171,8 @@ def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
             keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
             weight_decay=schedule.weight_decay,
             use_ema=schedule.ema > 0,
-            ema_momentum=schedule.ema,
+            # Keras averages after every batch, also where several make one step.
+            ema_momentum=schedule.ema ** (1 / schedule.accumulate),
             gradient_accumulation_steps=schedule.accumulate if schedule.accumulate > 1 else None,
         ),
         keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),

@@ -47,7 +47,13 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("bench")
     preset = parameters_of("smoke")
     with pytest.MonkeyPatch.context() as patch:
-        smaller = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "REFERENCE_IMAGES": 10}
+        smaller = {
+            "REPEATS": 2,
+            "BATCH": 8,
+            "IMAGES": 40,
+            "REFERENCE_IMAGES": 10,
+            "BLOCKS": ("top",),
+        }
         for name, value in smaller.items():
             patch.setattr(bench, name, value)
         patch.setattr(bench, "GROWTH", (20, 400))

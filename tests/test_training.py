@@ -236,8 +236,12 @@ def test_schedules_that_cannot_be(changed: dict, reason: str) -> None:
         dataclasses.replace(HEAD, **changed)
 
 
-def test_averaged_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_averaged_weights_are_kept(
+    accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps, fit = [], keras.Model.fit
+    plain = dataclasses.replace(HEAD, accumulate=accumulate)
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_end(self, *_: object, **__: object) -> None:
@@ -248,12 +252,15 @@ def test_averaged_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(keras.Model, "fit", watched)
-        train_toy(tmp_path / "plain")
-    history, weights = train_toy(tmp_path / "averaged", AVERAGED)
+        train_toy(tmp_path / "plain", plain)
+    averaged = dataclasses.replace(AVERAGED, accumulate=accumulate)
+    history, weights = train_toy(tmp_path / "averaged", averaged)
     assert len(steps) == 16 and np.argmin([record["val_loss"] for record in history]) == 3
-    average = steps[0]
-    for step in steps[1:]:
-        average = [0.9 * old + 0.1 * new for old, new in zip(average, step, strict=True)]
+    # Where two batches make a step, each counts so much that both together count as one step does.
+    average, share = steps[accumulate - 1], 0.9 ** (1 / accumulate)
+    for step in steps[accumulate:]:
+        both = zip(average, step, strict=True)
+        average = [share * old + (1 - share) * new for old, new in both]
     for found, expected, last in zip(weights, average, steps[-1], strict=True):
         if found.dtype == np.float32:  # others are the states of dropout
             np.testing.assert_allclose(found, expected, atol=1e-6)
