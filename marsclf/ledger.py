@@ -50,13 +50,18 @@ def recipe_digest(result: dict) -> str:
 
 
 def seeds(result: dict) -> dict[str, dict[str, float]]:
-    """Return the newest test figures of each seed that a run's recipe was scored with."""
-    names = (*FIGURES, "burst_accuracy")
-    return {
+    """Return the test figures of each seed that a run's recipe was scored with.
+
+    Of its own seed they are the run's, of others those scored last.
+    """
+    names, test = (*FIGURES, "burst_accuracy"), result["splits"]["test"]
+    found = {
         row["seed"]: {name: float(row[name]) for name in names}
         for row in rows()
         if row["recipe"] == recipe_digest(result)
     }
+    own = {figure: test[figure] for figure in FIGURES}
+    return found | {str(result["seed"]): own | {"burst_accuracy": test["burst"]["accuracy"]}}
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:

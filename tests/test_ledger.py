@@ -54,12 +54,16 @@ def test_seeds_of_one_recipe(tmp_path: Path) -> None:
         ledger.append(result, predictions)
         return result
 
-    assert ledger.seeds(RESULT) == {}
-    for seed, rate, accuracy in ((0, 0.1, 0.5), (1, 0.1, 0.6), (0, 0.2, 0.7), (1, 0.1, 0.8)):
-        result = score(seed, rate, accuracy)
-    found = {seed: figures["accuracy"] for seed, figures in ledger.seeds(result).items()}
-    assert found == {"0": 0.5, "1": 0.8}
-    assert ledger.seeds(result)["1"]["burst_accuracy"] == 0.75
+    def accuracies(result: dict) -> dict[str, float]:
+        return {seed: figures["accuracy"] for seed, figures in ledger.seeds(result).items()}
+
+    assert accuracies(RESULT) == {"3": 0.5}
+    first = score(0, 0.1, 0.5)
+    for seed, rate, accuracy in ((1, 0.1, 0.6), (0, 0.2, 0.7), (0, 0.1, 0.9), (1, 0.1, 0.8)):
+        last = score(seed, rate, accuracy)
+    assert accuracies(first) == {"0": 0.5, "1": 0.8}  # not the 0.9 of a later run
+    assert accuracies(last) == {"0": 0.9, "1": 0.8}
+    assert ledger.seeds(last)["0"]["burst_accuracy"] == 0.75
 
 
 def test_a_ledger_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
