@@ -54,7 +54,7 @@ compare: environment ## how a recipe does on later sols, without test [PRESET DA
 adjust: environment ## what class frequencies or the camera would do to stored predictions
 	$(BIN)/python -m marsclf adjust
 
-bench: environment ## measure what the work costs, about twenty minutes [DATA_DIR]
+bench: environment ## measure what the work costs, about half an hour [DATA_DIR]
 	$(BIN)/python -m marsclf bench $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
 
 publish: environment ## copy a run's results into the repository [PRESET]
