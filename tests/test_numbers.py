@@ -68,12 +68,17 @@ def measured() -> dict[str, list[float]]:
                 values["score"].append(value)
     # Shares of the two tables that lines are only added to, and their mean and spread over seeds.
     scored = pd.read_csv(paths.RESULTS / ledger.NAME)
-    seeds = scored.drop_duplicates(["recipe", "seed"], keep="last").groupby("recipe")
+    recipes = scored.drop_duplicates(["recipe", "seed"], keep="last").groupby("recipe")
+    seeds = [group for _, group in recipes]
+    for path in paths.RESULTS.glob("*/metrics.json"):
+        of_seeds = ledger.seeds(json.loads(path.read_text(encoding="utf-8")))
+        seeds.append(pd.DataFrame.from_dict(of_seeds, orient="index"))
     compared = pd.read_csv(paths.RESULTS / ledger.SELECTION)
     for column in ("accuracy", "macro_f1", "burst_accuracy", "ece"):
-        for found in (scored[column], seeds[column].mean(), seeds[column].std().dropna()):
-            values["share"] += found.tolist()
-            values["score"] += found.tolist()
+        found = scored[column].tolist() + [group[column].mean() for group in seeds]
+        found += [group[column].std() for group in seeds if len(group) > 1]
+        values["share"] += found
+        values["score"] += found
     for column in ("criterion", "early", "late"):
         values["share"] += compared[column].tolist()
     values["score"] += compared["log loss"].dropna().tolist()
