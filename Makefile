@@ -38,7 +38,8 @@ html: environment ## make web pages of a run's notebooks [PRESET]
 	$(BIN)/python -m marsclf html --preset '$(PRESET)'
 
 test: verify ## all tests, after verify, in as many processes as there are cores, at most four
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup \
+		--no-loadscope-reorder
 
 lint: environment ## check style and format
 	$(BIN)/ruff check

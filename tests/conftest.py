@@ -16,6 +16,7 @@ from marsclf import data, paths, sample
 from marsclf.rows import Row, table
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out among processes: together what shares a fixture, the longest first."""
     items.sort(key=lambda item: "smoke_run" not in item.fixturenames)
