@@ -37,9 +37,8 @@ lab: environment ## open the notebooks in JupyterLab [LAB_OPTIONS]
 html: environment ## make web pages of a run's notebooks [PRESET]
 	$(BIN)/python -m marsclf html --preset '$(PRESET)'
 
-test: verify ## all tests, after verify, in as many processes as there are cores, at most four
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup \
-		--no-loadscope-reorder
+test: verify ## all tests, after verify
+	$(BIN)/python -m pytest
 
 lint: environment ## check style and format
 	$(BIN)/ruff check

@@ -16,15 +16,6 @@ from marsclf import data, paths, sample
 from marsclf.rows import Row, table
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the tests out among processes: together what shares a fixture, the longest first."""
-    items.sort(key=lambda item: "smoke_run" not in item.fixturenames)
-    for item in items:
-        shared = "smoke_run" if "smoke_run" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(shared))
-
-
 @pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sample.make_sample(tmp_path_factory.mktemp("data") / "sample")
