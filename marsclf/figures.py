@@ -121,7 +121,9 @@ def error_rate_per_class(predictions: pd.DataFrame) -> Figure:
     ]
     bars = axes.barh(np.arange(len(shown)), shown["rate"], color=RED)
     axes.set_yticks(np.arange(len(shown)), labels)
-    axes.bar_label(bars, fmt="%.0f%%", padding=3, fontsize=9)
+    # On white, because the line of all images passes through some of them.
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    axes.bar_label(bars, fmt="%.0f%%", padding=3, fontsize=9, bbox=behind)
     overall = 100 * shown["errors"].sum() / len(predictions)
     axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
     axes.set_xlim(0, 108)
