@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 # Written when the environment is whole: a copy of the lock file it was made from.
 STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# A file's tests stay together, because some of them share what takes long to make.
+IN_PROCESSES := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run smoke ladder lab html test lint check-data compare adjust bench publish verify lock clean environment
@@ -38,7 +40,7 @@ html: environment ## make web pages of a run's notebooks [PRESET]
 	$(BIN)/python -m marsclf html --preset '$(PRESET)'
 
 test: verify ## all tests, after verify
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PROCESSES)
 
 lint: environment ## check style and format
 	$(BIN)/ruff check

@@ -1,9 +1,12 @@
 """What all tests share: the sample data, made once, and the real data where it is at hand."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +17,16 @@ from tiny_project import SMALL, environment_of
 import marsclf
 from marsclf import data, paths, sample
 from marsclf.rows import Row, table
+
+# The files of a minute and more, the longest first, so that no process ends long before another.
+# Not the notebooks second: they would wait for the run that JupyterLab's tests have begun.
+LONG = ("jupyterlab", "bench", "notebooks", "ray_engine", "backbones", "training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long."""
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -69,29 +82,52 @@ def classifier(classifier_path: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is the same for all processes of the tests, and that one at a time may fill."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return folder / "shared"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let the other processes of the tests wait until this one has filled the shared folder."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def project(shared: Path) -> Path:
     """A copy of the project's code, so that nothing is written into the project itself."""
-    root = tmp_path_factory.mktemp("project")
+    root = shared / "project"
     without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
-        shutil.copytree(folder, root / folder.name, ignore=without)
+    with alone_in(shared):
+        if not root.exists():
+            for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
+                shutil.copytree(folder, root / folder.name, ignore=without)
     return root
 
 
 @pytest.fixture(scope="session")
-def smoke_run(project: Path, sample_dir: Path) -> tuple[Path, str]:
+def smoke_run(project: Path, shared: Path, sample_dir: Path) -> tuple[Path, str]:
     """The folder of a run of the preset `smoke`, and what the command printed."""
     command = [sys.executable, "-m", "marsclf", "run", "--preset", "smoke"]
     command += ["--data-dir", str(sample_dir), "--set", *SMALL]
-    ended = subprocess.run(
-        command,
-        cwd=project,
-        env=environment_of(project),
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return project / "runs" / "smoke", ended.stdout
+    printed = shared / "printed.txt"
+    with alone_in(shared):
+        if not printed.exists():
+            ended = subprocess.run(
+                command,
+                cwd=project,
+                env=environment_of(project),
+                capture_output=True,
+                text=True,
+            )
+            assert ended.returncode == 0, ended.stderr
+            printed.write_text(ended.stdout)
+    return project / "runs" / "smoke", printed.read_text()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tiny_project import SMALL, environment_of
 
-from marsclf import paths, presets
+from marsclf import data, paths, presets
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -37,7 +37,7 @@ TINY = {
     "02_fine_tuning": ("smoke", presets.parse_settings(SMALL)),
     "04_reference_reproduction": (
         "ladder",
-        {"sides": [36, 48], "side": 40, "steps": ["RGB"], "frozen_epochs": 1, "upper_epochs": 1},
+        {"sides": [36, 48], "side": 40, "steps": [], "frozen_epochs": 1, "upper_epochs": 0},
     ),
 }
 SETTINGS = {
@@ -149,6 +149,7 @@ def test_run_all_cells(
     kinds = set(outputs.evaluate_all("all => all.map(one => one.dataset.mimeType)"))
     assert "application/vnd.jupyter.error" not in kinds, outputs.all_inner_texts()
     assert "application/vnd.jupyter.stderr" not in kinds, outputs.all_inner_texts()
+    assert data.SAMPLE_NOTICE in " ".join("\n".join(outputs.all_inner_texts()).split())
     widths = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.naturalWidth)")
     assert len(widths) == PICTURES[name] and min(widths) >= 1500
     if name == "03_error_analysis":

@@ -254,14 +254,6 @@ def test_classify_new_images(
     assert [o for o in outputs_of(notebook) if o.get("name") == "stderr"] == []
 
 
-def test_classify_new_images_without_a_folder(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    notebook = execute_alone("05_classify_new_images", project, monkeypatch, tmp_path)
-    assert data.SAMPLE_NOTICE in printed_by(notebook)
-    assert pictures_in(notebook) == 1
-
-
 def test_the_ladder(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny = {"backbone": "EfficientNetLite0", "sides": [33, 44], "side": 40, "views": 1}
     tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": ["RGB"]}

@@ -21,7 +21,7 @@ from marsclf.classifier import load_classifier
 from marsclf.errors import MarsclfError
 from marsclf.rows import COLUMNS
 
-IMAGES, A_PART = 360, 4
+IMAGES, A_PART = 180, 4
 PATIENCE = 200  # seconds, after which it hangs
 PARTS = [f"part-{number:06d}.parquet" for number in range(IMAGES // A_PART)]
 
