@@ -37,14 +37,14 @@ def save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: 
     for (path, row, view), heat in zip(
         read, gradcam(classifier.model, views, classes), strict=True
     ):
-        place = folder / overlay_name(path, row.predicted)
+        place = folder / _overlay_name(path, row.predicted)
         try:
             Image.fromarray(heatmap_overlay(view, heat)).save(place, quality=90)
         except OSError as error:
             raise MarsclfError(f"{place} cannot be written ({error.strerror}).") from None
 
 
-def overlay_name(path: str, predicted: str) -> str:
+def _overlay_name(path: str, predicted: str) -> str:
     """Return the file name of a path's overlay, such as `rover.1f2e3d4c.drill.jpg`."""
     digits = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem)[:100]

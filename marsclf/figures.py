@@ -76,13 +76,13 @@ def new_figure(
     return fig, fig.subplots(rows, columns, **options)
 
 
-def split_of(predictions: pd.DataFrame) -> str:
+def _split_of(predictions: pd.DataFrame) -> str:
     """Return the words for the split of `predictions`, such as "Test split, 1,305 images"."""
     name = SPLIT_NAMES[predictions["split"].iloc[0]]
     return f"{name.capitalize()} split, {len(predictions):,} images"
 
 
-def absent_classes(table: pd.DataFrame) -> str:
+def _absent_classes(table: pd.DataFrame) -> str:
     """Return a line that names the classes without a case in `table` (from metrics.per_class)."""
     names = table.loc[table["support"] == 0, "class_name"]
     return f"\nno image in this split: {', '.join(names)}" if len(names) else ""
@@ -102,11 +102,11 @@ def cases_and_errors_per_class(predictions: pd.DataFrame) -> Figure:
         axes.bar_label(bars, padding=3, fontsize=9)
     axes.set_yticks(places, shown["class_name"])
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("images" + absent_classes(table))
+    axes.set_xlabel("images" + _absent_classes(table))
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
     errors = shown["errors"].sum()
-    axes.set_title(f"{split_of(predictions)}: {errors:,} wrong ({errors / len(predictions):.1%})")
+    axes.set_title(f"{_split_of(predictions)}: {errors:,} wrong ({errors / len(predictions):.1%})")
     return fig
 
 
@@ -128,10 +128,10 @@ def error_rate_per_class(predictions: pd.DataFrame) -> Figure:
     axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
     axes.set_xlim(0, 108)
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("wrong predictions, % of the class" + absent_classes(table))
+    axes.set_xlabel("wrong predictions, % of the class" + _absent_classes(table))
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
-    axes.set_title(f"{split_of(predictions)}: percentage of errors per class")
+    axes.set_title(f"{_split_of(predictions)}: percentage of errors per class")
     return fig
 
 
@@ -155,7 +155,7 @@ def confusion_matrix(predictions: pd.DataFrame) -> Figure:
     axes.grid(visible=False)
     fig.colorbar(image, ax=axes, label="% of the true class", fraction=0.03, pad=0.01)
     accuracy = (predictions["label"] == predictions["predicted"]).mean()
-    axes.set_title(f"{split_of(predictions)}: accuracy {accuracy:.1%}")
+    axes.set_title(f"{_split_of(predictions)}: accuracy {accuracy:.1%}")
     return fig
 
 
@@ -177,7 +177,7 @@ def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> Figure:
     axes.grid(axis="y", visible=False)
     errors = int((predictions["label"] != predictions["predicted"]).sum())
     share = f"{table['count'].sum()} of {errors} errors shown"
-    axes.set_title(f"{split_of(predictions)}: {share}")
+    axes.set_title(f"{_split_of(predictions)}: {share}")
     return fig
 
 
@@ -199,7 +199,7 @@ def reliability_diagram(predictions: pd.DataFrame, note: str = "") -> Figure:
     upper.plot([0, 1], [0, 1], "--", color="black", label="perfectly calibrated")
     upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
     upper.legend(loc="upper left")
-    upper.set_title(f"{split_of(predictions)}: expected calibration error {error:.3f}{note}")
+    upper.set_title(f"{_split_of(predictions)}: expected calibration error {error:.3f}{note}")
     lower.bar(centres, bins["count"], width=width, color=BLUE, edgecolor="white")
     lower.set(xlabel="confidence of the prediction", ylabel="images")
     return fig
@@ -228,7 +228,7 @@ def coverage_accuracy(predictions: pd.DataFrame, threshold: float = metrics.THRE
         text += f", {correct[shown].mean():.1%} of them right"
     axes.set(xlabel="confidence threshold", ylabel="%", xlim=(0, 1), ylim=(0, 102))
     axes.legend(loc="lower left")
-    axes.set_title(f"{split_of(predictions)}: {text}")
+    axes.set_title(f"{_split_of(predictions)}: {text}")
     return fig
 
 
@@ -239,7 +239,7 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     fig, (upper, lower) = new_figure(7, 2, height_ratios=[1, 1.6])
     cameras = table.groupby("camera")["wrong"].agg(["size", "sum"])
     names = [CAMERA_NAMES[camera] for camera in cameras.index]
-    right_wrong(upper.barh, names, cameras)
+    _right_wrong(upper.barh, names, cameras)
     ends = cameras["sum"].to_numpy()
     for place, (size, wrong) in enumerate(zip(cameras["size"], ends, strict=True)):
         upper.annotate(
@@ -256,19 +256,19 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     edges = np.linspace(table["sol"].min(), table["sol"].max() + 1, 31)
     bins = table.groupby(np.digitize(table["sol"], edges) - 1)["wrong"].agg(["size", "sum"])
     bins = bins.reindex(range(30), fill_value=0)
-    right_wrong(lower.bar, edges[:-1], bins, width=0.95 * np.diff(edges)[0], align="edge")
+    _right_wrong(lower.bar, edges[:-1], bins, width=0.95 * np.diff(edges)[0], align="edge")
     lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
     lower.legend(loc="upper right")
     per_sol = table.groupby("sol")["wrong"].sum().sort_values(ascending=False)
     half = int((per_sol.cumsum() < per_sol.sum() / 2).sum()) + 1
     upper.set_title(
-        f"{split_of(predictions)}: half of the {per_sol.sum()} errors fall on {half} of "
+        f"{_split_of(predictions)}: half of the {per_sol.sum()} errors fall on {half} of "
         f"{len(per_sol)} sols"
     )
     return fig
 
 
-def right_wrong(
+def _right_wrong(
     bar: Callable, places: Sequence | np.ndarray, table: pd.DataFrame, **options: object
 ) -> None:
     """Draw wrong ("sum") and right ("size" - "sum") stacked with `bar` (axes.bar or .barh)."""

@@ -240,12 +240,12 @@ def climb(
     done again. Each scoring of the real test split is entered in the ledger.
     """
     return {
-        slug(rung): _climbed(preset, rung, how, dataset, folder / slug(rung), cache)
+        _slug(rung): _climbed(preset, rung, how, dataset, folder / _slug(rung), cache)
         for rung, how in recipes.items()
     }
 
 
-def slug(rung: str) -> str:
+def _slug(rung: str) -> str:
     """Return a rung's name as that of a file."""
     return rung.lower().replace(" ", "-")
 
@@ -275,7 +275,7 @@ def _climbed(
     metrics.write_predictions(predictions, index, np.concatenate(probabilities))
     record = {
         "name": rung,
-        "preset": f"{preset}/{slug(rung)}",
+        "preset": f"{preset}/{_slug(rung)}",
         "dataset": dataset.name,
         **done,
         "seed": how.seed,
