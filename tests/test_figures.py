@@ -196,3 +196,24 @@ def test_coverage_at_another_threshold(predictions: pd.DataFrame) -> None:
     share = len(shown) / len(predictions)
     assert f"at 0.5: {share:.1%} of the images covered, {right:.1%} of them right" in text
     assert "of them right" not in texts(figures.coverage_accuracy(predictions, 1.01))
+
+
+def test_ladder_shows_each_rung_and_the_interval_of_test() -> None:
+    def splits(test: float) -> dict[str, dict]:
+        of_split = {"train": 0.9, "val": 0.8, "test": test}
+        return {
+            name: {"accuracy": at, "macro_f1": at / 2, "accuracy_ci95": [at - 0.1, at + 0.05]}
+            for name, at in of_split.items()
+        }
+
+    figure = figures.ladder([("original", splits(0.6)), ("RGB", splits(0.7))])
+    draw(figure)
+    accuracy, macro_f1 = figure.axes
+    assert [tick.get_text() for tick in accuracy.get_yticklabels()] == ["original", "+ RGB"]
+    assert accuracy.yaxis_inverted()
+    drawn = [list(line.get_xdata()) for line in accuracy.lines]
+    np.testing.assert_allclose(drawn, [[90, 90], [80, 80], [60, 70]])
+    np.testing.assert_allclose(macro_f1.lines[2].get_xdata(), [30, 35])
+    (intervals,) = accuracy.collections
+    ends = [segment[:, 0] for segment in intervals.get_segments()]
+    np.testing.assert_allclose(ends, [[50, 65], [60, 75]])
