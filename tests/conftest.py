@@ -19,8 +19,8 @@ from marsclf import data, paths, sample
 from marsclf.rows import Row, table
 
 # The files of a minute and more, the longest first, so that no process ends long before another.
-# Not the notebooks second: they would wait for the run that JupyterLab's tests have begun.
-LONG = ("jupyterlab", "bench", "notebooks", "ray_engine", "backbones", "training")
+# Not the notebooks early: they would wait for the run that JupyterLab's tests have begun.
+LONG = ("jupyterlab", "bench", "ray_engine", "notebooks", "backbones", "training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
