@@ -5,18 +5,14 @@ the largest value. Ratios are formed turn by turn, because a machine's speed dri
 """
 
 import functools
-import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -25,25 +21,22 @@ import numpy as np
 
 from marsclf import data, ledger, paths
 from marsclf.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
-from marsclf.classifier import load_classifier
 from marsclf.errors import MarsclfError
 from marsclf.files import write_json
-from marsclf.hardware import hardware, peak_rss_mb
+from marsclf.hardware import hardware
 from marsclf.images import Augmentation, decode_rgb, fit_view, random_view
 from marsclf.inference import compare, make_predictor, predict_each
-from marsclf.metrics import THRESHOLD
 from marsclf.presets import DEFAULT_PRESET, parameters_of
 from marsclf.publish import rewrite_tables
-from marsclf.read import ignore_decoders_warnings
 from marsclf.recipe import Recipe
 from marsclf.run import commit
 from marsclf.tables import cost_table
+from marsclf.throughput import in_new_process, measure_growth
 from marsclf.training import build_head, compile_stage, join, one_hot
 
 REPEATS = 5
 BATCH = 32  # of Keras, its own default
 IMAGES = 256  # a turn
-GROWTH = (500, 1000, 2000, 4000)
 MATRIX = 2048
 REFERENCE_IMAGES = 200
 REFERENCE_SIZE = (193, 256)  # height, width in the reference's notebook
@@ -71,11 +64,12 @@ def bench(data_dir: str | Path | None = None) -> dict:
             ("training", measure_training, files, preset, cache),
             ("classification", measure_growth, files, cache),
             ("reference", measure_reference, files, cache),
+            ("start", measure_start, files[0], cache),
             ("run", measure_run, dataset.root, cache),
         ):
             started = time.monotonic()
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
-            result[name] = _in_new_process(measure, *arguments)
+            result[name] = in_new_process(measure, *arguments)
             print(f"{name} took {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     print(cost_table(result))
     if dataset.name == "sample":
@@ -197,28 +191,6 @@ def measure_training(files: list[Path], preset: dict, cache: Path) -> dict:
     }
 
 
-def measure_growth(files: list[Path], cache: Path) -> list[dict]:
-    """Return what the classifier of the library takes for more and more images.
-
-    Of each number of images, in a new process: the zooms at which it looks at an image, seconds,
-    images a second, and the most memory, MB. What it loads first counts for the memory alone.
-    """
-    rows = []
-    for count in GROWTH:
-        chosen = list(itertools.islice(itertools.cycle(files), count))
-        zooms, seconds, memory = _in_new_process(_classify, chosen, cache)
-        rows.append(
-            {
-                "images": count,
-                "zooms": zooms,
-                "seconds": round(seconds, 2),
-                "images_a_s": round(count / seconds, 1),
-                "peak_rss_mb": memory,
-            }
-        )
-    return rows
-
-
 def measure_reference(files: list[Path], cache: Path) -> dict:
     """Return the reference notebook's way and this library's way of predicting the same images.
 
@@ -248,6 +220,21 @@ def measure_reference(files: list[Path], cache: Path) -> dict:
     }
 
 
+def measure_start(file: Path, folder: Path) -> dict:
+    """Return the seconds of the command `predict` for one image, the first time and again.
+
+    The first time it exports the network. Each turn is of a new copy of the project.
+    """
+    first, again = [], []
+    for turn in range(REPEATS):
+        project = _copy_of_the_project(folder / f"start-{turn}")
+        for seconds in (first, again):
+            started = time.perf_counter()
+            _marsclf(project, "predict", str(file))
+            seconds.append(time.perf_counter() - started)
+    return {"first_s": spread(first), "again_s": spread(again)}
+
+
 def measure_run(root: Path, folder: Path) -> dict:
     """Return times by stage and peak memory of `make run`: cold, again, and with another head.
 
@@ -255,9 +242,7 @@ def measure_run(root: Path, folder: Path) -> dict:
     ledger, in which the runs' scores of the test split are entered, whether or not a later run
     fails. The copy's packages are this environment's. Raises MarsclfError where a run fails.
     """
-    project, code = folder / "project", commit()
-    for part in ("marsclf", "notebooks", "presets", "results"):
-        shutil.copytree(paths.PROJECT_ROOT / part, project / part)
+    project, code = _copy_of_the_project(folder / "run"), commit()
     scores = project / "results" / ledger.NAME
     runs, entered = {}, len(ledger.rows(scores))
     for name, arguments in {
@@ -267,22 +252,13 @@ def measure_run(root: Path, folder: Path) -> dict:
         "head_warm_another_head": ["--preset", "laptop-head", "--set", "head_hidden=0"],
     }.items():
         started = time.monotonic()
-        command = [sys.executable, "-m", "marsclf", "run", "--data-dir", str(root), *arguments]
         try:
-            ended = subprocess.run(
-                command,
-                cwd=project,
-                env=os.environ | {"PYTHONPATH": str(project)},
-                capture_output=True,
-                text=True,
-            )
+            _marsclf(project, "run", "--data-dir", str(root), *arguments)
         finally:  # a run that fails, or is interrupted, may have seen the score already
             new = ledger.rows(scores)[entered:]
             entered += len(new)
             for row in new:  # the copy does not know its commit
                 ledger.append_row(paths.RESULTS / ledger.NAME, row | {"commit": code})
-        if ended.returncode:
-            raise MarsclfError(f"{' '.join(command)} failed: {ended.stderr.strip()}")
         metrics = json.loads((project / "runs" / arguments[1] / "metrics.json").read_text())
         runs[name] = {
             "wall_s": metrics["wall_s"] | {"command": round(time.monotonic() - started, 1)},
@@ -291,21 +267,25 @@ def measure_run(root: Path, folder: Path) -> dict:
     return runs
 
 
+def _copy_of_the_project(project: Path) -> Path:
+    for part in ("marsclf", "notebooks", "presets", "results"):
+        shutil.copytree(paths.PROJECT_ROOT / part, project / part)
+    return project
+
+
+def _marsclf(project: Path, *arguments: str) -> None:
+    """Run a command of a copy of the project. Raises MarsclfError where it fails."""
+    command = [sys.executable, "-m", "marsclf", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(project)}
+    ended = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    if ended.returncode:
+        raise MarsclfError(f"{' '.join(command)} failed: {ended.stderr.strip()}")
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Return median, smallest and largest value, four significant digits."""
     numbers = {"median": np.median(values), "min": min(values), "max": max(values)}
     return {name: float(f"{value:.4g}") for name, value in numbers.items()}
-
-
-def _in_new_process(work: Callable, *arguments: object) -> object:
-    """Return what `work` returns in a process of its own.
-
-    A process begins its account of peak memory with that of the one that started it, so none that
-    has itself worked may start another.
-    """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def _side_by_side(contestants: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -345,17 +325,3 @@ def _steps(model: keras.Model, inputs: np.ndarray, steps: int) -> None:
     for i in range(steps):
         batch = inputs.take(range(i * BATCH, (i + 1) * BATCH), axis=0, mode="wrap")
         model.train_on_batch(batch, targets)
-
-
-def _classify(files: list[Path], cache: Path) -> tuple[tuple[float, ...], float, int]:
-    """Classify the files in this process, as `predict` does.
-
-    Return the zooms at which an image is looked at, the seconds and the peak memory in MB.
-    """
-    classifier = load_classifier(cache=cache)
-    started = time.perf_counter()
-    with warnings.catch_warnings():
-        ignore_decoders_warnings()
-        for _ in classifier.rows(map(str, files), THRESHOLD):
-            pass
-    return classifier.zooms, time.perf_counter() - started, peak_rss_mb()

@@ -1,27 +1,31 @@
 """The classifier that comes with the library, or one that a run wrote: images in, a table out."""
 
+import functools
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import pandas as pd
 
 from marsclf import classifier_file, paths
-from marsclf.backbones import BLOCKS, SPECS, build_backbone
 from marsclf.calibration import pool, with_temperature
-from marsclf.data import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.find import find_images
 from marsclf.images import Condition, fit_view
-from marsclf.inference import Predictor, make_predictor, predict_each
+from marsclf.inference import Predictor, make_predictor, predict_each, stored_predictor
 from marsclf.metrics import THRESHOLD
 from marsclf.read import ignore_decoders_warnings, read_rgb, to_8_bit
 from marsclf.rows import Row, check_threshold, error_row, image_row, table
-from marsclf.training import build_head, join
+
+if TYPE_CHECKING:
+    import keras
+
+# Of what is made of a file; raised where an equal file would give another network.
+NETWORK_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -29,24 +33,22 @@ class Classifier:
     """A network with its weights, ready to classify.
 
     Attributes:
-        model: RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
+        image_size: side of the network's input, pixels.
         zooms: at which it looks at an image; its answers are pooled.
         temperature: the logits are divided by it (Guo et al. 2017).
         digest: SHA-256 of the file it was read from.
         training: where its weights come from.
+        engine: RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
+        network: returns the Keras model that does the same, built the first time it is called.
     """
 
-    model: keras.Model = field(repr=False)
+    image_size: int
     zooms: tuple[float, ...]
     temperature: float
     digest: str
     training: dict
     engine: Predictor = field(repr=False)
-
-    @property
-    def image_size(self) -> int:
-        """Return the side of the network's input, pixels."""
-        return self.model.input_shape[1]
+    network: Callable[[], "keras.Model"] = field(repr=False)
 
     def predict(
         self,
@@ -135,71 +137,31 @@ def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -
     """Return the classifier that comes with the library, or that of a classifier file.
 
     The file gives the weights that training changed; the others are the backbone's own. The first
-    call for a classifier takes some seconds more, to prepare the network for the fast engine.
+    call for a classifier takes some seconds more, to export its network into `cache` for the fast
+    engine; later ones find it there and load no Keras, nor ask whether there is a GPU now.
     Raises MarsclfError for a file that is missing or no classifier file; nothing in it is executed.
     """
     file = Path(path or paths.CLASSIFIER)
     weights, metadata, digest = classifier_file.read(file)
-    name = metadata["backbone"]
-    if name not in SPECS:
-        raise MarsclfError(f"{file} asks for a backbone {name[:50]!r}; known are {[*SPECS]}.")
-    backbone = build_backbone(name, metadata["image_size"])
-    model = join(backbone, build_head(SPECS[name].feature_width, metadata["head_hidden"], 0.0))
-    places = _places(model)
-    missing = [key for key in places if _is_head(key) and key not in weights]
-    if missing:
-        raise MarsclfError(f"{file} is not a whole classifier file: it lacks {missing[0]}.")
-    for key, weight in weights.items():
-        place = places.get(key)
-        if place is None or tuple(place.shape) != weight.shape:
-            raise MarsclfError(
-                f"{file} does not fit {name}: it gives {key[:80]!r} with the shape {weight.shape}."
-            )
-        place.assign(weight)
-    zooms, temperature = metadata["zooms"], metadata["calibration"]["temperature"]
-    engine = make_predictor(model, cache)
-    return Classifier(model, tuple(zooms), temperature, digest, metadata["training"], engine)
 
+    @functools.cache
+    def network() -> "keras.Model":
+        # Only now, because it loads Keras, which takes seconds and half a gigabyte.
+        from marsclf.classifier_network import build_network
 
-def save_classifier(
-    model: keras.Model,
-    path: Path,
-    *,
-    backbone: str,
-    training: dict,
-    zooms: Sequence[float] = (1.0,),
-    temperature: float = 1.0,
-) -> None:
-    """Write the classifier file of a model made by training.join: the weights that it learnt.
+        return build_network(file, weights, metadata)
 
-    Args:
-        model: images to probabilities.
-        path: the file; see marsclf.classifier_file.
-        backbone: the name of the model's backbone.
-        training: where the weights come from: preset, seed, commit, dataset, data_digest.
-        zooms: at which it is to look at an image, 0.1 to 10.
-        temperature: what calibration divides the logits by.
-    """
-    size = model.input_shape[1]
-    untrained = _places(build_backbone(backbone, size))
-    changed = {
-        key: value
-        for key, weight in _places(model).items()
-        if not np.array_equal(value := np.array(weight), untrained.get(key))
-    }
-    learnt = [block for block in BLOCKS if any(key.startswith(block) for key in changed)]
-    hidden = [layer.units for layer in model.layers if layer.name == "head_hidden"]
-    metadata = {
-        "backbone": backbone,
-        "image_size": size,
-        "head_hidden": hidden[0] if hidden else 0,
-        "first_learning_block": learnt[0] if learnt else None,
-        "classes": list(CLASS_NAMES),
-        "zooms": list(zooms),
-        "calibration": {"kind": "temperature", "temperature": temperature},
-        "training": training,
-    }
-    classifier_file.write(path, changed, metadata)
+    name, size = f"classifier-{digest[:32]}-{NETWORK_VERSION}", metadata["image_size"]
+    engine = stored_predictor(name, (None, size, size, 3), cache)
+    return Classifier(
+        image_size=size,
+        zooms=tuple(metadata["zooms"]),
+        temperature=metadata["calibration"]["temperature"],
+        digest=digest,
+        training=metadata["training"],
+        engine=engine or make_predictor(network(), cache, name=name),
+        network=network,
+    )
 
 
 def _is_one_image(images: object) -> bool:
@@ -215,17 +177,3 @@ def _checked(image: np.ndarray) -> np.ndarray:
             f"{image.dtype} {image.shape}."
         )
     return to_8_bit(image)
-
-
-def _places(model: keras.Model) -> dict[str, keras.Variable]:
-    """Return the model's variables by "layer/weight", without the states of dropout."""
-    return {
-        f"{layer.name}/{weight.name}": weight
-        for layer in model.layers
-        for weight in layer.weights
-        if "seed_generator" not in weight.path
-    }
-
-
-def _is_head(key: str) -> bool:
-    return key.startswith(("head_", "probabilities/"))

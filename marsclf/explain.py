@@ -35,7 +35,7 @@ def save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: 
     views = np.stack([view for _, _, view in read])
     classes = np.array([CLASS_NAMES.index(row.predicted) for _, row, _ in read])
     for (path, row, view), heat in zip(
-        read, gradcam(classifier.model, views, classes), strict=True
+        read, gradcam(classifier.network(), views, classes), strict=True
     ):
         place = folder / _overlay_name(path, row.predicted)
         try:

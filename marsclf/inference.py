@@ -17,13 +17,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from marsclf.files import replace_atomically, sha256_of
 from marsclf.hardware import cores
 from marsclf.paths import CACHE
+
+if TYPE_CHECKING:  # who has an exported network does without Keras, which takes seconds to load
+    import keras
 
 LARGEST_DIFFERENCE = 1e-3  # relative to the largest output; float32 engines differ by about 1e-5
 CHUNK = 16  # items that one thread loads, then predicts
@@ -32,8 +36,10 @@ CHUNKS_AHEAD = 4  # begun or waiting; bounds the memory, whatever the number of 
 Predictor = Callable[[np.ndarray], np.ndarray]
 
 
-def network_digest(model: keras.Model) -> str:
+def network_digest(model: "keras.Model") -> str:
     """Return a SHA-256 over the model's layers and weights: equal networks, equal digest."""
+    import keras
+
     described = keras.saving.serialize_keras_object(model)
     described.pop("compile_config", None)  # how it is trained is no part of the network
     config = json.dumps(described, sort_keys=True, default=str)
@@ -46,6 +52,8 @@ def network_digest(model: keras.Model) -> str:
 
 def has_gpu() -> bool:
     """Tell whether Keras has a GPU to work on."""
+    import keras
+
     try:
         return bool(keras.distribution.list_devices("gpu"))
     except RuntimeError:  # so JAX says that there is none
@@ -53,25 +61,49 @@ def has_gpu() -> bool:
 
 
 def make_predictor(
-    model: keras.Model, cache: Path = CACHE, sample: np.ndarray | None = None
+    model: "keras.Model",
+    cache: Path = CACHE,
+    sample: np.ndarray | None = None,
+    name: str | None = None,
 ) -> Predictor:
     """Return a function from images or features (n, ...) to the model's outputs (n, ...).
 
-    Several threads may call it at once. The exported network is kept in `cache` by content, so the
-    next call for an equal model only loads it. When it is exported, its outputs for `sample`, or
-    for images of noise, must agree with Keras's to 1e-3.
+    Several threads may call it at once. The exported network is kept in `cache` under `name`,
+    which must stand for its content, or by a digest of it; so the next call for an equal model only
+    loads it. When it is exported, its outputs for `sample`, or for images of noise, must agree with
+    Keras's to 1e-3.
     """
     if has_gpu():
         return _keras_predictor(model)
     try:
-        return _openvino_predictor(model, cache, sample)
+        return _openvino_predictor(model, cache, sample, name or network_digest(model)[:32])
     except Exception as error:  # OpenVINO's errors have no base of their own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"running on Keras, which is slower: {reason}", stacklevel=2)
         return _keras_predictor(model)
 
 
-def _keras_predictor(model: keras.Model) -> Predictor:
+def stored_predictor(
+    name: str, input_shape: tuple[int | None, ...], cache: Path = CACHE
+) -> Predictor | None:
+    """Return what make_predictor exported under `name`, without Keras; None where it cannot be.
+
+    `input_shape` is the model's, such as (None, 224, 224, 3).
+    """
+    file = _file_of(name, cache)
+    if not file.exists():
+        return None
+    try:
+        return _compile(file, input_shape)
+    except Exception:  # make_predictor says why
+        return None
+
+
+def _file_of(name: str, cache: Path) -> Path:
+    return cache / "networks" / name / "network.xml"
+
+
+def _keras_predictor(model: "keras.Model") -> Predictor:
     one_at_a_time = threading.Lock()
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -81,29 +113,34 @@ def _keras_predictor(model: keras.Model) -> Predictor:
     return predict
 
 
-def _openvino_predictor(model: keras.Model, cache: Path, sample: np.ndarray | None) -> Predictor:
-    # OpenVINO's converter would tell Intel that it was used; without this package it tells nobody.
-    sys.modules.setdefault("openvino_telemetry", None)
-    import openvino
-
-    folder = cache / "networks" / network_digest(model)[:32]
-    if not folder.exists():
-        with replace_atomically(folder) as temporary:
+def _openvino_predictor(
+    model: "keras.Model", cache: Path, sample: np.ndarray | None, name: str
+) -> Predictor:
+    openvino = _openvino()
+    file = _file_of(name, cache)
+    if not file.parent.exists():
+        with replace_atomically(file.parent) as temporary:
             # TensorFlow would log where its copy went, into the notebook.
             logging.getLogger("tensorflow").setLevel(logging.WARNING)
             # Not `format="openvino"`: on Python 3.13 that converter looks in vain for TensorFlow.
             model.export(temporary / "saved_model", format="tf_saved_model", verbose=False)
             converted = openvino.convert_model(temporary / "saved_model")
-            openvino.save_model(converted, temporary / "network.xml", compress_to_fp16=False)
+            openvino.save_model(converted, temporary / file.name, compress_to_fp16=False)
             shutil.rmtree(temporary / "saved_model")
-            _check(_compile(temporary / "network.xml", model.input_shape), model, sample)
-    return _compile(folder / "network.xml", model.input_shape)
+            _check(_compile(temporary / file.name, model.input_shape), model, sample)
+    return _compile(file, model.input_shape)
 
 
-def _compile(file: Path, input_shape: tuple) -> Predictor:
+def _openvino() -> ModuleType:
+    # Its converter would tell Intel that it was used; without this package it tells nobody.
+    sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 
-    core = openvino.Core()
+    return openvino
+
+
+def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
+    core = _openvino().Core()
     network = core.read_model(file)
     network.reshape([1, *input_shape[1:]])
     compiled = core.compile_model(
@@ -131,7 +168,7 @@ def _compile(file: Path, input_shape: tuple) -> Predictor:
     return predict
 
 
-def _check(predict: Predictor, model: keras.Model, sample: np.ndarray | None) -> None:
+def _check(predict: Predictor, model: "keras.Model", sample: np.ndarray | None) -> None:
     if sample is None:
         shape = (4, *model.input_shape[1:])
         sample = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -70,11 +70,14 @@ def predict(
 
     print("Loading the classifier ...", file=sys.stderr)
     with quiet_libraries():
-        # Only now, because it loads Keras, which takes seconds.
+        # Only now, because they take up to some seconds to load.
         from marsclf.classifier import load_classifier
-        from marsclf.explain import save_overlays
 
         classifier = load_classifier(model)
+        if explain is not None:
+            from marsclf.explain import save_overlays
+
+            classifier.network()  # built here, where TensorFlow is not heard
     made_by = settings_of(classifier.digest, threshold, sources)
     table = _Printed(sys.stdout) if output is None else _Journal(output, made_by, resume)
     started, before = time.monotonic(), table.counts["images"]

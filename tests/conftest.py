@@ -64,7 +64,7 @@ def small_model():
 
 @pytest.fixture(scope="session")
 def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from marsclf.classifier import save_classifier
+    from marsclf.classifier_network import save_classifier
 
     path = tmp_path_factory.mktemp("classifier") / "classifier.npz"
     training = {"preset": "none", "seed": 0, "commit": "unknown", "dataset": "none"}
@@ -75,10 +75,16 @@ def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def classifier(classifier_path: Path, tmp_path_factory: pytest.TempPathFactory):
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that holds the small classifier's exported network."""
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.fixture(scope="session")
+def classifier(classifier_path: Path, prepared: Path):
     from marsclf.classifier import load_classifier
 
-    return load_classifier(classifier_path, tmp_path_factory.mktemp("networks"))
+    return load_classifier(classifier_path, prepared)
 
 
 @pytest.fixture(scope="session")

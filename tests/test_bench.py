@@ -11,7 +11,7 @@ import keras
 import pytest
 from tiny_project import enter_project, make_project
 
-from marsclf import bench, classifier_file, ledger, metrics, paths
+from marsclf import bench, classifier_file, ledger, metrics, paths, throughput
 from marsclf.backbones import build_backbone
 from marsclf.data import Dataset
 from marsclf.errors import MarsclfError
@@ -65,7 +65,7 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
         }
         for name, value in smaller.items():
             patch.setattr(bench, name, value)
-        patch.setattr(bench, "GROWTH", (20, 200))
+        patch.setattr(throughput, "GROWTH", (20, 200))
         network = bench.measure_network(files, folder)
         # Lite0 once is enough: to compile its training four times takes half a minute.
         patch.setattr(bench, "build_backbone", two_layers)
@@ -73,7 +73,7 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
             "network": network,
             "images": bench.measure_images(files, Augmentation(**preset["augmentation"])),
             "training": bench.measure_training(files, preset, folder),
-            "classification": bench.measure_growth(files, folder),
+            "classification": throughput.measure_growth(files, folder),
             "reference": bench.measure_reference(files, folder),
         }
 
@@ -116,8 +116,8 @@ def test_what_is_timed_is_what_predict_calls(
         assert arguments == () and cache == tmp_path
         return Fake()
 
-    monkeypatch.setattr(bench, "load_classifier", load)
-    zooms, seconds, memory = bench._classify([Path("a.jpg"), Path("b.jpg")], tmp_path)
+    monkeypatch.setattr(throughput, "load_classifier", load)
+    zooms, seconds, memory = throughput._classify([Path("a.jpg"), Path("b.jpg")], tmp_path)
     assert asked == [(["a.jpg", "b.jpg"], metrics.THRESHOLD)]
     assert zooms == (1.0, 0.5) and seconds >= 0 and memory > 1
 
@@ -143,9 +143,10 @@ def test_sample_data_are_measured_but_not_stored(
     monkeypatch.setattr(bench, "parameters_of", lambda _: preset)
     one = {"wall_s": {"command": 100.0}, "peak_rss_mb": 900}
     run = dict.fromkeys(("cold", "warm", "head_cold", "head_warm_another_head"), one)
+    start = {name: bench.spread([seconds]) for name, seconds in (("first_s", 9), ("again_s", 2))}
     names = {"classification": "growth"}
-    monkeypatch.setattr(bench, "_in_new_process", lambda work, *arguments: work(*arguments))
-    for name, result in (small | {"run": run}).items():
+    monkeypatch.setattr(bench, "in_new_process", lambda work, *arguments: work(*arguments))
+    for name, result in (small | {"start": start, "run": run}).items():
         function = f"measure_{names.get(name, name)}"
         monkeypatch.setattr(bench, function, lambda *_, result=result: result)
     result = bench.bench(sample_dir)
@@ -157,6 +158,7 @@ def test_sample_data_are_measured_but_not_stored(
     seconds = result["run"]["cold"]["wall_s"]["command"]
     assert f"`make run` takes {seconds:.0f} s" in first_result(result)
     assert "| `make run`, nothing cached | 100 s, 900 MB | one run |" in printed
+    assert "predict` for one image, the first time | 9.0 s | 9.0 s to 9.0 s |" in printed
 
 
 @pytest.fixture
@@ -168,6 +170,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "time,commit,preset\nthen,abc,laptop\nearlier,unknown,laptop\n"
     )
     return tmp_path / "project"
+
+
+def test_a_first_start_has_nothing_prepared(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+
+    def fake(command: list[str], cwd: Path, env: dict, **_: object) -> subprocess.CompletedProcess:
+        assert command[2:] == ["marsclf", "predict", "a.jpg"] and env["PYTHONPATH"] == str(cwd)
+        assert (cwd / "marsclf").is_dir()
+        prepared.append((cwd / "cache").exists())
+        (cwd / "cache").mkdir(exist_ok=True)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fake)
+    seconds = bench.measure_start(Path("a.jpg"), tmp_path / "copies")
+    assert prepared == [False, True] * bench.REPEATS
+    assert seconds.keys() == {"first_s", "again_s"}
 
 
 def test_the_pipeline_is_measured_in_a_copy_and_its_scores_are_entered(

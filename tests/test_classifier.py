@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,8 @@ import marsclf
 from marsclf import classifier_file, metrics, paths
 from marsclf.backbones import build_backbone
 from marsclf.calibration import pool
-from marsclf.classifier import Classifier, load_classifier, save_classifier
+from marsclf.classifier import Classifier, load_classifier
+from marsclf.classifier_network import save_classifier
 from marsclf.data import CLASS_NAMES, MSL_V1_DIGEST, Dataset
 from marsclf.errors import MarsclfError
 from marsclf.images import Condition, decode_rgb, fit_view
@@ -83,14 +85,14 @@ def test_a_loaded_classifier_is_the_model_that_was_saved(
 
 def test_a_linear_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "marsclf.classifier.make_predictor", lambda model, _: model.predict_on_batch
+        "marsclf.classifier.make_predictor", lambda model, _, name: model.predict_on_batch
     )
     model = join(build_backbone("EfficientNetLite0", 32), build_head(1280, 0, 0.2))
     save_classifier(model, tmp_path / "c.npz", backbone="EfficientNetLite0", training={})
     metadata = classifier_file.read(tmp_path / "c.npz")[1]
     assert (metadata["head_hidden"], metadata["first_learning_block"]) == (0, None)
     view = np.full((1, 32, 32, 3), 90, np.uint8)
-    found = load_classifier(tmp_path / "c.npz").engine(view)
+    found = load_classifier(tmp_path / "c.npz", tmp_path).engine(view)
     np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
 
 
@@ -265,8 +267,13 @@ def test_confidence_is_calibrated(classifier: Classifier, files: list[str]) -> N
 
 
 def test_the_answers_at_all_zooms_are_pooled(
-    small_model: keras.Model, files: list[str], tmp_path: Path
+    small_model: keras.Model,
+    classifier: Classifier,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("marsclf.classifier.make_predictor", lambda *_, name: classifier.engine)
     path, zooms = tmp_path / "c.npz", [1.0, 0.5]
     save_classifier(small_model, path, backbone="EfficientNetLite0", training={}, zooms=zooms)
     classifier = load_classifier(path, tmp_path)
@@ -331,6 +338,38 @@ def test_names_tell_sol_and_camera() -> None:
     for name in ("0830MR0036510000500684E01_DRCL.JPG", "0830mr0036510000500684e01_drcl.img"):
         assert sol_and_camera(f"/some/folder/{name}") == (830, "MR")
     assert sol_and_camera("holiday.jpg") == sol_and_camera(None) == (None, None)
+
+
+def test_a_classifier_that_was_prepared_loads_no_keras(
+    classifier: Classifier, classifier_path: Path, prepared: Path, files: list[str]
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from marsclf.classifier import load_classifier\n"
+        "classifier = load_classifier(sys.argv[1], Path(sys.argv[2]))\n"
+        "table = classifier.predict(sys.argv[3])\n"
+        "print({'keras', 'tensorflow'} & {*sys.modules}, *table['confidence'])"
+    )
+    command = [sys.executable, "-c", code, str(classifier_path), str(prepared), files[0]]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    confidence = classifier.predict(files[0])["confidence"].iloc[0]
+    assert ended.stdout == f"set() {confidence}\n"
+
+
+def test_a_prepared_network_that_is_damaged(
+    classifier: Classifier,
+    classifier_path: Path,
+    prepared: Path,
+    files: list[str],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (network,) = tmp_path.glob("networks/*/network.xml")
+    network.write_text("<net>")
+    with pytest.warns(UserWarning, match="running on Keras, which is slower"):
+        found = load_classifier(classifier_path, tmp_path).predict(files[0])
+    expected = classifier.predict(files[0])
+    assert found["predicted"].equals(expected["predicted"])
+    np.testing.assert_allclose(found["confidence"], expected["confidence"], atol=1e-3)
 
 
 def test_importing_the_package_loads_no_keras() -> None:
