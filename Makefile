@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 # Written when the environment is whole: a copy of the lock file it was made from.
 STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+OF_DATA = $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+OF_WEIGHTS = $(if $(WEIGHTS),--weights '$(WEIGHTS)')
+SETTINGS = $(foreach setting,$(SET),--set '$(setting)')
 # A file's tests stay together, because some of them share what takes long to make.
 IN_PROCESSES := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
@@ -23,15 +26,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: environment ## environment, data, the three notebooks, figures and metrics [PRESET DATA_DIR SET WEIGHTS]
-	$(BIN)/python -m marsclf run --preset '$(PRESET)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
-		$(if $(WEIGHTS),--weights '$(WEIGHTS)') \
-		$(foreach setting,$(SET),--set '$(setting)')
+	$(BIN)/python -m marsclf run --preset '$(PRESET)' $(OF_DATA) $(OF_WEIGHTS) $(SETTINGS)
 
 smoke: environment ## notebooks 01 to 03 on generated images, in a few minutes
 	$(BIN)/python -m marsclf run --preset smoke --sample
 
 ladder: environment ## the reference reproduced, its oddities switched off one by one [DATA_DIR]
-	$(BIN)/python -m marsclf ladder $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+	$(BIN)/python -m marsclf ladder $(OF_DATA)
 
 lab: environment ## open the notebooks in JupyterLab [LAB_OPTIONS]
 	$(BIN)/python -m marsclf lab -- $(LAB_OPTIONS)
@@ -47,17 +48,16 @@ lint: environment ## check style and format
 	$(BIN)/ruff format --check
 
 check-data: environment ## list every fault of the data [DATA_DIR]
-	$(BIN)/python -m marsclf check-data $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+	$(BIN)/python -m marsclf check-data $(OF_DATA)
 
 compare: environment ## how a recipe does on later sols, without test [PRESET DATA_DIR SET]
-	$(BIN)/python -m marsclf compare --preset '$(PRESET)' $(if $(DATA_DIR),--data-dir '$(DATA_DIR)') \
-		$(foreach setting,$(SET),--set '$(setting)')
+	$(BIN)/python -m marsclf compare --preset '$(PRESET)' $(OF_DATA) $(SETTINGS)
 
 adjust: environment ## what class frequencies or the camera would do to stored predictions
 	$(BIN)/python -m marsclf adjust
 
 bench: environment ## measure what the work costs, about half an hour [DATA_DIR]
-	$(BIN)/python -m marsclf bench $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+	$(BIN)/python -m marsclf bench $(OF_DATA)
 
 publish: environment ## copy a run's results into the repository [PRESET]
 	$(BIN)/python -m marsclf publish --preset '$(PRESET)'
