@@ -65,8 +65,8 @@ publish: environment ## copy a run's results into the repository [PRESET]
 verify: environment ## recompute every published number
 	$(BIN)/python -m marsclf verify
 
-lock: ## pin all dependencies anew (needs uv)
-	uv pip compile --quiet pyproject.toml --extra test --universal --python-version 3.11 \
+lock: ## pin all dependencies anew, at their newest (needs uv)
+	uv pip compile --quiet --upgrade pyproject.toml --extra test --universal --python-version 3.11 \
 		--fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make lock" -o requirements.lock
 

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Offer load_classifier here, without loading Keras for those who do not ask for it."""
+    """Offer load_classifier here, without loading its packages for those who do not ask for it."""
     if name == "load_classifier":
         from marsclf.classifier import load_classifier
 
