@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -86,17 +87,16 @@ def make_predictor(
 def stored_predictor(
     name: str, input_shape: tuple[int | None, ...], cache: Path = CACHE
 ) -> Predictor | None:
-    """Return what make_predictor exported under `name`, without Keras; None where it cannot be.
+    """Return what make_predictor exported under `name`, without Keras; None where it is not whole.
 
     `input_shape` is the model's, such as (None, 224, 224, 3).
     """
     file = _file_of(name, cache)
     if not file.exists():
         return None
-    try:
+    with suppress(Exception):  # damaged: make_predictor exports it anew
         return _compile(file, input_shape)
-    except Exception:  # make_predictor says why
-        return None
+    return None
 
 
 def _file_of(name: str, cache: Path) -> Path:
@@ -116,9 +116,9 @@ def _keras_predictor(model: "keras.Model") -> Predictor:
 def _openvino_predictor(
     model: "keras.Model", cache: Path, sample: np.ndarray | None, name: str
 ) -> Predictor:
-    openvino = _openvino()
-    file = _file_of(name, cache)
-    if not file.parent.exists():
+    openvino, file = _openvino(), _file_of(name, cache)
+    predict = stored_predictor(name, model.input_shape, cache)
+    if predict is None:  # not there, or damaged
         with replace_atomically(file.parent) as temporary:
             # TensorFlow would log where its copy went, into the notebook.
             logging.getLogger("tensorflow").setLevel(logging.WARNING)
@@ -128,7 +128,8 @@ def _openvino_predictor(
             openvino.save_model(converted, temporary / file.name, compress_to_fp16=False)
             shutil.rmtree(temporary / "saved_model")
             _check(_compile(temporary / file.name, model.input_shape), model, sample)
-    return _compile(file, model.input_shape)
+        predict = _compile(file, model.input_shape)
+    return predict
 
 
 def _openvino() -> ModuleType:
