@@ -385,13 +385,9 @@ def cost_table(result: dict) -> str:
         what = f"classifying {size['images']:,} images"
         cost = f"{size['seconds']:.1f} s, {size['peak_rss_mb']} MB"
         rows.append([what, cost, f"{size['images_a_s']:.0f} images a second"])
-    if "start" in result:
-        row(
-            "`marsclf predict` for one image, the first time",
-            result["start"]["first_s"],
-            "{:.1f} s",
-        )
-        row("the same again", result["start"]["again_s"], "{:.1f} s")
+    start = result["start"]
+    row("`marsclf predict` for one image, the first time", start["first_s"], "{:.1f} s")
+    row("the same again", start["again_s"], "{:.1f} s")
     for name, what in {
         "cold": "`make run`, nothing cached",
         "warm": "`make run` again",
