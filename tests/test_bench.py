@@ -65,7 +65,7 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
         }
         for name, value in smaller.items():
             patch.setattr(bench, name, value)
-        patch.setattr(throughput, "GROWTH", (20, 200))
+        patch.setattr(throughput, "GROWTH", (100, 300))
         network = bench.measure_network(files, folder)
         # Lite0 once is enough: to compile its training four times takes half a minute.
         patch.setattr(bench, "build_backbone", two_layers)
@@ -87,9 +87,9 @@ def test_the_measurements_make_sense(small: dict) -> None:
     times = network["ms_an_image"]
     assert times["engine"]["min"] <= times["engine"]["median"] <= times["engine"]["max"]
     assert times["keras_one_by_one"]["max"] > times["engine"]["min"]
-    assert [size["images"] for size in small["classification"]] == [20, 200]
+    assert [size["images"] for size in small["classification"]] == [100, 300]
     memory = [size["peak_rss_mb"] for size in small["classification"]]
-    assert memory[1] < 1.2 * memory[0]
+    assert memory[1] - memory[0] < 20  # 200 images' views take 44 MB
     assert small["training"]["image_size"] == 96
     ways = small["reference"]["ms_an_image"]
     assert ways["library"]["min"] < ways["reference"]["max"]
