@@ -23,10 +23,9 @@ def measure_growth(files: list[Path], cache: Path) -> list[dict]:
     """Return what the classifier of the library takes for more and more images.
 
     Of each number of images, in a new process: the zooms at which it looks at an image, seconds,
-    images a second, and the most memory, MB. What it loads first counts for the memory alone; that
-    its network is exported once, for nothing.
+    images a second, and the most memory, MB. What it loads first counts for the memory alone.
     """
-    in_new_process(_classify, [], cache)
+    in_new_process(_classify, [], cache)  # exports the network, so that no other has to
     rows = []
     for count in GROWTH:
         chosen = list(itertools.islice(itertools.cycle(files), count))

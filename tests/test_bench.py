@@ -90,6 +90,7 @@ def test_the_measurements_make_sense(small: dict) -> None:
     assert [size["images"] for size in small["classification"]] == [100, 300]
     memory = [size["peak_rss_mb"] for size in small["classification"]]
     assert memory[1] - memory[0] < 20  # 200 images' views take 44 MB
+    assert memory[0] < 500  # Keras alone takes more, and so does the process of these tests
     assert small["training"]["image_size"] == 96
     ways = small["reference"]["ms_an_image"]
     assert ways["library"]["min"] < ways["reference"]["max"]
