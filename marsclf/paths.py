@@ -17,6 +17,8 @@ CACHE = (
 )
 # The published classifier is part of the library.
 CLASSIFIER = Path(__file__).resolve().parent / "classifier.npz"
+# The kernel of the notebooks.
+JUPYTER = Path(__file__).resolve().parent / "jupyter"
 DATA = PROJECT_ROOT / "data" / "msl-images"
 
 

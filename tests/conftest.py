@@ -15,8 +15,10 @@ from PIL import Image
 from tiny_project import SMALL, environment_of
 
 import marsclf
-from marsclf import data, paths, sample
-from marsclf.rows import Row, table
+from marsclf import paths
+from marsclf.classify.table import Row, table
+from marsclf.data import msl as data
+from marsclf.data import sample
 
 # The files of a minute and more, the longest first, so that no process ends long before another.
 # Not the notebooks early: they would wait for the run that JupyterLab's tests have begun.
@@ -52,8 +54,8 @@ def small_model():
     """A small classifier's network, which has learnt nothing, but differs from its backbone."""
     import keras
 
-    from marsclf.backbones import build_backbone
-    from marsclf.training import build_head, join
+    from marsclf.networks.backbones import build_backbone
+    from marsclf.training.stages import build_head, join
 
     keras.utils.set_random_seed(0)
     model = join(build_backbone("EfficientNetLite0", 64), build_head(1280, 16, 0.4))
@@ -64,7 +66,7 @@ def small_model():
 
 @pytest.fixture(scope="session")
 def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from marsclf.classifier_network import save_classifier
+    from marsclf.classify.classifier_network import save_classifier
 
     path = tmp_path_factory.mktemp("classifier") / "classifier.npz"
     training = {"preset": "none", "seed": 0, "commit": "unknown", "dataset": "none"}
@@ -82,7 +84,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def classifier(classifier_path: Path, prepared: Path):
-    from marsclf.classifier import load_classifier
+    from marsclf.classify.classifier import load_classifier
 
     return load_classifier(classifier_path, prepared)
 

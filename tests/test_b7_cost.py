@@ -14,13 +14,15 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from marsclf import b7_cost, bench, data, paths, publish, stage_speed
-from marsclf.b7_cost import set_scale
-from marsclf.backbones import build_backbone, split_frozen
-from marsclf.data import Dataset
-from marsclf.presets import parameters_of
-from marsclf.recipe import Recipe
-from marsclf.tables import b7_gpu_table
+from marsclf import paths
+from marsclf.data import msl as data
+from marsclf.data.msl import Dataset
+from marsclf.networks.backbones import build_backbone, split_frozen
+from marsclf.pipeline.presets import parameters_of
+from marsclf.training.recipe import Recipe
+from tools import b7_cost, bench, publish, stage_speed
+from tools.b7_cost import set_scale
+from tools.tables import b7_gpu_table
 
 SIDES = (64, 64)
 TOO_LARGE, SMALLER = 4, 2

@@ -17,10 +17,16 @@ from keras.src.applications import efficientnet as keras_efficientnet
 from keras.src.backend import config as keras_config
 from keras.src.legacy.saving import legacy_h5_format
 
-from marsclf import backbones
-from marsclf.backbones import BLOCKS, SPECS, build_backbone, install_weights, unfreeze_blocks
 from marsclf.errors import MarsclfError
-from marsclf.inference import network_digest
+from marsclf.networks import backbones
+from marsclf.networks.backbones import (
+    BLOCKS,
+    SPECS,
+    build_backbone,
+    install_weights,
+    unfreeze_blocks,
+)
+from marsclf.networks.engine import network_digest
 
 B0_FILE = "efficientnetb0_notop.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)

@@ -11,13 +11,16 @@ import keras
 import pytest
 from tiny_project import enter_project, make_project
 
-from marsclf import bench, classifier_file, ledger, metrics, paths, throughput
-from marsclf.backbones import build_backbone
-from marsclf.data import Dataset
+from marsclf import paths
+from marsclf.classify import classifier_file
+from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.images import Augmentation
-from marsclf.presets import parameters_of
-from marsclf.tables import archive_table, cost_table, first_result
+from marsclf.evaluation import ledger, metrics
+from marsclf.images.views import Augmentation
+from marsclf.networks.backbones import build_backbone
+from marsclf.pipeline.presets import parameters_of
+from tools import bench, throughput
+from tools.tables import archive_table, cost_table, first_result
 
 
 def test_flops_of_a_hand_worked_network() -> None:

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from marsclf import browse, metrics
-from marsclf.data import CLASS_NAMES
+from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
+from marsclf.evaluation.predictions import as_predictions
+from marsclf.figures import widgets as browse
 
 
 def test_counts(classified: pd.DataFrame) -> None:
@@ -47,7 +48,7 @@ def test_mistakes_by_class_pair(tmp_path: Path) -> None:
     probabilities[:, 0] = 1 - sure
     probabilities[np.arange(len(names)), said] = sure
     index = pd.DataFrame({"split": "test", "path": names, "label": labels})
-    predictions = metrics.as_predictions(index, probabilities)
+    predictions = as_predictions(index, probabilities)
     pairs = browse.mistaken_pairs(predictions)
     assert pairs == {
         "ground → horizon (26)": ("ground", "horizon"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from marsclf.calibration import fit_temperature, pool, with_temperature
+from marsclf.evaluation.calibration import fit_temperature, pool, with_temperature
 
 
 def drawn(temperature: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:

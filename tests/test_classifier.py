@@ -17,17 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import marsclf
-from marsclf import classifier_file, metrics, paths
-from marsclf.backbones import build_backbone
-from marsclf.calibration import pool
-from marsclf.classifier import Classifier, load_classifier
-from marsclf.classifier_network import save_classifier
-from marsclf.data import CLASS_NAMES, MSL_V1_DIGEST, Dataset
+from marsclf import paths
+from marsclf.classify import classifier_file
+from marsclf.classify.classifier import Classifier, load_classifier
+from marsclf.classify.classifier_network import save_classifier
+from marsclf.classify.table import COLUMNS, sol_and_camera
+from marsclf.data.msl import CLASS_NAMES, MSL_V1_DIGEST, Dataset
 from marsclf.errors import MarsclfError
-from marsclf.images import Condition, decode_rgb, fit_view
-from marsclf.presets import DEFAULT_PRESET
-from marsclf.rows import COLUMNS, sol_and_camera
-from marsclf.training import build_head, join
+from marsclf.evaluation.calibration import pool
+from marsclf.evaluation.predictions import read_predictions
+from marsclf.images.views import Condition, decode_rgb, fit_view
+from marsclf.networks.backbones import build_backbone
+from marsclf.pipeline.presets import DEFAULT_PRESET
+from marsclf.training.stages import build_head, join
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_a_loaded_classifier_is_the_model_that_was_saved(
 
 def test_a_linear_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "marsclf.classifier.make_predictor", lambda model, _, name: model.predict_on_batch
+        "marsclf.classify.classifier.make_predictor", lambda model, _, name: model.predict_on_batch
     )
     model = join(build_backbone("EfficientNetLite0", 32), build_head(1280, 0, 0.2))
     save_classifier(model, tmp_path / "c.npz", backbone="EfficientNetLite0", training={})
@@ -273,7 +275,9 @@ def test_the_answers_at_all_zooms_are_pooled(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("marsclf.classifier.make_predictor", lambda *_, name: classifier.engine)
+    monkeypatch.setattr(
+        "marsclf.classify.classifier.make_predictor", lambda *_, name: classifier.engine
+    )
     path, zooms = tmp_path / "c.npz", [1.0, 0.5]
     save_classifier(small_model, path, backbone="EfficientNetLite0", training={}, zooms=zooms)
     classifier = load_classifier(path, tmp_path)
@@ -397,7 +401,7 @@ def test_the_published_classifier_is_right_on_validation(real_data_dir: Path) ->
 
 @pytest.mark.realdata
 def test_the_published_classifier_gave_the_published_predictions(real_data_dir: Path) -> None:
-    stored = metrics.read_predictions(paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz")
+    stored = read_predictions(paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz")
     stored = stored[stored["split"] == "val"][::10]
     table = load_classifier().predict([real_data_dir / path for path in stored["path"]])
     same = table["predicted"] == [CLASS_NAMES[label] for label in stored["predicted"]]

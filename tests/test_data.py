@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marsclf import data, download, paths, sample
+from marsclf import paths
+from marsclf.data import download, sample
+from marsclf.data import msl as data
+from marsclf.data.open import locate, open_dataset
+from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
 
 TRAIN, VAL, TEST = (data.split_file(split) for split in data.SPLITS)
@@ -208,7 +212,7 @@ def test_name_without_marker(folder: Path) -> None:
 
 
 def test_parse_product_id() -> None:
-    product = data.parse_product_id("calibrated/0830MR0036510000500684E01_DRCL.JPG")
+    product = parse_product_id("calibrated/0830MR0036510000500684E01_DRCL.JPG")
     assert product == data.Product(
         sol=830,
         camera="MR",
@@ -216,10 +220,10 @@ def test_parse_product_id() -> None:
         frame="0830MR0036510000500684",
         product_type="E",
     )
-    other = data.parse_product_id("0830MR0036510000500684I01_DRCL.JPG")
+    other = parse_product_id("0830MR0036510000500684I01_DRCL.JPG")
     assert other.frame == product.frame and other.product_type == "I"
-    assert data.parse_product_id("0292MH0002810020103587C00_DRCL.JPG").camera == "MH"
-    assert data.parse_product_id("0025ML0001270080100815I02_DRCL.JPG").sol == 25
+    assert parse_product_id("0292MH0002810020103587C00_DRCL.JPG").camera == "MH"
+    assert parse_product_id("0025ML0001270080100815I02_DRCL.JPG").sol == 25
 
 
 @pytest.mark.parametrize(
@@ -237,19 +241,19 @@ def test_parse_product_id() -> None:
 )
 def test_bad_product_id(name: str) -> None:
     with pytest.raises(MarsclfError, match="is not the name of a Curiosity image"):
-        data.parse_product_id(name)
+        parse_product_id(name)
 
 
 def test_locate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MARSCLF_DATA_DIR", str(tmp_path / "from-environment"))
     monkeypatch.setattr(paths, "DATA", tmp_path / "default")
-    assert data.locate(tmp_path / "argument") == tmp_path / "argument"
-    assert data.locate() == tmp_path / "from-environment"
+    assert locate(tmp_path / "argument") == tmp_path / "argument"
+    assert locate() == tmp_path / "from-environment"
     monkeypatch.setenv("MARSCLF_DATA_DIR", "")
-    assert data.locate() is None
+    assert locate() is None
     (tmp_path / "default").mkdir()
-    assert data.locate() == tmp_path / "default"
-    assert data.locate("somewhere") == paths.PROJECT_ROOT / "somewhere"
+    assert locate() == tmp_path / "default"
+    assert locate("somewhere") == paths.PROJECT_ROOT / "somewhere"
 
 
 def test_named_folder_is_never_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -259,10 +263,10 @@ def test_named_folder_is_never_replaced(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(download, "fetch_msl_images", unexpected)
     monkeypatch.setattr(sample, "make_sample", unexpected)
     with pytest.raises(MarsclfError, match="missing or not a folder"):
-        data.open_dataset(tmp_path / "nowhere")
+        open_dataset(tmp_path / "nowhere")
     monkeypatch.setenv("MARSCLF_DATA_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(MarsclfError, match="missing or not a folder"):
-        data.open_dataset()
+        open_dataset()
 
 
 @pytest.fixture
@@ -286,7 +290,7 @@ def test_without_network_the_sample_stands_in_and_says_so(
     monkeypatch.setattr(download, "fetch_msl_images", unreachable)
     (nothing_at_hand / "cache").mkdir()
     shutil.copytree(sample_dir, nothing_at_hand / "cache" / "sample")
-    dataset = data.open_dataset()
+    dataset = open_dataset()
     assert dataset.name == "sample"
     assert dataset.root == nothing_at_hand / "cache" / "sample"
     assert data.SAMPLE_NOTICE in capsys.readouterr().out
@@ -300,7 +304,7 @@ def test_download_that_fails_is_no_reason_for_the_sample(
 
     monkeypatch.setattr(download, "fetch_msl_images", broken)
     with pytest.raises(MarsclfError, match="broke off"):
-        data.open_dataset()
+        open_dataset()
     assert not (nothing_at_hand / "cache").exists()
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from marsclf import data, download
+from marsclf.data import download
+from marsclf.data import msl as data
 from marsclf.errors import MarsclfError
 
 Reply = Callable[[BaseHTTPRequestHandler, bytes], None]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from reference.make_reference import CASES, FEATURES, reference_images
 
-from marsclf import efficientnet_lite
-from marsclf.efficientnet_lite import build_efficientnet_lite, read_state_dict
 from marsclf.errors import MarsclfError
+from marsclf.networks import efficientnet_lite
+from marsclf.networks.efficientnet_lite import build_efficientnet_lite, read_state_dict
 
 PICKLES_END = 47_176  # in Lite0's file; the tensors' numbers follow
 

@@ -8,8 +8,8 @@ import pytest
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from marsclf import explore as module
-from marsclf.explore import explore
+from marsclf.figures import widgets as module
+from marsclf.figures.widgets import explore
 
 
 def draw(choice: object) -> Figure:

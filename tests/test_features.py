@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from marsclf import features, inference
-from marsclf.data import Dataset
+from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.features import Features, embed_images, embed_views, pass_on, view_counts
-from marsclf.images import Augmentation, Condition, decode_rgb, fit_view
+from marsclf.images.views import Augmentation, Condition, decode_rgb, fit_view
+from marsclf.networks import engine as inference
+from marsclf.training import features
+from marsclf.training.features import Features, embed_images, embed_views, pass_on, view_counts
 
 AUGMENTATION = Augmentation(rotation=180, zoom=0.5, shift=0.1, flip=True, brightness=0.5)
 

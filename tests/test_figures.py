@@ -11,8 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from marsclf import data, exploration, figures, metrics
-from marsclf.data import Dataset
+from marsclf.data import msl as data
+from marsclf.data.msl import Dataset
+from marsclf.evaluation.predictions import read_predictions, write_predictions
+from marsclf.figures import exploration
+from marsclf.figures import results as figures
 
 CHARTS = [
     figures.cases_and_errors_per_class,
@@ -40,8 +43,8 @@ def predictions(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactor
     logits[np.arange(len(index)), index["label"]] += rng.normal(3, 2, len(index))
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     path = tmp_path_factory.mktemp("run") / "predictions.csv"
-    metrics.write_predictions(path, index, probabilities)
-    table = metrics.read_predictions(path)
+    write_predictions(path, index, probabilities)
+    table = read_predictions(path)
     return table[table["split"] == "test"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marsclf.find import find_images, read_list
+from marsclf.classify.find import find_images, read_list
 
 
 def touch(folder: Path, *names: str) -> None:

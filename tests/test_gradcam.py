@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from marsclf import gradcam
 from marsclf.errors import MarsclfError
+from marsclf.networks import gradcam
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from marsclf.errors import MarsclfError
-from marsclf.images import LUMA, Augmentation, Condition, decode_rgb, fit_view, random_view
+from marsclf.images.views import LUMA, Augmentation, Condition, decode_rgb, fit_view, random_view
 
 EVERYTHING = {
     "rotation": 90,

@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import pytest
 
-from marsclf import inference
-from marsclf.backbones import build_backbone
-from marsclf.data import Dataset
+from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.images import decode_rgb, fit_view
-from marsclf.inference import compare, make_predictor, network_digest, predict_each
+from marsclf.images.views import decode_rgb, fit_view
+from marsclf.networks import engine as inference
+from marsclf.networks.backbones import build_backbone
+from marsclf.networks.engine import compare, make_predictor, network_digest, predict_each
 
 
 def tiny_network(seed: int = 0, width: int = 8) -> keras.Model:

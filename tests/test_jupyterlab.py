@@ -16,7 +16,9 @@ import pytest
 import yaml
 from tiny_project import SMALL, environment_of
 
-from marsclf import data, paths, presets
+from marsclf import paths
+from marsclf.data import msl as data
+from marsclf.pipeline import presets
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from marsclf import ledger, paths
+from marsclf import paths
 from marsclf.errors import MarsclfError
+from marsclf.evaluation import ledger
 
 RESULT = {
     "commit": "c" * 40,

@@ -11,9 +11,17 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_s
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
 
-from marsclf import data, metrics
-from marsclf.__main__ import _parser
+from marsclf.cli import _parser
+from marsclf.data import msl as data
 from marsclf.errors import MarsclfError
+from marsclf.evaluation import metrics
+from marsclf.evaluation.predictions import (
+    PROBABILITY_COLUMNS,
+    about,
+    product_ids,
+    read_predictions,
+    write_predictions,
+)
 
 
 def product(sol: int, number: int = 0) -> str:
@@ -26,8 +34,8 @@ def make_predictions(
     rows = pd.DataFrame(
         {"split": "test", "path": [product(s, n) for n, s in enumerate(sols)], "label": labels}
     )
-    metrics.write_predictions(folder / "predictions.csv", rows, np.asarray(probabilities))
-    return metrics.read_predictions(folder / "predictions.csv")
+    write_predictions(folder / "predictions.csv", rows, np.asarray(probabilities))
+    return read_predictions(folder / "predictions.csv")
 
 
 def spread(label: int, probability: float, rest: int) -> np.ndarray:
@@ -56,8 +64,8 @@ def random_predictions(tmp_path: Path) -> pd.DataFrame:
     rows["path"] = [
         f"calibrated/{s:04d}MH{n:06d}0000500684I01_DRCL.JPG" for n, s in enumerate(sols)
     ]
-    metrics.write_predictions(tmp_path / "p.csv.gz", rows, probabilities)
-    return metrics.read_predictions(tmp_path / "p.csv.gz")
+    write_predictions(tmp_path / "p.csv.gz", rows, probabilities)
+    return read_predictions(tmp_path / "p.csv.gz")
 
 
 def test_summary_worked_by_hand(four: pd.DataFrame) -> None:
@@ -85,7 +93,7 @@ def test_summary_worked_by_hand(four: pd.DataFrame) -> None:
 
 def test_summary_agrees_with_scikit_learn(random_predictions: pd.DataFrame) -> None:
     labels, predicted = random_predictions["label"], random_predictions["predicted"]
-    probabilities = random_predictions[metrics.PROBABILITY_COLUMNS].to_numpy()
+    probabilities = random_predictions[PROBABILITY_COLUMNS].to_numpy()
     classes = np.arange(data.NUM_CLASSES)
     summary = metrics.summarize(random_predictions)
     f1 = f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
@@ -185,7 +193,7 @@ def test_predictions_are_stored_with_four_digits_and_agree_with_themselves(tmp_p
 def test_zipped_predictions_read_back_the_same(tmp_path: Path, four: pd.DataFrame) -> None:
     zipped = tmp_path / "predictions.csv.gz"
     zipped.write_bytes(gzip.compress((tmp_path / "predictions.csv").read_bytes()))
-    pd.testing.assert_frame_equal(metrics.read_predictions(zipped), four)
+    pd.testing.assert_frame_equal(read_predictions(zipped), four)
 
 
 @pytest.mark.parametrize(
@@ -209,34 +217,34 @@ def test_faulty_rows_are_named(
     table.loc[2, column] = value
     table.to_csv(tmp_path / "faulty.csv", index=False)
     with pytest.raises(MarsclfError, match=reason):
-        metrics.read_predictions(tmp_path / "faulty.csv")
+        read_predictions(tmp_path / "faulty.csv")
 
 
 def test_faulty_files_are_named(tmp_path: Path, four: pd.DataFrame) -> None:
     with pytest.raises(MarsclfError, match="no prediction file"):
-        metrics.read_predictions(tmp_path / "absent.csv")
+        read_predictions(tmp_path / "absent.csv")
     four.drop(columns=["label", "p_24"]).to_csv(tmp_path / "lacking.csv", index=False)
     with pytest.raises(MarsclfError, match="lacks the columns label, p_24"):
-        metrics.read_predictions(tmp_path / "lacking.csv")
+        read_predictions(tmp_path / "lacking.csv")
     four.iloc[:0].to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(MarsclfError, match="holds no predictions"):
-        metrics.read_predictions(tmp_path / "rows.csv")
+        read_predictions(tmp_path / "rows.csv")
     (tmp_path / "empty.csv").touch()
     with pytest.raises(MarsclfError, match="cannot be read"):
-        metrics.read_predictions(tmp_path / "empty.csv")
+        read_predictions(tmp_path / "empty.csv")
     whole = gzip.compress((tmp_path / "predictions.csv").read_bytes())
     (tmp_path / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MarsclfError, match="cannot be read"):
-        metrics.read_predictions(tmp_path / "cut.csv.gz")
+        read_predictions(tmp_path / "cut.csv.gz")
 
 
 def test_data_set_is_named_by_the_file_beside(tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.csv"
-    assert metrics.about(predictions) == {}
+    assert about(predictions) == {}
     (tmp_path / "metrics.json").write_text('{"dataset": "msl-v1"}')
-    assert metrics.about(predictions)["dataset"] == "msl-v1"
+    assert about(predictions)["dataset"] == "msl-v1"
     (tmp_path / "training.json").write_text('{"dataset": "sample"}')
-    assert metrics.about(predictions)["dataset"] == "sample"
+    assert about(predictions)["dataset"] == "sample"
 
 
 def test_a_burst_gives_one_answer(tmp_path: Path) -> None:
@@ -295,9 +303,9 @@ def test_published_verdicts_are_of_test_images() -> None:
     assert set(verdicts["verdict"]) == kinds and verdicts["note"].str.len().min() > 5
     assert not verdicts.duplicated(["sequence", "true"]).any()
     stored = metrics.paths.RESULTS / "laptop" / "predictions.csv.gz"
-    test = metrics.read_predictions(stored).query("split == 'test'")
+    test = read_predictions(stored).query("split == 'test'")
     names = test["label"].map(dict(enumerate(data.CLASS_NAMES)))
-    there = set(zip(metrics.product_ids(test)["sequence"], names, strict=True))
+    there = set(zip(product_ids(test)["sequence"], names, strict=True))
     assert set(zip(verdicts["sequence"], verdicts["true"], strict=True)) <= there
 
 

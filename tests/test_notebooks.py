@@ -15,12 +15,16 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 from tiny_project import SIZE, enter_project, environment_of
 
-from marsclf import data, figures, metrics, run
-from marsclf.calibration import with_temperature
-from marsclf.data import Dataset
-from marsclf.figures import WIDTH_INCHES
-from marsclf.images import decode_rgb, fit_view
-from marsclf.presets import NOTEBOOKS
+from marsclf.data import msl as data
+from marsclf.data.msl import Dataset
+from marsclf.evaluation import metrics
+from marsclf.evaluation.calibration import with_temperature
+from marsclf.evaluation.predictions import COLUMNS, PROBABILITY_COLUMNS, read_predictions
+from marsclf.figures import results as figures
+from marsclf.figures.results import WIDTH_INCHES
+from marsclf.images.views import decode_rgb, fit_view
+from marsclf.pipeline import run
+from marsclf.pipeline.presets import NOTEBOOKS
 
 FIGURES = {
     "01": [
@@ -137,11 +141,11 @@ def grey_pixels(path: Path) -> np.ndarray:
 
 
 def test_predictions_of_every_image(predictions: pd.DataFrame, sample_dataset: Dataset) -> None:
-    assert list(predictions.columns) == metrics.COLUMNS
+    assert list(predictions.columns) == COLUMNS
     index = sample_dataset.index
     for column in ("split", "path", "label"):
         assert predictions[column].tolist() == index[column].tolist()
-    probabilities = predictions[metrics.PROBABILITY_COLUMNS].to_numpy()
+    probabilities = predictions[PROBABILITY_COLUMNS].to_numpy()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-3)
     np.testing.assert_array_equal(probabilities.argmax(axis=1), predictions["predicted"])
     np.testing.assert_array_equal(probabilities.max(axis=1), predictions["confidence"])
@@ -175,7 +179,7 @@ def test_metrics_agree_with_scikit_learn(
     stored = json.loads((smoke_run[0] / "metrics.json").read_text())["splits"]
     for split, rows in predictions.groupby("split"):
         label, predicted, numbers = rows["label"], rows["predicted"], stored[split]
-        probabilities = rows[metrics.PROBABILITY_COLUMNS].to_numpy()
+        probabilities = rows[PROBABILITY_COLUMNS].to_numpy()
         top3 = top_k_accuracy_score(label, probabilities, k=3, labels=range(25))
         f1 = f1_score(label, predicted, labels=label.unique(), average="macro", zero_division=0)
         normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
@@ -200,7 +204,7 @@ def test_the_saved_model_gives_the_stored_predictions(
     views = [fit_view(decode_rgb(sample_dir / path), SIZE) for path in predictions["path"]]
     temperature = json.loads((smoke_run[0] / "training.json").read_text())["temperature"]
     found = with_temperature(model.predict(np.stack(views), verbose=0), temperature)
-    stored = predictions[metrics.PROBABILITY_COLUMNS].to_numpy()
+    stored = predictions[PROBABILITY_COLUMNS].to_numpy()
     np.testing.assert_allclose(found, stored, atol=1e-3)
 
 
@@ -268,8 +272,8 @@ def test_the_ladder(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert epochs == [("frozen", 1), ("frozen", 2), ("upper", 1)]
     # The head does learn.
     assert record["history"][1]["loss"] < record["history"][0]["loss"]
-    predictions = metrics.read_predictions(tmp_path / "original" / "predictions.csv")
-    assert run.measure(predictions) == record["splits"]
+    predictions = read_predictions(tmp_path / "original" / "predictions.csv")
+    assert metrics.measure(predictions) == record["splits"]
     assert record["dataset"] == "sample" and record["commit"] == "unknown"
     # Sample data is never entered in the ledger of test scores.
     assert not (project / "results").exists()

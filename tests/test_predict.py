@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from marsclf import paths, predict
-from marsclf.__main__ import main
-from marsclf.classifier import Classifier
-from marsclf.data import Dataset
-from marsclf.rows import COLUMNS, Row, shown
+from marsclf import paths
+from marsclf.classify import local as predict
+from marsclf.classify.classifier import Classifier
+from marsclf.classify.table import COLUMNS, Row, shown
+from marsclf.cli import main
+from marsclf.data.msl import Dataset
 
 PRODUCT = "0830MR0036510000500684E01_DRCL.JPG"
 
@@ -30,7 +31,7 @@ PRODUCT = "0830MR0036510000500684E01_DRCL.JPG"
 def small_classifier(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("marsclf.classifier.load_classifier", lambda _: classifier)
+    monkeypatch.setattr("marsclf.classify.classifier.load_classifier", lambda _: classifier)
     monkeypatch.chdir(tmp_path)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from marsclf import paths, presets
-from marsclf.__main__ import main
+from marsclf import paths
+from marsclf.cli import main
+from marsclf.pipeline import presets
 
 ROOT = paths.PROJECT_ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 from tiny_project import enter_project, make_project, write_predictions
 
-from marsclf import adjustments, classifier_file, data, ledger, metrics, paths, publish, run
-from marsclf.__main__ import main
+from marsclf import adjustments, paths
+from marsclf.classify import classifier_file
+from marsclf.cli import main
+from marsclf.data import msl as data
 from marsclf.errors import MarsclfError
+from marsclf.evaluation import ledger, metrics
+from marsclf.evaluation.predictions import read_predictions
 from marsclf.files import write_json
-from marsclf.presets import parameters_of
+from marsclf.pipeline.presets import parameters_of
+from tools import publish
 
 BEGIN, END = (marker.format("results") for marker in (publish.BEGIN, publish.END))
 README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n"
@@ -57,7 +62,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     parameters = parameters_of("laptop") | {"test_zooms": [1.0]}
     result |= {"settings": {}, "parameters": parameters, "hardware": HARDWARE, "temperature": 1.0}
     result |= {"wall_s": {"total": 600.0}, "peak_rss_mb": 1500}
-    result["splits"] = run.measure(metrics.read_predictions(folder / "predictions.csv"))
+    result["splits"] = metrics.measure(read_predictions(folder / "predictions.csv"))
     write_json(folder / "metrics.json", result)
     ledger.append(result, folder / "predictions.csv")
     classifier_file.write(folder / "classifier.npz", {"a/kernel": np.ones(3)}, METADATA)
@@ -130,7 +135,7 @@ def test_tables_of_seeds_classes_and_compared_recipes(project: Path) -> None:
     (first,) = (line for line in lines if line.startswith("**"))
     spread = f"**{mean:.1%} ± {0.1 / 2**0.5:.1%} of the test images right**, the mean of 2 seeds"
     assert first.startswith(spread) and f"seed 0: {mean - 0.05:.1%} (95 % interval" in first
-    predictions = metrics.read_predictions(paths.RUNS / "laptop" / "predictions.csv")
+    predictions = read_predictions(paths.RUNS / "laptop" / "predictions.csv")
     ground = predictions.query("split == 'test' and label == 8")
     recall = (ground["predicted"] == 8).mean()
     assert any(line.startswith(f"| ground | {len(ground)} | {recall:.1%} |") for line in lines)
@@ -431,7 +436,7 @@ def test_a_ladder_is_published_and_verified(
     run_dir, rungs = paths.RUNS / "ladder", {}
     for rung, name in (("original", "original"), ("rgb", "RGB")):
         write_predictions(run_dir / rung / "predictions.csv")
-        splits = run.measure(metrics.read_predictions(run_dir / rung / "predictions.csv"))
+        splits = metrics.measure(read_predictions(run_dir / rung / "predictions.csv"))
         rungs[rung] = {"name": name, "splits": splits, "wall_s": 90.0}
     (run_dir / "figures").mkdir()
     (run_dir / "figures" / "04_ladder.png").write_text("chart")

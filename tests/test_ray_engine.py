@@ -15,11 +15,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from marsclf import paths, ray_engine
-from marsclf.__main__ import main
-from marsclf.classifier import load_classifier
+from marsclf import paths
+from marsclf.classify import on_ray as ray_engine
+from marsclf.classify.classifier import load_classifier
+from marsclf.classify.table import COLUMNS
+from marsclf.cli import main
 from marsclf.errors import MarsclfError
-from marsclf.rows import COLUMNS
 
 IMAGES, A_PART = 180, 4
 PATIENCE = 200  # seconds, after which it hangs
@@ -114,7 +115,7 @@ def test_a_run_that_was_stopped(
     output, partial, made = tmp_path / "out", tmp_path / "out.partial", []
 
     def work(_ray: object, _address: None, parts: list[str], *rest: object) -> None:
-        monkeypatch.setattr("marsclf.hardware._limit", None)  # and give it back at the end
+        monkeypatch.setattr("marsclf.provenance._limit", None)  # and give it back at the end
         worker = ray_engine.Worker(*rest, cores_each=1)
         for part in parts:
             if len(made) == 20:

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from marsclf import read
 from marsclf.errors import MarsclfError
-from marsclf.images import decode_rgb, fit_view
-from marsclf.read import read_rgb, to_8_bit
+from marsclf.images import decode as read
+from marsclf.images.decode import read_rgb, to_8_bit
+from marsclf.images.views import decode_rgb, fit_view
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
 RGB = Image.fromarray(PIXELS)

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from marsclf import recipe
-from marsclf.data import Dataset
+from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.features import view_loader
-from marsclf.images import WHOLE_IMAGE, Augmentation, Condition, decode_rgb, fit_view
-from marsclf.presets import parameters_of
-from marsclf.recipe import Learnt, Recipe
-from marsclf.training import build_head, join
+from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, decode_rgb, fit_view
+from marsclf.pipeline.presets import parameters_of
+from marsclf.training import recipe
+from marsclf.training.features import view_loader
+from marsclf.training.recipe import Learnt, Recipe
+from marsclf.training.stages import build_head, join
 
 SMALL = {
     "image_size": 32,

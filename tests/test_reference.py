@@ -8,12 +8,14 @@ import keras
 import numpy as np
 import pytest
 
-from marsclf import data, ledger, reference
-from marsclf.backbones import build_backbone
+from marsclf.data import msl as data
 from marsclf.errors import MarsclfError
-from marsclf.images import AsRead, Augmentation, fit_view, read_view
-from marsclf.reference import Original, split_at, thaw
-from marsclf.training import build_head, join
+from marsclf.evaluation import ledger
+from marsclf.images.views import AsRead, Augmentation, fit_view, read_view
+from marsclf.networks.backbones import build_backbone
+from marsclf.training import reference
+from marsclf.training.reference import Original, split_at, thaw
+from marsclf.training.stages import build_head, join
 
 RNG = np.random.default_rng(0)
 

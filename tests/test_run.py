@@ -22,9 +22,15 @@ from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 from tiny_project import PARAMETERS, enter_project, make_project, write_notebook, write_predictions
 
 import marsclf
-from marsclf import data, download, metrics, paths, presets, run
-from marsclf.__main__ import main
+from marsclf import paths
+from marsclf.cli import main
+from marsclf.data import download
+from marsclf.data import msl as data
 from marsclf.errors import MarsclfError
+from marsclf.evaluation import metrics
+from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, read_predictions
+from marsclf.pipeline import presets, run
+from marsclf.provenance import commit
 
 SLEEP = """
 import os, time
@@ -93,7 +99,7 @@ def test_metrics_agree_with_scikit_learn(offline_run: tuple[Path, str]) -> None:
     for split, rows in table.groupby("split"):
         label, predicted = rows["label"], rows["predicted"]
         f1 = f1_score(label, predicted, labels=label.unique(), average="macro", zero_division=0)
-        probabilities = rows[metrics.PROBABILITY_COLUMNS]
+        probabilities = rows[PROBABILITY_COLUMNS]
         top3 = top_k_accuracy_score(label, probabilities, k=3, labels=range(25))
         assert stored[split]["n"] == len(rows)
         assert stored[split]["accuracy"] == pytest.approx(
@@ -284,9 +290,9 @@ def test_a_file_that_is_no_notebook(project: Path) -> None:
 
 def test_predictions_without_a_split(tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions.csv")
-    table = metrics.read_predictions(tmp_path / "predictions.csv")
+    table = read_predictions(tmp_path / "predictions.csv")
     with pytest.raises(MarsclfError, match="no image of the val split"):
-        run.measure(table[table["split"] != "val"])
+        metrics.measure(table[table["split"] != "val"])
 
 
 def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> None:
@@ -298,15 +304,15 @@ def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> Non
             command, cwd=project, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    assert run.commit() == "unknown"
+    assert commit() == "unknown"
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "-m", "all")
     head = git("rev-parse", "HEAD")
     (project / "README.md").write_text("new tables")
-    assert run.commit() == head
+    assert commit() == head
     (paths.PRESETS / "laptop.yaml").write_text("changed")
-    assert run.commit() == f"{head}-dirty"
+    assert commit() == f"{head}-dirty"
 
 
 def test_the_command_line_reports_an_error_in_one_line() -> None:

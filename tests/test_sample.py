@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from marsclf import data, sample
+from marsclf.data import msl as data
+from marsclf.data import sample
 from marsclf.errors import MarsclfError
-from marsclf.images import decode_rgb
+from marsclf.images.views import decode_rgb
 
 
 def test_same_seed_same_files(sample_dataset: data.Dataset, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 from sklearn.metrics import recall_score
 from tiny_project import enter_project, make_project
 
-from marsclf import paths, selection
-from marsclf.data import Dataset
-from marsclf.selection import FOLDS
+from marsclf import paths
+from marsclf.data.msl import Dataset
+from marsclf.training import later_sols as selection
+from marsclf.training.later_sols import FOLDS
 
 
 def make_index(rows: list[tuple[str, int, int]]) -> pd.DataFrame:

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import pytest
 
-from marsclf import training
-from marsclf.backbones import build_backbone
 from marsclf.errors import MarsclfError
-from marsclf.training import Batches, Schedule, build_head, draw_shares, join, train
+from marsclf.networks.backbones import build_backbone
+from marsclf.training import stages as training
+from marsclf.training.stages import Batches, Schedule, build_head, draw_shares, join, train
 
 HEAD = Schedule(
     epochs=4,
@@ -298,7 +298,7 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_training
 from pathlib import Path
-from marsclf import training
+from marsclf.training import stages as training
 drawn = training.Batches.drawn
 def dying(*arguments, **options):
     if 2 in (*arguments[5:], *options.values()):

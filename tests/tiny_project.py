@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from marsclf import data, metrics, paths
-from marsclf.presets import NOTEBOOKS
+from marsclf import paths
+from marsclf.data import msl as data
+from marsclf.evaluation import predictions
+from marsclf.pipeline.presets import NOTEBOOKS
 
 SIZE = 48  # pixels
 # What makes the preset `smoke` smaller still.
@@ -24,10 +26,11 @@ PREDICT = """
 import json
 from pathlib import Path
 import numpy as np
-from marsclf import data, metrics
+from marsclf.data import msl as data
+from marsclf.evaluation.predictions import write_predictions
 index = data.load_dataset(data_dir).index
 probabilities = np.random.RandomState(seed).dirichlet(np.full(25, 0.1), len(index))
-metrics.write_predictions(Path(run_dir) / "predictions.csv", index, probabilities)
+write_predictions(Path(run_dir) / "predictions.csv", index, probabilities)
 (Path(run_dir) / "model.keras").touch()
 training = {"dataset": "sample", "wall_s": {"head": rate}}
 (Path(run_dir) / "training.json").write_text(json.dumps(training))
@@ -86,7 +89,7 @@ def write_predictions(path: Path, images_a_split: int = 40) -> None:
     probabilities = random.dirichlet(np.full(data.NUM_CLASSES, 0.2), len(rows))
     probabilities[::2] = 0.05 / 24
     probabilities[np.arange(0, len(rows), 2), labels[::2]] = 0.95
-    metrics.write_predictions(path, pd.DataFrame(rows).assign(label=labels), probabilities)
+    predictions.write_predictions(path, pd.DataFrame(rows).assign(label=labels), probabilities)
 
 
 def environment_of(project: Path) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Numbers: stored predictions, metrics, calibration and the ledger of test scores."""

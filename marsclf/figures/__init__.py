@@ -1,0 +1,1 @@
+"""Pictures: charts of data and results, and the widgets of the notebooks."""

@@ -1,0 +1,1 @@
+"""Networks: backbones with their ImageNet weights, fast prediction, and Grad-CAM."""

@@ -1,0 +1,1 @@
+"""Headless runs: presets, and papermill runs of the notebooks."""

@@ -1,0 +1,1 @@
+"""Learning: cached features, the two stages of fine-tuning, and the check on later sols."""

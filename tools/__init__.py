@@ -1,0 +1,1 @@
+"""What measures and publishes this repository; run as python -m tools.NAME."""
