@@ -91,16 +91,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda f: image_of(f).unlink(), f"{TRAIN}, line 1: the image .* cannot be read"),
     "a folder": (lambda f: (image_of(f).unlink(), image_of(f).mkdir()), "cannot be read"),
     "listed twice": (append(TRAIN, b"%s"), f"is already listed in .*{TRAIN}, line 1"),
-    "in two splits": (
-        append(TEST, b"%s"),
-        f"{TEST}, line .* is already listed in .*{TRAIN}, line 1",
-    ),
+    "in two splits": (append(TEST, b"%s"), f"{TEST}, line .* already listed in .*{TRAIN}, line 1"),
     "sol in two splits": (move_sol, "is already in the train split"),
     "empty": (replace_image(b""), "is not a JPEG image"),
-    "truncated": (
-        lambda f: image_of(f).write_bytes(image_of(f).read_bytes()[:-700]),
-        f"{TRAIN}, line 1: the image .* is truncated",
-    ),
+    "truncated": (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* is truncated"),
     "not an image": (replace_image(b"<html>" * 99), "is not a JPEG image"),
     "a PNG": (replace_image(encoded("PNG")), "is not a JPEG image"),
     "four channels": (replace_image(encoded("JPEG", "CMYK")), "has 4 channels"),
@@ -108,10 +102,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "beyond Pillow's limit": (replace_image(with_header_size(65_000, 65_000)), "exceeds limit"),
     "many bytes": (lambda f: os.truncate(image_of(f), data.MAX_BYTES + 1), "is too large"),
     "no class list": (lambda f: (f / data.CLASS_FILE).unlink(), "cannot be read"),
-    "another class": (
-        set_line(data.CLASS_FILE, 9, "8 soil"),
-        f"{data.CLASS_FILE}, line 9: expected class '8 ground', found '8 soil'",
-    ),
+    "another class": (set_line(data.CLASS_FILE, 9, "8 soil"), "line 9: expected class '8 ground'"),
     "extra class": (append(data.CLASS_FILE, b"25 x"), "lists 26 classes instead of 25"),
 } | {
     f"path {path!r}": (
@@ -151,7 +142,7 @@ def test_damage_that_only_decoding_finds(folder: Path) -> None:
     replace_image(content[:table] + bytes(16) + content[table + 16 :])(folder)
     data.load_dataset(folder)
     (fault,) = data.find_faults(folder)
-    assert "cannot be decoded" in fault
+    assert "cannot be read" in fault
 
 
 def test_line_endings_do_not_matter(folder: Path, sample_dataset: data.Dataset) -> None:
@@ -195,20 +186,10 @@ def test_parse_product_id() -> None:
     assert parse_product_id("0292MH0002810020103587C00_DRCL.JPG").camera == "MH"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "cat.jpg",
-        "0830MX0036510000500684E01_DRCL.JPG",
-        "830MR0036510000500684E01_DRCL.JPG",
-        "0830MR003651000050068E01_DRCL.JPG",
-        "0830MR0036510000500684E01_DRCL.PNG",
-        "0830MR0036510000500684E01_DRCL.JPG\n",
-        "٠٨٣٠MR0036510000500684E01_DRCL.JPG",
-    ],
-)
-def test_bad_product_id(name: str) -> None:
+@pytest.mark.parametrize("old", ["0830", "MR", "0684", "_DRCL", ".JPG"])
+@pytest.mark.parametrize("new", ["", "AB", "٠٨٣٠", ".JPG\n"])
+def test_bad_product_id(old: str, new: str) -> None:
+    name = "0830MR0036510000500684E01_DRCL.JPG".replace(old, new)
     with pytest.raises(MarsclfError, match="is not the name of a Curiosity image"):
         parse_product_id(name)
 

@@ -97,8 +97,8 @@ def leaves_folder(path: str) -> bool:
 def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, str]]:
     """Return all faults, one row of the index per image, and the SHA-256 of each file by path."""
     if not root.is_dir():
-        wanted = f"use --data-dir or MARSCLF_DATA_DIR to name the folder of {split_file('train')}"
-        return [f"The data folder {root} is missing or not a folder: {wanted}."], [], {}
+        fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {split_file('train')}"
+        return [f"The data folder {root} is missing or not a folder: {fix}."], [], {}
     faults, rows, hashes, places, split_of_sol = [], [], {}, {}, {}
     classes = _read_lines(root, CLASS_FILE, faults, hashes)
     for (place, line), (label, name) in zip(classes, enumerate(CLASS_NAMES), strict=False):
@@ -165,9 +165,6 @@ def _check_image(root: Path, path: str, decode: bool) -> dict:
         if (root / path).stat().st_size > MAX_BYTES:
             raise MarsclfError(f"the image {path} is too large (over {MAX_BYTES:,} bytes)")
         content = (root / path).read_bytes()
-    except OSError as error:
-        raise MarsclfError(f"the image {path} cannot be read ({error.strerror})") from error
-    try:
         image = Image.open(BytesIO(content), formats=["JPEG"])
         (width, height), channels = image.size, len(image.getbands())
         if width * height > MAX_PIXELS:
@@ -181,5 +178,5 @@ def _check_image(root: Path, path: str, decode: bool) -> dict:
     except UnidentifiedImageError as error:
         raise MarsclfError(f"the file {path} is not a JPEG image") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise MarsclfError(f"the image {path} cannot be decoded ({error})") from error
+        raise MarsclfError(f"the image {path} cannot be read ({error})") from error
     return {"width": width, "height": height, "channels": channels, "sha256": sha256_of(content)}

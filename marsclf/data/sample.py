@@ -94,8 +94,9 @@ def _split_images(split: str, rng: np.random.Generator) -> Iterator[tuple[str, i
 
 
 def _burst(label: int, split: str, camera: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield one or two frames, uint8 BGR (height, width, 3), which differ slightly."""
-    width, height = SIZES[camera][rng.integers(len(SIZES[camera]))]
+    """Yield one or two frames of an object, uint8 BGR (height, width, 3), which differ slightly."""
+    sizes = SIZES[camera]
+    width, height = sizes[rng.integers(len(sizes))]
     radius = height * rng.uniform(*RADIUS[split])
     center = rng.uniform(0.35, 0.65, 2) * (width, height)
     angle = rng.uniform(0, 2 * np.pi)
