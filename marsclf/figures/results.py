@@ -146,8 +146,9 @@ def commonest_confusions(predictions: pd.DataFrame) -> Figure:
     """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
     table = metrics.commonest_confusions(predictions, 12)
     labels = [f"{row['count']} ({row.share:.0%} of {row.true})" for _, row in table.iterrows()]
+    pairs = [f"{row.true} → {row.predicted}" for row in table.itertuples()]
     fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
-    bars(axes, labels, x=table["count"], y=table["true"] + " → " + table["predicted"], color=RED)
+    bars(axes, labels, x=table["count"], y=pairs, color=RED)
     axes.margins(x=0.35)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     errors = (predictions["label"] != predictions["predicted"]).sum()

@@ -63,7 +63,7 @@ def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | No
             display(shown, Image(png_of(thumbnails(shown), sample=False), width=PAGE_WIDTH))
 
     classes = [("all classes", None), *((name, name) for name in counts(table).index)]
-    between = ipywidgets.FloatRangeSlider((0, 1), max=1, step=0.01, continuous_update=False)
+    between = ipywidgets.FloatRangeSlider(value=(0, 1), max=1, step=0.01, continuous_update=False)
     menu = ipywidgets.Dropdown(options=classes, description="class")
     return ipywidgets.interactive(show, predicted=menu, confidence=between)
 
