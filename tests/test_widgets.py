@@ -17,128 +17,97 @@ from marsclf.evaluation.predictions import as_predictions
 from marsclf.figures import widgets
 
 
-def draw(choice: object) -> Figure:
-    figure = Figure((4, 2))
-    figure.suptitle(str(choice))
-    return figure
-
-
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list:
-    """What is displayed."""
+    """What is displayed, as in JupyterLab."""
     displayed = []
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
     monkeypatch.setattr(widgets, "display", lambda *items: displayed.extend(items))
     return displayed
 
 
-@pytest.fixture
-def batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+def explore(folder: Path, choices: dict) -> bytes:
+    """Explore the choices from "b" on, and return the PNG file."""
+
+    def draw(choice: object) -> Figure:
+        figure = Figure((4, 2))
+        figure.suptitle(str(choice))
+        return figure
+
+    widgets.explore(draw, choices, "which", "b", folder=folder, name="x.png", sample=False)
+    return (folder / "x.png").read_bytes()
 
 
-@pytest.fixture
-def jupyterlab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-
-
-def titles_of(figure: Figure) -> list[str]:
-    return [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
-
-
-def test_a_batch_run_shows_plain_figures(
-    batch: None, shown: list, tmp_path: Path, classified: pd.DataFrame
+def test_a_batch_run_has_no_controls(
+    shown: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classified: pd.DataFrame
 ) -> None:
-    saved = {"folder": tmp_path, "name": "x.png", "sample": False}
-    widgets.explore(draw, {"a": 1, "b": 2}, "which", "a", **saved)
-    assert [type(item) for item in shown] == [Image]
-    assert shown[0].data == (tmp_path / "x.png").read_bytes()
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    saved = explore(tmp_path, {"a": 1, "b": 2})
+    assert [item.data for item in shown] == [saved]
     assert widgets.chooser(classified, 24) is None
 
 
 @pytest.mark.parametrize(
     ("choices", "kind"),
-    [
-        ({"a": 1, "b": 2.5}, ipywidgets.SelectionSlider),
-        ({"a": ("x", "y"), "b": ("y", "x")}, ipywidgets.Dropdown),
-    ],
+    [({"a": 1, "b": 2.5}, ipywidgets.SelectionSlider), ({"a": "x", "b": "y"}, ipywidgets.Dropdown)],
 )
-def test_jupyterlab_gets_a_control(
-    choices: dict, kind: type, jupyterlab: None, shown: list, tmp_path: Path
-) -> None:
-    saved = {"folder": tmp_path, "name": "x.png", "sample": False}
-    widgets.explore(draw, choices, "which", "b", **saved)
+def test_a_control_in_jupyterlab(choices: dict, kind: type, shown: list, tmp_path: Path) -> None:
+    saved = explore(tmp_path, choices)
     control = shown[-1].children[0]
     assert type(control) is kind and (control.value, control.description) == ("b", "which")
-    first = (tmp_path / "x.png").read_bytes()
     control.value = "a"
-    assert shown[-1].data != first
+    assert shown[-1].data != saved
     control.value = "b"
-    assert shown[-1].data == first == (tmp_path / "x.png").read_bytes()
+    assert shown[-1].data == saved == (tmp_path / "x.png").read_bytes()
 
 
-def test_chooser(
-    jupyterlab: None, shown: list, classified: pd.DataFrame, capsys: pytest.CaptureFixture
-) -> None:
+def test_chooser(shown: list, classified: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
     menu, confidence, _ = widgets.chooser(classified, 2).children
     assert [name for name, _ in menu.options] == ["all classes", "wheel", "ground"]
     menu.value = "wheel"
-    table, picture = shown[-2:]
-    assert table["confidence"].tolist() == [0.35, 0.95] and isinstance(picture, Image)
+    assert shown[-2]["confidence"].tolist() == [0.35, 0.95] and isinstance(shown[-1], Image)
     confidence.value = (0.5, 1.0)
-    assert shown[-2]["path"].str.endswith("a.png").tolist() == [True]
-    displayed = len(shown)
+    assert shown[-2]["confidence"].tolist() == [0.95]
     confidence.value = (0.96, 1.0)
-    assert len(shown) == displayed
-    printed = capsys.readouterr().out
-    assert re.findall(r"(\d) images chosen, the first (\d)", printed) == [
-        ("3", "2"),
-        ("2", "2"),
-        ("1", "1"),
-        ("0", "0"),
-    ]
+    printed = re.findall(r"(\d) images chosen, the first (\d)", capsys.readouterr().out)
+    assert printed == [("3", "2"), ("2", "2"), ("1", "1"), ("0", "0")]
 
 
-def test_counts_and_select(classified: pd.DataFrame) -> None:
+def test_counts_select_and_thumbnails(classified: pd.DataFrame) -> None:
     found = widgets.counts(classified)
+    assert found.to_dict("list") == {
+        "images": [2, 1],
+        "uncertain": [1, 1],
+        "median_confidence": [pytest.approx(0.65), 0.6],
+    }
     assert found.index.tolist() == ["wheel", "ground"]
-    assert found["images"].tolist() == [2, 1] and found["uncertain"].tolist() == [1, 1]
-    assert found["median_confidence"].tolist() == pytest.approx([0.65, 0.6])
-    assert widgets.select(classified)["confidence"].tolist() == [0.35, 0.6, 0.95]
+    selected = widgets.select(classified)
+    assert selected["confidence"].tolist() == [0.35, 0.6, 0.95]
     assert widgets.select(classified, "wheel", least=0.5)["confidence"].tolist() == [0.95]
     assert widgets.select(classified, most=0.6)["predicted"].tolist() == ["wheel", "ground"]
+    tiles = [
+        (axes.get_title("left"), len(axes.images)) for axes in widgets.thumbnails(selected).axes
+    ]
+    # The file of the second one is missing.
+    assert tiles[:4] == [("wheel\n0.35", 1), ("ground\n0.60", 0), ("wheel\n0.95", 1), ("", 0)]
     with pytest.raises(MarsclfError, match="no class 'Wheel'"):
         widgets.select(classified, "Wheel")
-
-
-def test_thumbnails(classified: pd.DataFrame) -> None:
-    figure = widgets.thumbnails(widgets.select(classified))
-    assert titles_of(figure) == ["wheel\n0.35", "ground\n0.60", "wheel\n0.95"]
-    assert [len(axes.images) for axes in figure.axes] == [1, 0, 1, 0, 0, 0]  # one file is missing
     with pytest.raises(MarsclfError, match="No image is selected"):
         widgets.thumbnails(classified[:0])
 
 
 def test_mistakes_by_class_pair(tmp_path: Path) -> None:
-    names = [f"{sol:04d}MR0036510000500684E01_DRCL.JPG" for sol in range(565, 598)]
-    for name in names[:30]:
+    names = [f"0{sol}MR0036510000500684E01_DRCL.JPG" for sol in range(565, 598)]
+    for name in names[:25]:
         Picture.new("RGB", (64, 48), "brown").save(tmp_path / name)
     wheel, ground, horizon = (CLASS_NAMES.index(name) for name in ("wheel", "ground", "horizon"))
-    labels = [ground] * 26 + [wheel] * 5 + [wheel] * 2
-    predicted = [horizon] * 26 + [ground] * 5 + [wheel] * 2
-    confidence = np.linspace(0.6, 0.9, len(names))
-    probabilities = np.zeros((len(names), 25))
-    probabilities[:, 0] = 1 - confidence
-    probabilities[np.arange(len(names)), predicted] = confidence
-    index = pd.DataFrame({"split": "test", "path": names, "label": labels})
-    predictions = as_predictions(index, probabilities)
-    assert widgets.mistaken_pairs(predictions) == {
-        "ground → horizon (26)": ("ground", "horizon"),
-        "wheel → ground (5)": ("wheel", "ground"),
-    }
-    figure = widgets.mistakes(predictions, tmp_path, ("ground", "horizon"))
+    index = pd.DataFrame({"split": "test", "path": names, "label": [ground] * 26 + [wheel] * 7})
+    confidence = np.linspace(0.6, 0.9, len(names))[:, None]
+    predicted = np.eye(25)[[horizon] * 26 + [ground] * 5 + [wheel] * 2]
+    predictions = as_predictions(index, predicted * confidence + np.eye(25)[0] * (1 - confidence))
+    pairs = widgets.mistaken_pairs(predictions)
+    assert list(pairs) == ["ground → horizon (26)", "wheel → ground (5)"]
+    figure = widgets.mistakes(predictions, tmp_path, pairs["ground → horizon (26)"])
     assert figure.get_suptitle() == "ground predicted as horizon: 24 of 26 images"
-    titles = titles_of(figure)
-    assert titles[0] == f"sol 590, {confidence[25]:.2f}" and len(titles) == 24
-    # A missing image leaves its tile empty.
-    figure = widgets.mistakes(predictions, tmp_path, ("wheel", "ground"))
-    assert sum(len(axes.images) for axes in figure.axes) == 4 and len(titles_of(figure)) == 5
+    assert len(figure.axes) == 24 and figure.axes[0].get_title("left") == "sol 590, 0.83"
+    assert [len(axes.images) for axes in figure.axes] == [0] + [1] * 23  # one file is missing
