@@ -125,8 +125,8 @@ def error_rate_per_class(predictions: pd.DataFrame) -> Figure:
 
 def confusion_matrix(predictions: pd.DataFrame) -> Figure:
     """Chart the confusion matrix: counts, shaded by their share of the true class."""
-    names = pd.Index(CLASS_NAMES)
-    counts = pd.DataFrame(metrics.confusion_matrix(predictions), names, names)
+    names = [pd.Index(CLASS_NAMES, name=name) for name in ("true class", "predicted class")]
+    counts = pd.DataFrame(metrics.confusion_matrix(predictions), *names)
     support = counts.sum(axis=1)
     counts = counts.loc[support > 0, support + counts.sum() > 0]
     shares, shown = 100 * counts.div(support[support > 0], axis=0), counts.astype(str)
@@ -137,8 +137,7 @@ def confusion_matrix(predictions: pd.DataFrame) -> Figure:
     seaborn.heatmap(shares, annot=shown.where(counts > 0, ""), fmt="", ax=axes, **look)
     axes.tick_params("x", rotation=90)
     right = (predictions["label"] == predictions["predicted"]).mean()
-    title = _title(predictions, f"accuracy {right:.1%}")
-    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    axes.set_title(_title(predictions, f"accuracy {right:.1%}"))
     return fig
 
 
@@ -214,10 +213,9 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     seaborn.histplot(x=table["sol"], bins=30, ax=lower, **stacked)
     seaborn.move_legend(lower, "upper right", title=None)
     per_sol = table.groupby("sol")["wrong"].sum().sort_values(ascending=False)
-    half = (per_sol.cumsum() < per_sol.sum() / 2).sum() + 1
+    half = (per_sol.cumsum().shift(fill_value=0) < per_sol.sum() / 2).sum()
     finding = f"half of the {per_sol.sum()} errors fall on {half} of {len(per_sol)} sols"
     upper.set(xlabel="images", ylabel="", title=_title(predictions, finding))
-    upper.grid(axis="y", visible=False)
     lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
     return fig
 

@@ -48,10 +48,7 @@ def explore(
 
 
 def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | None:
-    """Return controls that show the rows of a class and a range of confidence, lowest first.
-
-    `table` is the result of a classifier's `predict`. None outside JupyterLab.
-    """
+    """Return controls that filter a table of `predict`, or None outside JupyterLab."""
     if not _in_jupyterlab():
         return None
 
@@ -84,10 +81,7 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
 def select(
     table: pd.DataFrame, predicted: str | None = None, least: float = 0.0, most: float = 1.0
 ) -> pd.DataFrame:
-    """Return the rows of one class (None: all) and a range of confidence, lowest first.
-
-    Raises MarsclfError for an unknown class.
-    """
+    """Return rows of one class (None: all), lowest confidence first; MarsclfError if unknown."""
     if predicted not in (None, *CLASS_NAMES):
         names = ", ".join(CLASS_NAMES)
         raise MarsclfError(f"There is no class {predicted!r}; the classes are {names}.")
@@ -98,10 +92,7 @@ def select(
 
 
 def thumbnails(rows: pd.DataFrame) -> Figure:
-    """Lay out the images of a table's rows, each under its class and confidence.
-
-    The tile of an unreadable file is empty. Raises MarsclfError if there are no rows.
-    """
+    """Lay out the images of a table's rows; raise MarsclfError if there are no rows."""
     if rows.empty:
         raise MarsclfError(
             "No image is selected: choose another class or a wider confidence range."
@@ -129,7 +120,6 @@ def mistakes(predictions: pd.DataFrame, root: Path, pair: tuple[str, str]) -> Fi
 
 
 def _tile(path: str | Path) -> np.ndarray | None:
-    """Return an image at the size of a tile, or None if it cannot be read."""
     try:
         image = read_rgb(path)
     except MarsclfError:
