@@ -52,14 +52,16 @@ def read_rgb(path: str | Path) -> np.ndarray:
         _check_file(path)
         if path.suffix.lower() in PDS_SUFFIXES:
             return _read_pds(path)
-        with Image.open(path, formats=FORMATS) as image:
+        # A stream, because Pillow maps named files into memory, which scrambles gray TIFF files
+        # whose EXIF rotation is 90 degrees.
+        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
             _check_size(*image.size)
             if _shrunk_size(*image.size) == image.size:
-                return _to_rgb(image)
+                return _to_rgb(image, path)
             with _one_large_at_a_time:
                 # Lets the JPEG decoder work at a half, a quarter or an eighth of the size.
                 image.draft(None, _shrunk_size(*image.size))
-                return _to_rgb(image)
+                return _to_rgb(image, path)
     except MarsclfError:
         raise
     except Exception as error:  # decoders raise almost anything on a damaged file
@@ -133,12 +135,12 @@ def _thinned(values: np.ndarray) -> np.ndarray:
     return values[::step, ::step]
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
     # Of 16-bit color Pillow keeps the upper bytes only; `tile` says so until it has decoded.
     is_16_bit_color = any(re.search(r"\bRGBA?;16", str(tile.args)) for tile in image.tile)
     image.load()
     if is_16_bit_color:
-        return to_8_bit(_read_16_bit_color(image))
+        return to_8_bit(_read_16_bit_color(path, image))
     if image.mode.startswith("I;16"):
         image = image.convert("I")
     elif image.has_transparency_data:
@@ -155,9 +157,9 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _read_16_bit_color(image: Image.Image) -> np.ndarray:
-    """Return uint16 (height, width, 3) of an image whose upper bytes Pillow has decoded."""
-    content = np.fromfile(image.filename, np.uint8)
+def _read_16_bit_color(path: Path, image: Image.Image) -> np.ndarray:
+    """Return uint16 (height, width, 3) of a file whose upper bytes are in `image`."""
+    content = np.fromfile(path, np.uint8)
     values = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # BGR, upright
     if values is None:
         raise MarsclfError("the image is damaged: OpenCV cannot decode it")
