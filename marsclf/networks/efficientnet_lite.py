@@ -94,7 +94,7 @@ def read_state_dict(content: bytes) -> dict[str, np.ndarray]:
         numbers = {key: _read_storage(stream, *storages[key]) for key in keys}
         if stream.read(1):
             raise ValueError("it continues after its end")
-        return {name: _shaped(numbers[key], *rest) for name, (key, *rest) in tensors.items()}
+        return {name: _tensor(numbers[key], *rest) for name, (key, *rest) in tensors.items()}
     except MarsclfError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
@@ -182,11 +182,10 @@ def _read_storage(stream: io.BytesIO, dtype: str, count: int) -> np.ndarray:
     return np.frombuffer(stream.read(count * np.dtype(dtype).itemsize), dtype, count)
 
 
-def _shaped(numbers: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-    array = numbers.reshape(shape)
-    if offset != 0 or array.strides != tuple(array.itemsize * stride for stride in strides):
-        raise ValueError("a tensor is not its complete storage")
-    return array
+def _tensor(numbers: np.ndarray, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
+    size = numbers.itemsize
+    # NumPy checks that no element lies outside the buffer.
+    return np.ndarray(shape, numbers.dtype, numbers, offset * size, [s * size for s in strides])
 
 
 class _TensorUnpickler(pickle.Unpickler):
