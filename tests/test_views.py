@@ -1,29 +1,14 @@
 """The views that a network sees of an image, with examples worked by hand."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
 from marsclf.errors import MarsclfError
-from marsclf.images.views import (
-    LUMA,
-    Augmentation,
-    Condition,
-    check_zooms,
-    fit_view,
-    random_view,
-)
+from marsclf.images.views import LUMA, Augmentation, Condition, check_zooms, fit_view, random_view
 
-EVERYTHING = {
-    "rotation": 90,
-    "zoom": 0.5,
-    "stretch": 0.3,
-    "shift": 0.2,
-    "flip": True,
-    "brightness": 0.5,
-    "contrast": 0.5,
-    "saturation": 0.5,
-    "grey": 0.5,
-}
+EVERYTHING = {field.name: 0.3 for field in fields(Augmentation)}
 
 
 class Extreme:
@@ -187,13 +172,10 @@ def test_a_setting_does_not_change_the_other_draws(setting: str) -> None:
     assert with_it.bit_generator.state == without.bit_generator.state
 
 
-@pytest.mark.parametrize("name", EVERYTHING)
-def test_a_negative_setting(name: str) -> None:
-    with pytest.raises(MarsclfError, match=f"augmentation {name} is -0.1; it must be 0 or more"):
-        Augmentation(**{name: -0.1})
-
-
-def test_zooms() -> None:
+def test_settings_out_of_range() -> None:
+    for name in EVERYTHING:
+        with pytest.raises(MarsclfError, match=f"augmentation {name} is -0.1; it must be 0 or"):
+            Augmentation(**{name: -0.1})
     check_zooms([0.1, 1, 10])
     for zooms in ([], [1.0] * 17, [0.09], [10.1], [float("nan")], [True], ["1"], "1", None, 1.0):
         with pytest.raises(MarsclfError, match="a list of 1 to 16 numbers from 0.1 to 10"):

@@ -173,7 +173,7 @@ def _set_weights(model: keras.Model, state: dict[str, np.ndarray]) -> None:
         except ValueError as error:
             raise MarsclfError(f"The weights do not fit layer {layer.name}: {error}.") from error
     if arrays:
-        raise MarsclfError(f"The weights file has {len(arrays)} arrays more than {model.name}.")
+        raise MarsclfError(f"The weights file has {len(arrays)} more arrays than {model.name}.")
 
 
 def _read_storage(stream: io.BytesIO, dtype: str, count: int) -> np.ndarray:
