@@ -185,10 +185,8 @@ def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
     def predict(inputs: np.ndarray) -> np.ndarray:
         if not hasattr(threads, "request"):
             threads.request = compiled.create_infer_request()
-        # Copies, because the next image overwrites the request's own output.
-        return np.concatenate(
-            [threads.request.infer(one[np.newaxis].astype(np.float32))[0].copy() for one in inputs]
-        )
+        images = (one[np.newaxis].astype(np.float32) for one in inputs)
+        return np.concatenate([threads.request.infer(image)[0] for image in images])
 
     # Two threads that are the first to hand an array to OpenVINO's bindings can deadlock, one with
     # the lock of a C++ static, the other with Python's. So this thread is the first.
