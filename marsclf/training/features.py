@@ -23,12 +23,10 @@ from marsclf.images.decode import read_rgb
 from marsclf.images.views import (
     VIEWS_VERSION,
     WHOLE_IMAGE,
-    AsRead,
     Augmentation,
     Condition,
     fit_view,
     random_view,
-    read_view,
 )
 from marsclf.networks.engine import make_predictor, network_digest, predict_each
 from marsclf.paths import CACHE
@@ -92,7 +90,7 @@ def embed_views(
     rows: pd.DataFrame,
     counts: np.ndarray,
     network: keras.Model,
-    kind: Augmentation | Condition | AsRead,
+    kind: Augmentation | Condition,
     seed: int,
     cache: Path = CACHE,
 ) -> Features:
@@ -103,8 +101,7 @@ def embed_views(
         rows: part of a data set's index (columns path, sha256).
         counts: views an image, (rows,).
         network: pixels 0-255 (n, height, width, 3) to features (n, ...).
-        kind: how far random views differ from the image, or the condition of the one fixed view,
-            or how another notebook reads images; only the last may have sides that differ.
+        kind: how far random views differ from the image, or the condition of the one fixed view.
         seed: of random views; view k of an image is the same whatever else is embedded.
         cache: where the features are kept.
 
@@ -123,7 +120,7 @@ def embed_views(
     for part in (views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE)):
         contents = json.dumps([view[1:] for view in part])
         files[_place(cache, start, contents)] = part
-    many = isinstance(kind, Augmentation) or (isinstance(kind, AsRead) and kind.augmentation)
+    many = isinstance(kind, Augmentation)
     dtype = np.float16 if many else np.float32
     _fill(files, view_loader(network.input_shape[1:3], kind, seed), network, dtype, cache)
     return Features(tuple(files), len(views))
@@ -180,7 +177,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def view_loader(
-    shape: tuple[int, int], kind: Augmentation | Condition | AsRead, seed: int
+    shape: tuple[int, int], kind: Augmentation | Condition, seed: int
 ) -> Callable[[tuple[Path, str, int]], np.ndarray]:
     """Return a function from path, SHA-256 and number of a view to its pixels (height, width, 3).
 
@@ -194,8 +191,6 @@ def view_loader(
         if isinstance(kind, Condition):
             return fit_view(image, shape[0], kind)
         rng = np.random.default_rng([seed, int(sha256[:16], 16), number])
-        if isinstance(kind, AsRead):
-            return read_view(image, shape, kind, rng)
         return random_view(image, shape[0], kind, rng)
 
     return load
