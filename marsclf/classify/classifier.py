@@ -18,7 +18,7 @@ from marsclf.classify.table import Row, check_threshold, error_row, image_row, t
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool, with_temperature
 from marsclf.evaluation.metrics import THRESHOLD
-from marsclf.images.decode import ignore_decoders_warnings, read_rgb, to_8_bit
+from marsclf.images.decode import ignore_decoder_warnings, read_rgb, to_8_bit
 from marsclf.images.views import Condition, fit_view
 from marsclf.networks.engine import Predictor, make_predictor, predict_each, stored_predictor
 
@@ -76,7 +76,7 @@ class Classifier:
             for path in ([_checked(item)] if isinstance(item, np.ndarray) else find_images([item]))
         )
         with warnings.catch_warnings():
-            ignore_decoders_warnings()
+            ignore_decoder_warnings()
             return table(row for _, row in self.rows(found, threshold))
 
     def rows(

@@ -27,7 +27,7 @@ import numpy as np
 from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
-from marsclf.images.views import MOST_ZOOMS, ZOOMS
+from marsclf.images.views import check_zooms
 
 FORMAT, VERSION = "marsclf-classifier", 1
 METADATA = "metadata.json"
@@ -138,10 +138,10 @@ def _checked(metadata: object) -> dict:
     if metadata.get("classes") != list(CLASS_NAMES):
         raise ValueError("its classes are not those of the MSL data set")
     zooms = metadata.get("zooms")
-    if not (isinstance(zooms, list) and 1 <= len(zooms) <= MOST_ZOOMS) or not all(
-        type(zoom) in (int, float) and ZOOMS[0] <= zoom <= ZOOMS[1] for zoom in zooms
-    ):
-        raise ValueError(f"its zooms are {zooms!r}"[:200])
+    try:
+        check_zooms(zooms)
+    except MarsclfError as error:
+        raise ValueError(f"its {error}") from None
     calibration = metadata.get("calibration")
     if not isinstance(calibration, dict) or calibration.get("kind") != "temperature":
         raise ValueError(f"its calibration is {calibration!r}, which this marsclf does not know")

@@ -29,7 +29,7 @@ from marsclf.classify.find import find_images, read_list
 from marsclf.classify.table import COLUMNS, Row, check_threshold, count, shown
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
-from marsclf.images.decode import ignore_decoders_warnings
+from marsclf.images.decode import ignore_decoder_warnings
 
 ALL_READ, SOME_NOT_READ, INTERRUPTED = 0, 3, 130
 BATCH = 16  # rows that are written, and explained, at once
@@ -83,7 +83,7 @@ def predict(
     started, before = time.monotonic(), table.counts["images"]
     try:
         with table, warnings.catch_warnings(), _progress(table, sources, explain) as bar:
-            ignore_decoders_warnings()
+            ignore_decoder_warnings()
             pairs = classifier.rows(_new(itertools.chain([first], paths), table.done), threshold)
             while batch := list(itertools.islice(pairs, BATCH)):
                 if explain is not None:

@@ -239,7 +239,7 @@ class Worker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Make the parts that are named in the column "part"."""
-        from marsclf.images.decode import ignore_decoders_warnings
+        from marsclf.images.decode import ignore_decoder_warnings
 
         for part in batch["part"]:
             target = self.folder / str(part)
@@ -247,7 +247,7 @@ class Worker:
                 continue
             listed = parquet.read_table(self.folder / LIST / str(part))["path"].to_pylist()
             with warnings.catch_warnings():
-                ignore_decoders_warnings()
+                ignore_decoder_warnings()
                 pairs = self.classifier.rows(map(os.fsdecode, listed), self.threshold)
                 table = arrow_table([row for _, row in pairs])
             with replace_atomically(target) as temporary:

@@ -1,0 +1,253 @@
+"""The engine's outputs are Keras's; a network is exported once; Keras predicts where it must."""
+
+import itertools
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from marsclf.errors import MarsclfError
+from marsclf.networks import engine
+from marsclf.networks.backbones import build_backbone
+from marsclf.networks.engine import (
+    compare_outputs,
+    make_predictor,
+    network_digest,
+    predict_each,
+    stored_predictor,
+)
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (24, 16, 16, 3), np.uint8)
+
+
+def tiny_network(seed: int = 0, width: int = 8) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    pixels = keras.Input((16, 16, 3), name="image")
+    x = keras.layers.Rescaling(1 / 128, -1, name="scale")(pixels)
+    x = keras.layers.Conv2D(width, 3, strides=2, activation="relu6", name="conv")(x)
+    return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(name="pool")(x), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def exported(cache: Path) -> keras.Model:
+    """A tiny network whose export is in the cache."""
+    network = tiny_network()
+    make_predictor(network, cache)
+    return network
+
+
+def check_equal(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape and found.dtype == expected.dtype == np.float32
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def entries(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "networks").iterdir())
+
+
+def test_openvino_gives_what_keras_gives(tmp_path: Path) -> None:
+    network = build_backbone("EfficientNetLite0", 64)
+    views = np.random.default_rng(0).integers(0, 256, (35, 64, 64, 3), np.uint8)
+    predict = make_predictor(network, tmp_path)
+    for part in (views[:32], views[32:], views[:1]):
+        check_equal(predict(part), network.predict_on_batch(part))
+    first = predict(views[:32])
+    predict(views[3:])
+    np.testing.assert_array_equal(first, predict(views[:32]))  # not overwritten by another batch
+    files = sorted(path.name for path in tmp_path.glob("networks/*/*"))
+    assert files == ["network.bin", "network.xml"]
+
+
+def test_equal_networks_have_equal_digests() -> None:
+    network, again = tiny_network(), tiny_network()
+    again.compile("adam", "mse")
+    assert network_digest(network) == network_digest(again)
+    digests = {network_digest(n) for n in (network, tiny_network(1), tiny_network(width=4))}
+    assert len(digests) == 3
+    weights = network.get_weights()
+    weights[0][0, 0, 0, 0] += 1e-6
+    network.set_weights(weights)
+    assert network_digest(network) not in digests
+    for name in ("EfficientNetB0", "EfficientNetLite0"):
+        built = []
+        for _ in range(2):
+            keras.utils.set_random_seed(0)
+            built.append(network_digest(build_backbone(name, 32, weights=None)))
+        assert built[0] == built[1]
+
+
+def test_a_network_is_exported_once_and_then_needs_no_keras(
+    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = entries(cache)
+    again = tiny_network()
+    monkeypatch.setattr(again, "export", lambda *_, **__: pytest.fail("it is exported again"))
+    expected = exported.predict_on_batch(IMAGES)
+    check_equal(make_predictor(again, cache)(IMAGES), expected)
+    assert entries(cache) == before
+    check_equal(stored_predictor(before[0], (None, 16, 16, 3), cache)(IMAGES), expected)
+    assert stored_predictor("another", (None, 16, 16, 3), cache) is None
+
+
+def test_a_damaged_export_is_replaced(tmp_path: Path) -> None:
+    network = tiny_network()
+    make_predictor(network, tmp_path, name="mine")
+    (tmp_path / "networks" / "mine" / "network.xml").write_text("<net")
+    assert stored_predictor("mine", network.input_shape, tmp_path) is None
+    predict = make_predictor(network, tmp_path, name="mine")
+    check_equal(predict(IMAGES), network.predict_on_batch(IMAGES))
+    assert stored_predictor("mine", network.input_shape, tmp_path) is not None
+
+
+def test_openvino_sends_no_telemetry(exported: keras.Model) -> None:
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_the_loading_thread_is_the_first_to_use_the_engine(
+    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise two threads that are the first can, now and then, deadlock."""
+    import openvino
+
+    infer, users = openvino.InferRequest.infer, []
+
+    def noted(*arguments: object) -> object:
+        users.append(threading.current_thread())
+        return infer(*arguments)
+
+    monkeypatch.setattr(openvino.InferRequest, "infer", noted)
+    make_predictor(exported, cache)
+    assert users == [threading.main_thread()]
+
+
+def test_without_openvino_keras_predicts(
+    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.warns(UserWarning, match=r"predicting with Keras, which is slower: .*openvino"):
+        predict = make_predictor(exported, cache)
+    np.testing.assert_array_equal(predict(IMAGES), exported.predict_on_batch(IMAGES))
+
+
+@pytest.mark.parametrize("converted", ["nothing", "another network"])
+def test_keras_predicts_where_openvino_fails_or_gives_other_outputs(
+    converted: str,
+    exported: keras.Model,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import openvino
+
+    network = tiny_network(seed=2)
+    monkeypatch.setattr(network, "export", lambda path, **_: path.mkdir(parents=True))
+    reason = "predicting with Keras"
+    if converted == "another network":
+        other = openvino.Core().read_model(next(cache.glob("networks/*/network.xml")))
+        monkeypatch.setattr(openvino, "convert_model", lambda _: other)
+        reason = r"OpenVINO's outputs differ from Keras's by \d"
+    with pytest.warns(UserWarning, match=reason):
+        predict = make_predictor(network, tmp_path)
+    np.testing.assert_array_equal(predict(IMAGES), network.predict_on_batch(IMAGES))
+    assert entries(tmp_path) == []
+
+
+def test_a_kill_before_the_check_leaves_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "compare_outputs", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_predictor(tiny_network(), tmp_path)
+    assert entries(tmp_path) == []
+
+
+def test_threads_may_share_a_predictor(exported: keras.Model, cache: Path) -> None:
+    predict = make_predictor(exported, cache)
+    expected, starts = predict(IMAGES), [*range(0, 22, 3)] * 5
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: predict(IMAGES[i : i + 3]), starts))
+    for part, start in zip(found, starts, strict=True):
+        np.testing.assert_array_equal(part, expected[start : start + 3])
+
+
+def test_on_a_gpu_keras_predicts(
+    exported: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda kind: [f"{kind}:0"])
+    predict = make_predictor(exported, tmp_path)
+    np.testing.assert_array_equal(predict(IMAGES), exported.predict_on_batch(IMAGES))
+    assert not (tmp_path / "networks").exists()
+
+    def devices(_: str) -> list[str]:  # JAX without a GPU
+        raise RuntimeError("Unknown backend: 'gpu' requested")
+
+    monkeypatch.setattr(keras.distribution, "list_devices", devices)
+    assert not engine.has_gpu()
+
+
+def test_outputs_compared_by_hand() -> None:
+    expected = np.array([[3.0, 4.0], [0.0, 10.0]])
+    difference, cosine = compare_outputs(np.array([[3.0, 4.0], [10.0, 10.0]]), expected)
+    assert difference == 1.0  # ten apart, the largest output being ten
+    assert cosine == pytest.approx(0.5**0.5)  # 45 degrees
+
+
+def double(images: np.ndarray) -> np.ndarray:
+    return 2 * images
+
+
+def test_each_item_is_predicted_in_order() -> None:
+    def load(item: int) -> np.ndarray:
+        time.sleep(0.002 * (item % 5 == 0))  # some take longer and are overtaken
+        return np.array([item])
+
+    found = np.stack(list(predict_each(iter(range(70)), load, double)))
+    assert found[:, 0].tolist() == list(range(0, 140, 2))
+    assert list(predict_each([], load, double)) == []
+
+
+def test_items_are_loaded_ahead_within_a_bound() -> None:
+    begun, lock = [], threading.Lock()
+
+    def load(item: int) -> np.ndarray:
+        with lock:
+            begun.append(item)
+        return np.array([item])
+
+    outputs = predict_each(itertools.count(), load, double)
+    next(outputs)
+    limit = engine.CHUNK * (engine.cores() + engine.CHUNKS_AHEAD)
+    deadline = time.monotonic() + 5
+    while len(begun) < limit and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert len(begun) == limit
+    outputs.close()
+
+
+def test_a_failing_load_ends_the_outputs() -> None:
+    def load(item: int) -> np.ndarray:
+        if item == 3 * engine.CHUNK:
+            raise MarsclfError("an image is missing")
+        return np.array([item])
+
+    outputs = predict_each(range(1000), load, double)
+    for item in range(3 * engine.CHUNK):
+        assert next(outputs)[0] == 2 * item
+    with pytest.raises(MarsclfError, match="an image is missing"):
+        next(outputs)

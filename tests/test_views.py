@@ -1,0 +1,182 @@
+"""The views that a network sees of an image, with examples worked by hand."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from marsclf.errors import MarsclfError
+from marsclf.images.views import LUMA, Augmentation, Condition, check_zooms, fit_view, random_view
+
+EVERYTHING = {field.name: 0.3 for field in fields(Augmentation)}
+
+
+class Extreme:
+    """In place of a random generator: every draw is the highest (or the lowest) possible."""
+
+    def __init__(self, highest: bool) -> None:
+        self.highest = highest
+
+    def uniform(self, low: float, high: float, size: int | None = None) -> np.ndarray:
+        return np.full(size or (), high if self.highest else low)
+
+    def random(self) -> float:
+        return 0.999 if self.highest else 0.0
+
+
+HIGHEST, LOWEST = Extreme(True), Extreme(False)
+
+
+def noise(height: int, width: int, low: int = 0, high: int = 256) -> np.ndarray:
+    return np.random.default_rng(0).integers(low, high, (height, width, 3)).astype(np.uint8)
+
+
+def extreme_view(image: np.ndarray, size: int, rng: Extreme = HIGHEST, **settings) -> np.ndarray:
+    return random_view(image, size, Augmentation(**settings), rng).astype(int)
+
+
+def test_fit_view_keeps_the_complete_image_and_reflects_it_into_the_rest() -> None:
+    image = noise(2, 4)
+    view = fit_view(image, 4)
+    assert view.dtype == np.uint8
+    np.testing.assert_array_equal(view, image[[1, 0, 1, 0]])
+    upright = image.transpose(1, 0, 2)
+    np.testing.assert_array_equal(fit_view(upright, 4), upright[:, [1, 0, 1, 0]])
+
+
+def test_fit_view_averages_when_it_shrinks() -> None:
+    small = noise(4, 8)
+    # Of every 4 x 4 pixels only the corners are lit: sampling in the middle would find black.
+    image = np.zeros((16, 32, 3), np.uint8)
+    for row, column in ((0, 0), (0, 3), (3, 0), (3, 3)):
+        image[row::4, column::4] = small
+    np.testing.assert_allclose(fit_view(image, 8)[2:6], small / 4, atol=1)
+
+
+def test_fit_view_enlarges_without_moving_the_picture() -> None:
+    ramp = np.repeat(np.arange(0, 160, 10, np.uint8), 3).reshape(1, 16, 3).repeat(16, axis=0)
+    expected = 5.0 * np.arange(1, 31) - 2.5  # pixel i of 32 lies at (i - 0.5) / 2 of 16
+    np.testing.assert_allclose(fit_view(ramp, 32)[16, 1:31, 0], expected, atol=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 1), (3, 700)])
+def test_fit_view_of_extreme_shapes(shape: tuple[int, int]) -> None:
+    assert fit_view(np.full((*shape, 3), 77, np.uint8), 32).tolist() == [[[77] * 3] * 32] * 32
+
+
+def test_conditions() -> None:
+    image = noise(12, 12)
+    gray = (image @ LUMA).round()[..., np.newaxis].repeat(3, axis=2)
+    for settings, expected in (
+        ({"turn": 180}, image[::-1, ::-1]),
+        ({"turn": 90}, np.rot90(image, -1)),
+        ({"gain": 1.5}, np.minimum(image * 1.5, 255).astype(np.uint8)),
+        ({"grey": True}, gray),
+    ):
+        np.testing.assert_array_equal(fit_view(image, 12, Condition(**settings)), expected)
+    square = np.zeros((32, 32, 3), np.uint8)
+    square[12:20, 12:20] = 200
+    closer, farther = (fit_view(square, 32, Condition(zoom=zoom)) for zoom in (2.0, 0.5))
+    assert (closer[9:23, 9:23] == 200).all() and (closer[:7] == 0).all()
+    assert (farther[15:17, 15:17] == 200).all() and (farther[10:12, 15:17] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "rng", "expected"),
+    [
+        ({"rotation": 180}, HIGHEST, lambda fit: np.rot90(fit, 2)),
+        ({"rotation": 90}, HIGHEST, lambda fit: np.rot90(fit, -1)),
+        ({"rotation": 90}, LOWEST, lambda fit: np.rot90(fit, 1)),
+        ({"flip": True}, LOWEST, lambda fit: fit[:, ::-1]),
+        ({"flip": True}, HIGHEST, lambda fit: fit),
+    ],
+)
+def test_rotations_and_flips(settings: dict, rng: Extreme, expected) -> None:
+    image = noise(16, 16)
+    view = extreme_view(image, 16, rng, **settings)
+    np.testing.assert_allclose(view, expected(image.astype(int)), atol=1)
+
+
+def test_shift_zoom_and_stretch_to_their_limits() -> None:
+    image = noise(16, 16)
+    view = extreme_view(image, 16, shift=0.25)
+    np.testing.assert_array_equal(view[4:, 4:], image[:-4, :-4])
+    view = extreme_view(image, 16, LOWEST, shift=0.25)
+    np.testing.assert_array_equal(view[:-4, :-4], image[4:, 4:])
+    view = extreme_view(image, 16, zoom=1.0)
+    np.testing.assert_allclose(view, extreme_view(image, 32)[8:24, 8:24], atol=1)
+    view = extreme_view(image, 16, LOWEST, zoom=1.0)
+    np.testing.assert_array_equal(view[4:12, 4:12], fit_view(image, 8))
+    ramp = np.broadcast_to(np.arange(0, 128, 4, np.uint8)[:, None], (32, 32))
+    # Four times as wide as high, at equal area: twice as wide and half as high.
+    view = extreme_view(np.stack([ramp, ramp.T, ramp], axis=-1), 32, stretch=3.0)
+    assert view[16, 20, 1] - view[16, 12, 1] == pytest.approx(8 * 4 / 2, abs=1)
+    assert view[20, 16, 0] - view[12, 16, 0] == pytest.approx(8 * 4 * 2, abs=1)
+
+
+def test_brightness_contrast_and_saturation_to_their_limits() -> None:
+    image = noise(16, 16, 60, 120)
+    x = image.astype(float)
+    gray = (x @ LUMA)[..., None]
+    for settings, rng, expected in (
+        ({"brightness": 1.0}, HIGHEST, 2 * x),
+        ({"brightness": 1.0}, LOWEST, x / 2),
+        ({"contrast": 0.5}, HIGHEST, 1.5 * x - x.mean() / 2),
+        ({"saturation": 0.5}, HIGHEST, gray + 1.5 * (x - gray)),
+    ):
+        np.testing.assert_allclose(extreme_view(image, 16, rng, **settings), expected, atol=1)
+
+
+def test_values_clip_and_do_not_wrap() -> None:
+    image = noise(16, 16)
+    view = extreme_view(image, 16, brightness=3.0)
+    np.testing.assert_array_equal(view, np.minimum(image.astype(int) * 4, 255))
+    view = extreme_view(image, 16, contrast=3.0)
+    assert (view[image < 60] == 0).all() and (view[image > 195] == 255).all()
+
+
+def test_a_fraction_of_the_views_is_gray() -> None:
+    image = noise(16, 16)
+    view = random_view(image, 16, Augmentation(grey=1.0), np.random.default_rng(0))
+    np.testing.assert_allclose(view, (image @ LUMA)[..., None].repeat(3, axis=2), atol=1)
+    are_gray = [
+        np.ptp(random_view(image, 16, Augmentation(grey=0.3), rng), axis=2).max() <= 1
+        for rng in map(np.random.default_rng, range(200))
+    ]
+    assert 0.2 < np.mean(are_gray) < 0.4
+
+
+@pytest.mark.parametrize("shape", [(192, 256), (256, 192), (40, 40)])
+def test_the_default_augmentation_changes_nothing(shape: tuple[int, int]) -> None:
+    image = noise(*shape)
+    for seed in range(5):
+        view = random_view(image, 64, Augmentation(), np.random.default_rng(seed))
+        np.testing.assert_array_equal(view, fit_view(image, 64))
+
+
+def test_the_same_state_gives_the_same_view() -> None:
+    image, augmentation = noise(48, 64), Augmentation(**EVERYTHING)
+    first, again = np.random.default_rng(5), np.random.default_rng(5)
+    view = random_view(image, 32, augmentation, first)
+    np.testing.assert_array_equal(view, random_view(image, 32, augmentation, again))
+    assert (view != random_view(image, 32, augmentation, first)).any()
+    assert view.shape == (32, 32, 3) and view.dtype == np.uint8
+
+
+@pytest.mark.parametrize("setting", EVERYTHING)
+def test_a_setting_does_not_change_the_other_draws(setting: str) -> None:
+    with_it, without = np.random.default_rng(0), np.random.default_rng(0)
+    random_view(noise(48, 64), 32, Augmentation(**EVERYTHING), with_it)
+    rest = {name: value for name, value in EVERYTHING.items() if name != setting}
+    random_view(noise(48, 64), 32, Augmentation(**rest), without)
+    assert with_it.bit_generator.state == without.bit_generator.state
+
+
+def test_settings_out_of_range() -> None:
+    for name in EVERYTHING:
+        with pytest.raises(MarsclfError, match=f"augmentation {name} is -0.1; it must be 0 or"):
+            Augmentation(**{name: -0.1})
+    check_zooms([0.1, 1, 10])
+    for zooms in ([], [1.0] * 17, [0.09], [10.1], [float("nan")], [True], ["1"], "1", None, 1.0):
+        with pytest.raises(MarsclfError, match="a list of 1 to 16 numbers from 0.1 to 10"):
+            check_zooms(zooms)
