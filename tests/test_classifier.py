@@ -26,7 +26,8 @@ from marsclf.data.msl import CLASS_NAMES, MSL_V1_DIGEST, Dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool
 from marsclf.evaluation.predictions import read_predictions
-from marsclf.images.views import Condition, decode_rgb, fit_view
+from marsclf.images.decode import read_rgb
+from marsclf.images.views import Condition, fit_view
 from marsclf.networks.backbones import build_backbone
 from marsclf.pipeline.presets import DEFAULT_PRESET
 from marsclf.training.stages import build_head, join
@@ -78,7 +79,7 @@ def test_equal_content_gives_equal_files(classifier_path: Path, tmp_path: Path) 
 def test_a_loaded_classifier_is_the_model_that_was_saved(
     small_model: keras.Model, classifier: Classifier, files: list[str]
 ) -> None:
-    views = np.stack([fit_view(decode_rgb(path), 64) for path in files])
+    views = np.stack([fit_view(read_rgb(path), 64) for path in files])
     expected = small_model.predict(views, verbose=0)
     np.testing.assert_allclose(classifier.engine(views), expected, atol=1e-3)
     table = classifier.predict(files)
@@ -256,7 +257,7 @@ def test_the_table(classifier: Classifier, files: list[str], tmp_path: Path) -> 
 
 
 def test_confidence_is_calibrated(classifier: Classifier, files: list[str]) -> None:
-    view = fit_view(decode_rgb(files[0]), 64)
+    view = fit_view(read_rgb(files[0]), 64)
     raw = classifier.engine(view[np.newaxis])[0].astype(np.float64)
     expected = raw**2 / (raw**2).sum()  # the temperature is a half
     row = classifier.predict(files[0]).iloc[0]
@@ -281,7 +282,7 @@ def test_the_answers_at_all_zooms_are_pooled(
     path, zooms = tmp_path / "c.npz", [1.0, 0.5]
     save_classifier(small_model, path, backbone="EfficientNetLite0", training={}, zooms=zooms)
     classifier = load_classifier(path, tmp_path)
-    images = [decode_rgb(file) for file in files[:3]]
+    images = [read_rgb(file) for file in files[:3]]
     looks = [[fit_view(image, 64, Condition(zoom=zoom)) for image in images] for zoom in zooms]
     answers = pool(np.stack([classifier.engine(np.stack(views)) for views in looks]))
     table = classifier.predict(files[:3])
@@ -311,7 +312,7 @@ def test_paths_folders_patterns_and_arrays(
     assert table["path"].tolist() == [str(tmp_path / f"{number}.jpg") for number in range(3)]
     assert table["sol"].isna().all()
     pd.testing.assert_frame_equal(table, classifier.predict(str(tmp_path / "*.jpg")))
-    arrays = [decode_rgb(path) for path in files[:3]]
+    arrays = [read_rgb(path) for path in files[:3]]
     assert classifier.predict(arrays)["path"].isna().all()
     columns = ["predicted", "confidence", "runner_up", "uncertain"]
     pd.testing.assert_frame_equal(classifier.predict(arrays)[columns], table[columns])

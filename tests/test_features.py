@@ -10,7 +10,8 @@ import pytest
 
 from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.images.views import Augmentation, Condition, decode_rgb, fit_view
+from marsclf.images.decode import read_rgb
+from marsclf.images.views import Augmentation, Condition, fit_view
 from marsclf.networks import engine as inference
 from marsclf.training import features
 from marsclf.training.features import Features, embed_images, embed_views, pass_on, view_counts
@@ -91,7 +92,7 @@ def test_whole_images_are_what_the_model_sees(
     sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
 ) -> None:
     found = embed_images(sample_dataset.root, rows, network, tmp_path).read()
-    views = [fit_view(decode_rgb(sample_dataset.root / path), 16) for path in rows["path"]]
+    views = [fit_view(read_rgb(sample_dataset.root / path), 16) for path in rows["path"]]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
     assert len(files(tmp_path)) == 3  # of four images, four and two
@@ -103,7 +104,7 @@ def test_images_under_a_condition(
 ) -> None:
     grey = Condition(grey=True, turn=90)
     found = embed_images(sample_dataset.root, rows, network, tmp_path, grey).read()
-    views = [fit_view(decode_rgb(sample_dataset.root / path), 16, grey) for path in rows["path"]]
+    views = [fit_view(read_rgb(sample_dataset.root / path), 16, grey) for path in rows["path"]]
     np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
     whole = embed_images(sample_dataset.root, rows, network, tmp_path).read()
     assert (abs(found - whole).max(axis=1) > 0).all()
@@ -157,7 +158,7 @@ def test_a_second_call_reads_the_cache_alone(
     assert first.read().shape == (counts.sum(), 6)
     assert np.load(first.files[0]).dtype == np.float16
     monkeypatch.setattr(features, "make_predictor", None)
-    monkeypatch.setattr(features, "decode_rgb", lambda _: pytest.fail("an image is read"))
+    monkeypatch.setattr(features, "read_rgb", lambda _: pytest.fail("an image is read"))
     nowhere = tmp_path / "moved"  # it is the contents that count, not where they lie
     assert embed_views(nowhere, *arguments) == first
     assert embed_images(nowhere, rows, network, tmp_path) == whole
@@ -265,6 +266,6 @@ def test_an_image_that_is_gone(
     sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
 ) -> None:
     broken = rows.assign(path=[*rows["path"].iloc[:9], "calibrated/none.JPG"])
-    with pytest.raises(MarsclfError, match=r"none\.JPG is gone"):
+    with pytest.raises(MarsclfError, match=r"none\.JPG: No such file"):
         embed_images(sample_dataset.root, broken, network, tmp_path)
     assert len(files(tmp_path)) == 2

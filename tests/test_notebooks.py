@@ -22,7 +22,8 @@ from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import COLUMNS, PROBABILITY_COLUMNS, read_predictions
 from marsclf.figures import results as figures
 from marsclf.figures.results import WIDTH_INCHES
-from marsclf.images.views import decode_rgb, fit_view
+from marsclf.images.decode import read_rgb
+from marsclf.images.views import fit_view
 from marsclf.pipeline import run
 from marsclf.pipeline.presets import NOTEBOOKS
 
@@ -201,7 +202,7 @@ def test_the_saved_model_gives_the_stored_predictions(
     smoke_run: tuple[Path, str], predictions: pd.DataFrame, sample_dir: Path
 ) -> None:
     model = keras.saving.load_model(smoke_run[0] / "model.keras")
-    views = [fit_view(decode_rgb(sample_dir / path), SIZE) for path in predictions["path"]]
+    views = [fit_view(read_rgb(sample_dir / path), SIZE) for path in predictions["path"]]
     temperature = json.loads((smoke_run[0] / "training.json").read_text())["temperature"]
     found = with_temperature(model.predict(np.stack(views), verbose=0), temperature)
     stored = predictions[PROBABILITY_COLUMNS].to_numpy()

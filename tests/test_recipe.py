@@ -9,7 +9,8 @@ import pytest
 
 from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
-from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, decode_rgb, fit_view
+from marsclf.images.decode import read_rgb
+from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view
 from marsclf.pipeline.presets import parameters_of
 from marsclf.training import recipe
 from marsclf.training.features import view_loader
@@ -82,7 +83,7 @@ def test_the_parts_answer_as_the_whole_network_does(learnt, sample_dataset: Data
     whole = join(found.network.whole, found.head)
 
     def expected(*conditions: Condition) -> np.ndarray:
-        images = [decode_rgb(root / path) for path in rows["path"]]
+        images = [read_rgb(root / path) for path in rows["path"]]
         views = [np.stack([fit_view(image, 32, c) for image in images]) for c in conditions]
         product = np.prod([whole.predict_on_batch(each) for each in views], axis=0)
         roots = product ** (1 / len(views))

@@ -9,7 +9,7 @@ import pytest
 from marsclf.data import msl as data
 from marsclf.data import sample
 from marsclf.errors import MarsclfError
-from marsclf.images.views import decode_rgb
+from marsclf.images.decode import read_rgb
 
 
 def test_same_seed_same_files(sample_dataset: data.Dataset, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_pictures(sample_dataset: data.Dataset) -> None:
     grey = (index["channels"] == 1).groupby(index["split"]).sum()
     assert (grey >= 2).all() and grey.sum() < 30
     for path in index["path"][::40]:
-        assert decode_rgb(sample_dataset.root / path).std() > 8
+        assert read_rgb(sample_dataset.root / path).std() > 8
 
 
 def test_frames_of_a_burst_are_alike(sample_dataset: data.Dataset) -> None:
@@ -102,7 +102,7 @@ def test_frames_of_a_burst_are_alike(sample_dataset: data.Dataset) -> None:
         "frame"
     )
     pictures = [
-        cv2.resize(decode_rgb(sample_dataset.root / path), (32, 32)).astype(float)
+        cv2.resize(read_rgb(sample_dataset.root / path), (32, 32)).astype(float)
         for path in ground["path"]
     ]
     sequences = list(ground["sequence"])

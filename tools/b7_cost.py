@@ -20,7 +20,8 @@ from marsclf import paths
 from marsclf.data import msl as data
 from marsclf.data.open import open_dataset
 from marsclf.files import write_json
-from marsclf.images.views import AsRead, decode_rgb, read_view
+from marsclf.images.decode import read_rgb
+from marsclf.images.views import AsRead, read_view
 from marsclf.networks.backbones import SPECS, build_backbone
 from marsclf.networks.engine import CHUNK, has_gpu, make_predictor, predict_each
 from marsclf.pipeline.presets import parameters_of
@@ -227,4 +228,4 @@ def _choose(dataset: data.Dataset, count: int) -> list[Path]:
 
 def _load(path: Path, sides: tuple[int, int]) -> np.ndarray:
     reading = AsRead(squashed=True, bgr=False)
-    return read_view(decode_rgb(path), sides, reading, np.random.default_rng(0))
+    return read_view(read_rgb(path), sides, reading, np.random.default_rng(0))

@@ -25,9 +25,10 @@ from marsclf.data.open import open_dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
 from marsclf.files import write_json
-from marsclf.images.views import Augmentation, decode_rgb, fit_view, random_view
+from marsclf.images.decode import read_rgb
+from marsclf.images.views import Augmentation, fit_view, random_view
 from marsclf.networks.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
-from marsclf.networks.engine import compare, make_predictor, predict_each
+from marsclf.networks.engine import compare_outputs, make_predictor, predict_each
 from marsclf.pipeline.presets import DEFAULT_PRESET, parameters_of
 from marsclf.provenance import commit, hardware
 from marsclf.training.recipe import Recipe
@@ -111,7 +112,9 @@ def measure_network(files: list[Path], cache: Path) -> dict:
             ],
         }
     )
-    difference, cosine = compare(predict(views[:BATCH]), network.predict_on_batch(views[:BATCH]))
+    difference, cosine = compare_outputs(
+        predict(views[:BATCH]), network.predict_on_batch(views[:BATCH])
+    )
     flops = count_flops(network)
     ceiling = [2 * MATRIX**3 / 1e9 / seconds for seconds in parallel["matrix_product_s"]]
     rate = [flops * len(views) / 1e9 / seconds for seconds in parallel["engine_s"]]
@@ -143,11 +146,11 @@ def measure_network(files: list[Path], cache: Path) -> dict:
 def measure_images(files: list[Path], augmentation: Augmentation) -> dict:
     """Return milliseconds an image, one thread: decoding, the whole image, a random view."""
     chosen = _some(files, IMAGES)
-    decoded = [decode_rgb(path) for path in chosen]
+    decoded = [read_rgb(path) for path in chosen]
     rng = np.random.default_rng(0)
     turns = _side_by_side(
         {
-            "decode": lambda: [decode_rgb(path) for path in chosen],
+            "decode": lambda: [read_rgb(path) for path in chosen],
             "whole_image": lambda: [fit_view(image, 224) for image in decoded],
             "random_view": lambda: [
                 random_view(image, 224, augmentation, rng) for image in decoded
@@ -318,7 +321,7 @@ def _some(files: list[Path], count: int) -> list[Path]:
 
 def _views(files: list[Path], size: int) -> np.ndarray:
     chosen = _some(files, IMAGES)
-    return np.stack([fit_view(decode_rgb(path), size) for path in chosen])
+    return np.stack([fit_view(read_rgb(path), size) for path in chosen])
 
 
 def _steps(model: keras.Model, inputs: np.ndarray, steps: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from marsclf.classify.classifier import load_classifier
 from marsclf.evaluation.metrics import THRESHOLD
-from marsclf.images.decode import ignore_decoders_warnings
+from marsclf.images.decode import ignore_decoder_warnings
 from marsclf.provenance import peak_rss_mb
 
 GROWTH = (500, 1000, 2000, 4000)
@@ -57,7 +57,7 @@ def _classify(files: list[Path], cache: Path) -> tuple[tuple[float, ...], float,
     classifier = load_classifier(cache=cache)
     started = time.perf_counter()
     with warnings.catch_warnings():
-        ignore_decoders_warnings()
+        ignore_decoder_warnings()
         for _ in classifier.rows(map(str, files), THRESHOLD):
             pass
     return classifier.zooms, time.perf_counter() - started, peak_rss_mb()

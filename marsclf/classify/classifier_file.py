@@ -167,7 +167,8 @@ def _checked(metadata: object) -> dict:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"its header does not describe a {FORMAT}")
     calibration = metadata.get("calibration")
-    values = metadata | (calibration if isinstance(calibration, dict) else {})
+    calibration = calibration if isinstance(calibration, dict) else {}
+    values = metadata | {key: calibration.get(key) for key in ("kind", "temperature")}
     is_valid: dict[str, Callable[[Any], bool]] = {
         "version": lambda version: version == VERSION,
         "backbone": lambda name: isinstance(name, str),

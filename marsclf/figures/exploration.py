@@ -1,6 +1,7 @@
 """What the data look like before any training: charts of the index, near-duplicates, galleries."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,9 +10,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from marsclf.data import msl as data
+from marsclf.errors import MarsclfError
 from marsclf.figures import results as figures
 from marsclf.figures.results import CAMERA_NAMES, SPLIT_COLOURS, SPLIT_NAMES
-from marsclf.images import views as images
+from marsclf.images.decode import read_rgb
 from marsclf.provenance import cores
 
 THUMBNAIL = 16  # pixels a side: keeps the scene's layout, drops texture and compression noise
@@ -19,6 +21,15 @@ THUMBNAIL = 16  # pixels a side: keeps the scene's layout, drops texture and com
 NEAR_DUPLICATE = 0.98
 EACH = 3  # images that the gallery shows of a class in a split
 PAIRS = 6  # of look-alikes that theirs shows
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return read_rgb(path)
+    except MarsclfError as error:
+        raise MarsclfError(
+            f"{path}: {error}; restore the file, or run `make check-data`."
+        ) from None
 
 
 def measure_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +43,7 @@ def measure_images(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
     def measure(place: int) -> None:
         path = dataset.root / dataset.index["path"].iloc[place]
-        grey = cv2.cvtColor(images.decode_rgb(path), cv2.COLOR_RGB2GRAY)
+        grey = cv2.cvtColor(_read(path), cv2.COLOR_RGB2GRAY)
         small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
         thumbnails[place] = small.reshape(-1)
         brightness[place] = grey.mean()
@@ -205,7 +216,7 @@ def class_gallery(dataset: data.Dataset) -> Figure:
             rows = of_class[of_class["split"] == split]
             chosen = rows.drop_duplicates("sequence")
             chosen = chosen.sample(min(EACH, len(chosen)), random_state=0)
-            decoded = [images.decode_rgb(dataset.root / path) for path in chosen["path"]]
+            decoded = [_read(dataset.root / path) for path in chosen["path"]]
             tiles += decoded + [None] * (EACH - len(decoded))
             what = f"{name}\ntraining" if split == "train" else "\ntest"
             titles += [f"{what}: {len(rows):,}"] + [""] * (EACH - 1)
@@ -224,7 +235,7 @@ def look_alike_gallery(dataset: data.Dataset, thumbnails: np.ndarray) -> Figure:
     best = best[~dataset.index["sequence"].iloc[test[best]].duplicated().to_numpy()][:PAIRS]
     rows = np.stack([test[best], partner[best]], axis=1).reshape(-1)
     chosen = dataset.index.iloc[rows]
-    tiles = [images.decode_rgb(dataset.root / path) for path in chosen["path"]]
+    tiles = [_read(dataset.root / path) for path in chosen["path"]]
     titles = [
         f"{SPLIT_NAMES[row.split]}, sol {row.sol}\n{row.class_name}"
         + (f", r = {correlation[best[place // 2]]:.3f}" if place % 2 == 0 else "")

@@ -1,1 +1,1 @@
-"""Pixels: image files decoded, and fitted or randomly varied to what a network takes."""
+"""Pixels: decoding image files, and making the views that a network sees."""

@@ -1,18 +1,20 @@
-"""Any image file that an archive may hold, as 8-bit RGB: JPEG, PNG, TIFF, PDS3 and PDS4 products.
+"""Any image file of an archive as 8-bit RGB: JPEG, PNG, TIFF, and PDS3 and PDS4 products.
 
-What cannot be read raises MarsclfError with a reason that fits one cell of a table; no file makes
-this module run out of bounds, wait, or execute something.
+A file that cannot be read raises MarsclfError with a reason short enough for a table cell. No file
+can make this module exhaust the memory, hang, or run a program.
 """
 
+import re
 import stat
-import sys
 import threading
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from marsclf.errors import MarsclfError
 
@@ -20,44 +22,30 @@ FORMATS = ("JPEG", "PNG", "TIFF")
 PDS_SUFFIXES = (".img", ".lbl", ".xml")
 PDS_DATA_SUFFIXES = (".img", ".dat")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".img")
-MAX_PIXELS = 100_000_000  # decoded, about 0.8 GB
+MAX_PIXELS = 100_000_000  # about 0.8 GB once decoded
 MAX_BYTES = 1_000_000_000
-# Larger images are shrunk after decoding; OpenCV's warps end at 32,767 pixels a side.
+# Larger images are shrunk after decoding; OpenCV cannot warp sides of more than 32,767 pixels.
 LARGE_PIXELS, LARGE_SIDE = 20_000_000, 16_000
 FULL_SCALES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)
-STRETCH = (0.5, 99.5)  # percentiles that become black and white where no scale is known
-EXIF_ORIENTATION = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# How Pillow names the orders of bytes of 16-bit colours (N: the machine's), and the other order.
-SWAPPED = {
-    f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA")
-    for order, other in {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}.items()
-}
-# Bounds the memory: threads decode small images side by side, but large ones in turn.
+STRETCH = (0.5, 99.5)  # percentiles that become black and white where the full scale is unknown
+# OpenCV would log every odd tag of a TIFF file; `read_rgb` reports what cannot be read.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# Threads decode small images in parallel but large ones one at a time, which bounds the memory.
 _one_large_at_a_time = threading.Lock()
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
     """Read an image file as uint8 (height, width, 3), RGB.
 
-    Greyscale becomes three equal channels, what is transparent becomes black, an EXIF rotation is
-    carried out. Integers of more than 8 bits are taken to fill the smallest of 8, 10, 12, 14 and 16
-    bits that holds them (but CMYK, and grey with transparency, all 16); other numbers are stretched
-    between two percentiles. Of a file with several pictures the first is read. Images of over 20
-    megapixels come shrunk to that.
+    Gray images get three equal channels, transparent pixels become black, and the EXIF rotation is
+    applied. Integers of more than 8 bits are assumed to use the smallest of 8, 10, 12, 14 and 16
+    bits that holds them (CMYK, and gray with transparency: always 16); other numbers are stretched
+    between two percentiles. A file with several pictures gives the first. Images of more than 20
+    megapixels are shrunk to that size.
 
     Raises:
-        MarsclfError: the file cannot be read, holds no such image, is cut off, or has over 100
-            megapixels.
+        MarsclfError: the file cannot be read, is not such an image, is damaged, or has more than
+            100 megapixels. The text is the reason alone; callers add the path.
     """
     path = Path(path)
     try:
@@ -65,133 +53,38 @@ def read_rgb(path: str | Path) -> np.ndarray:
         if path.suffix.lower() in PDS_SUFFIXES:
             return _read_pds(path)
         with Image.open(path, formats=FORMATS) as image:
-            return _decode(image)
-    except UnidentifiedImageError:
-        raise MarsclfError("it is not a JPEG, PNG or TIFF image") from None
-    except Image.DecompressionBombError:
-        raise MarsclfError(f"the image has over {MAX_PIXELS:,} pixels") from None
-    except MemoryError:
-        raise MarsclfError("there is not enough memory to decode it") from None
-    except OSError as error:
-        # With a number it is the system's, without one Pillow's word for a damaged file.
-        reason = error.strerror or f"the image is damaged: {_one_line(error)}"
-        raise MarsclfError(reason) from None
+            _check_size(*image.size)
+            if _shrunk_size(*image.size) == image.size:
+                return _to_rgb(image)
+            with _one_large_at_a_time:
+                # Lets the JPEG decoder work at a half, a quarter or an eighth of the size.
+                image.draft(None, _shrunk_size(*image.size))
+                return _to_rgb(image)
     except MarsclfError:
         raise
-    except Exception as error:  # a damaged file can raise nearly anything in a decoder
-        raise MarsclfError(f"the image is damaged: {_one_line(error)}") from None
+    except Exception as error:  # decoders raise almost anything on a damaged file
+        reasons = {
+            UnidentifiedImageError: "it is not a JPEG, PNG or TIFF image",
+            Image.DecompressionBombError: f"the image has over {MAX_PIXELS:,} pixels",
+            MemoryError: "there is not enough memory to decode it",
+        }
+        # Only the operating system's errors have a `strerror`, Pillow's do not.
+        reason = reasons.get(type(error)) or getattr(error, "strerror", None)
+        raise MarsclfError(reason or f"the image is damaged: {_one_line(error)}") from None
 
 
-def ignore_decoders_warnings() -> None:
-    """Silence what decoders say of odd files; the rows tell of those that cannot be read.
+def ignore_decoder_warnings() -> None:
+    """Silence the decoders' warnings about odd files; `read_rgb` reports what cannot be read.
 
-    To be called within warnings.catch_warnings, which counts for all threads.
+    Call it within warnings.catch_warnings, which applies to all threads.
     """
     warnings.filterwarnings("ignore", module=r"(PIL|pdr)\b")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]
-
-
-def _check_file(path: Path) -> None:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
-        raise MarsclfError("it is not a file")
-    if status.st_size == 0:
-        raise MarsclfError("the file is empty")
-    if status.st_size > MAX_BYTES:
-        raise MarsclfError(f"the file has more than {MAX_BYTES:,} bytes")
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise MarsclfError(
-            f"the image has {width:,} x {height:,} pixels, over {MAX_PIXELS:,}; cut it up"
-        )
-
-
-def _decode(image: Image.Image) -> np.ndarray:
-    _check_size(*image.size)
-    if image.width * image.height > LARGE_PIXELS or max(image.size) > LARGE_SIDE:
-        with _one_large_at_a_time:
-            # Lets a JPEG be decoded at half, a quarter or an eighth of its size.
-            image.draft(None, _shrunk_size(*image.size))
-            return _to_rgb(image)
-    return _to_rgb(image)
-
-
-def _shrunk_size(width: int, height: int) -> tuple[int, int]:
-    scale = min(1, (LARGE_PIXELS / (width * height)) ** 0.5, LARGE_SIDE / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    low = _lower_bytes(image)
-    image.load()
-    orientation = _orientation(image)
-    if low is not None:
-        turn = TURNS.get(orientation)
-        both = [part if turn is None else part.transpose(turn) for part in (image, low)]
-        return to_8_bit(_sixteen_bits(*both))
-    if image.mode.startswith("I;16"):
-        image = image.convert("I")
-    elif image.mode == "P" or (image.mode in ("1", "L", "RGB") and "transparency" in image.info):
-        image = image.convert("RGBA")
-    elif image.mode == "1":
-        image = image.convert("L")
-    if _shrunk_size(*image.size) != image.size:
-        image = image.resize(_shrunk_size(*image.size), Image.Resampling.BOX)
-    if orientation in TURNS:
-        image = image.transpose(TURNS[orientation])
-    if image.mode in ("I", "F"):
-        return to_8_bit(np.asarray(image))
-    if image.mode in ("LA", "PA", "La", "RGBa", "RGBA"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _lower_bytes(image: Image.Image) -> Image.Image | None:
-    """Return the lower bytes of RGB of 16 bits, of which Pillow gives the upper ones alone.
-
-    They are what it gives when it is told the other byte order.
-    """
-    if image.mode not in ("RGB", "RGBA") or not {*map(_raw_mode, image.tile)} <= SWAPPED.keys():
-        return None
-    with Image.open(image.filename, formats=FORMATS) as low:
-        low.tile = [_with_raw_mode(tile, SWAPPED[_raw_mode(tile)]) for tile in low.tile]
-        low.load()
-        return low
-
-
-def _raw_mode(tile: NamedTuple) -> str:
-    return tile.args if isinstance(tile.args, str) else tile.args[0]
-
-
-def _with_raw_mode(tile: NamedTuple, mode: str) -> NamedTuple:
-    return tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
-
-
-def _sixteen_bits(high: Image.Image, low: Image.Image) -> np.ndarray:
-    """Return uint16 (height, width, 3) of the upper and lower bytes, black where transparent."""
-    step = -(-high.width // _shrunk_size(*high.size)[0])
-    upper, lower = (np.asarray(part)[::step, ::step].astype(np.uint16) for part in (high, low))
-    values = upper[..., :3] << 8 | lower[..., :3]
-    return values if high.mode == "RGB" else (values * (upper[..., 3:] / 255)).astype(np.uint16)
-
-
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF data does not make the picture unreadable
-        return None
 
 
 def to_8_bit(values: np.ndarray) -> np.ndarray:
     """Scale numbers of any type, (height, width) or (height, width, 3), to uint8 of three channels.
 
-    `read_rgb` says how. Numbers that are not finite become black.
+    Scales as described in `read_rgb`. Numbers that are not finite become black.
     """
     if values.ndim == 2:
         values = np.repeat(values[..., np.newaxis], 3, axis=2)
@@ -204,21 +97,81 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
     else:
         low, high = np.percentile(values, STRETCH)
     spread = float(high) - float(low)
-    factor = 255 / spread if spread > 1e-30 else 0.0  # one value everywhere is black
+    factor = 255 / spread if spread > 1e-30 else 0.0  # an image of one value is black
     scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
     return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
-def _check_pds_data(found: object) -> None:
-    """Check the file with the pixels that a label names, before pdr reads all of it.
+def _one_line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]
 
-    pdr would let Pillow open pictures of any kind, one of which is a program to Ghostscript.
-    """
-    for data in found if isinstance(found, list | tuple | set) else [found]:
-        if data is not None:  # where there is none, pdr says so
-            if Path(data).suffix.lower() not in PDS_DATA_SUFFIXES:
-                raise MarsclfError(f"its label names {Path(data).name!r} instead of an .IMG file")
-            _check_file(Path(data))
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
+        raise MarsclfError("it is not a file")
+    if status.st_size == 0:
+        raise MarsclfError("the file is empty")
+    if status.st_size > MAX_BYTES:
+        raise MarsclfError(f"the file has more than {MAX_BYTES:,} bytes")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise MarsclfError(f"the image has over {MAX_PIXELS:,} pixels: {width:,} x {height:,}")
+
+
+def _shrunk_size(width: int, height: int) -> tuple[int, int]:
+    scale = min(1, (LARGE_PIXELS / (width * height)) ** 0.5, LARGE_SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """Return every n-th row and column of a large image, all of a small one."""
+    height, width = values.shape[:2]
+    step = -(-width // _shrunk_size(width, height)[0])
+    return values[::step, ::step]
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    # Of 16-bit color Pillow keeps the upper bytes only; `tile` says so until it has decoded.
+    is_16_bit_color = any(re.search(r"\bRGBA?;16", str(tile.args)) for tile in image.tile)
+    image.load()
+    if is_16_bit_color:
+        return to_8_bit(_read_16_bit_color(image))
+    if image.mode.startswith("I;16"):
+        image = image.convert("I")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode in ("1", "P"):
+        image = image.convert("RGB")
+    if _shrunk_size(*image.size) != image.size:
+        image = image.resize(_shrunk_size(*image.size), Image.Resampling.BOX)
+    _turn_upright(image)
+    if image.mode in ("I", "F"):
+        return to_8_bit(np.asarray(image))
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _read_16_bit_color(image: Image.Image) -> np.ndarray:
+    """Return uint16 (height, width, 3) of an image whose upper bytes Pillow has decoded."""
+    content = np.fromfile(image.filename, np.uint8)
+    values = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # BGR, upright
+    if values is None:
+        raise MarsclfError("the image is damaged: OpenCV cannot decode it")
+    values = _thinned(values)[..., ::-1]
+    if image.mode == "RGB":
+        return values
+    _turn_upright(image)
+    alpha = _thinned(np.asarray(image.getchannel("A")))[..., np.newaxis]
+    return (values * (alpha / 255)).astype(np.uint16)
+
+
+def _turn_upright(image: Image.Image) -> None:
+    with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _read_pds(path: Path) -> np.ndarray:
@@ -231,23 +184,32 @@ def _read_pds(path: Path) -> np.ndarray:
     with _one_large_at_a_time:
         try:
             product = pdr.read(path)
-            # The pictures of one product: its own first, then perhaps masks and backplanes.
+            # The shortest name is the image itself; longer ones are masks and backplanes.
             names = sorted((k for k in product.keys() if "IMAGE" in k.upper()), key=len)  # noqa: SIM118
-            if names:
-                _check_pds_data(product._target_path(names[0]))
-            values = product[names[0]] if names else None
+            values = _pds_values(product, names[0]) if names else None
         except MarsclfError:
             raise
         except Exception as error:
             raise MarsclfError(f"pdr cannot read the product: {_one_line(error)}") from None
         if not isinstance(values, np.ndarray) or values.ndim not in (2, 3) or not values.size:
             raise MarsclfError("the product holds no image that pdr can read; is its label there?")
-        if values.ndim == 3:  # PDS keeps the bands first
-            values = np.moveaxis(values, 0, 2)
-            if values.shape[2] not in (1, 3):
-                raise MarsclfError(f"the image has {values.shape[2]} bands instead of 1 or 3")
-        values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
-        height, width = values.shape[:2]
-        _check_size(width, height)
-        step = -(-width // _shrunk_size(width, height)[0])  # before numbers become larger ones
-        return to_8_bit(np.ma.filled(values[::step, ::step], 0))
+        if values.ndim == 3:  # PDS puts the bands first
+            if len(values) not in (1, 3):
+                raise MarsclfError(f"the image has {len(values)} bands instead of 1 or 3")
+            values = values[0] if len(values) == 1 else np.moveaxis(values, 0, 2)
+        _check_size(values.shape[1], values.shape[0])
+        return to_8_bit(np.ma.filled(_thinned(values), 0))
+
+
+def _pds_values(product: Mapping[str, object], name: str) -> object:
+    """Return what pdr reads of the product's part `name`, after a check of the file that holds it.
+
+    Of other suffixes pdr lets Pillow open any format, and Pillow runs Ghostscript for one of them.
+    """
+    found = product._target_path(name)
+    for data in found if isinstance(found, list | tuple | set) else [found]:
+        if data is not None:  # otherwise pdr reports it
+            if Path(data).suffix.lower() not in PDS_DATA_SUFFIXES:
+                raise MarsclfError(f"its label names {Path(data).name!r} instead of an .IMG file")
+            _check_file(Path(data))
+    return product[name]

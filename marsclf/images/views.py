@@ -1,45 +1,35 @@
-"""From a file to the square of pixels a network sees: decoding, fitting and augmentation."""
+"""From decoded pixels to the square view that a network sees: fitting and augmentation."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from marsclf.errors import MarsclfError
 
 VIEWS_VERSION = 2  # raise it when the code below gives other pixels: cached features depend on it
-# Callers load images in as many threads as there are cores; OpenCV's own would only compete.
-cv2.setNumThreads(1)
-# At which an image may be looked at, and how often.
-ZOOMS, MOST_ZOOMS = (0.1, 10), 16
+ZOOMS, MOST_ZOOMS = (0.1, 10), 16  # limits of a zoom, and how many views one image may have
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 weights of red, green and blue
+# Callers load images in one thread per core; OpenCV's own threads would only compete with them.
+cv2.setNumThreads(1)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a random view of an image may differ from the image. The defaults change nothing.
+    """How far a random view may differ from its image. The defaults change nothing.
 
-    Attributes:
-        rotation: largest turn to either side, degrees (180: any direction).
-        zoom: enlargement is drawn log-uniformly from 1/(1 + zoom) to 1 + zoom.
-        stretch: the aspect ratio is drawn log-uniformly from 1/(1 + stretch) to 1 + stretch.
-        shift: largest shift along each axis, as a share of the view's side.
-        flip: whether half of the views are mirrored.
-        brightness, contrast, saturation: the factor is drawn log-uniformly from 1/(1 + x) to 1 + x.
-        grey: share of views that lose all colour.
+    Where a setting x is a spread, the value is drawn log-uniformly from 1 / (1 + x) to 1 + x.
     """
 
-    rotation: float = 0.0
-    zoom: float = 0.0
-    stretch: float = 0.0
-    shift: float = 0.0
-    flip: bool = False
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    grey: float = 0.0
+    rotation: float = 0.0  # largest angle in either direction, degrees
+    zoom: float = 0.0  # spread of the magnification
+    stretch: float = 0.0  # spread of the aspect ratio
+    shift: float = 0.0  # largest shift along each axis, as a fraction of the view's side
+    flip: bool = False  # whether half of the views are mirrored
+    brightness: float = 0.0  # spread of the factor
+    contrast: float = 0.0  # spread of the factor
+    saturation: float = 0.0  # spread of the factor
+    grey: float = 0.0  # fraction of the views that lose their color
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -49,24 +39,95 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Condition:
-    """How a fixed view of a whole image differs from it. The defaults change nothing.
+    """How a fixed view differs from its image. The defaults change nothing."""
 
-    Attributes:
-        turn: degrees.
-        mirror: whether left and right are exchanged.
-        zoom: enlargement about the centre.
-        gain: factor of all values.
-        grey: whether all colour is lost.
-    """
-
-    turn: float = 0.0
-    mirror: bool = False
-    zoom: float = 1.0
-    gain: float = 1.0
-    grey: bool = False
+    turn: float = 0.0  # degrees, clockwise
+    zoom: float = 1.0  # magnification about the center
+    gain: float = 1.0  # factor of all values
+    grey: bool = False  # whether the color is removed
 
 
 WHOLE_IMAGE = Condition()
+
+
+def check_zooms(zooms: object) -> None:
+    """Raise MarsclfError unless `zooms` is a list of 1 to 16 numbers from 0.1 to 10."""
+    if not (
+        isinstance(zooms, list | tuple)
+        and 1 <= len(zooms) <= MOST_ZOOMS
+        and all(type(zoom) in (int, float) and ZOOMS[0] <= zoom <= ZOOMS[1] for zoom in zooms)
+    ):
+        raise MarsclfError(
+            f"zooms are {zooms!r:.100}; give a list of 1 to {MOST_ZOOMS} numbers from "
+            f"{ZOOMS[0]} to {ZOOMS[1]}"
+        )
+
+
+def fit_view(image: np.ndarray, size: int, condition: Condition = WHOLE_IMAGE) -> np.ndarray:
+    """Return the complete image, uint8 (height, width, 3), in a square, uint8 (size, size, 3).
+
+    The aspect ratio is kept. Reflections fill the rest of the square, so that it shows no edge that
+    is not in the scene.
+    """
+    # Rounded, so that a quarter turn moves pixels without blurring them.
+    matrix = np.round(_rotation(condition.turn), 12) * condition.zoom
+    view = _warp(image, size, matrix, np.zeros(2))
+    if condition.grey:
+        view = np.repeat((view @ LUMA).round().astype(np.uint8)[..., np.newaxis], 3, axis=2)
+    return view if condition.gain == 1 else np.clip(view * condition.gain, 0, 255).astype(np.uint8)
+
+
+def random_view(
+    image: np.ndarray, size: int, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """Return a random view of an image, uint8 (height, width, 3), as uint8 (size, size, 3).
+
+    One affine warp and one color transform. The same state of `rng` gives the same view.
+    """
+    a = augmentation
+    # Always the same draws, whatever the settings, so that changing one leaves the others alone.
+    angle = rng.uniform(-a.rotation, a.rotation)
+    zoom, stretch = _log_uniform(rng, a.zoom), _log_uniform(rng, a.stretch)
+    shift = rng.uniform(-a.shift, a.shift, size=2) * size
+    mirror = -1.0 if rng.random() < 0.5 and a.flip else 1.0
+    scales = np.diag([mirror * zoom * stretch**0.5, zoom * stretch**-0.5])
+    view = _warp(image, size, _rotation(angle) @ scales, shift)
+    saturation, contrast, brightness = (
+        _log_uniform(rng, spread) for spread in (a.saturation, a.contrast, a.brightness)
+    )
+    if rng.random() < a.grey:
+        saturation = 0.0
+    if saturation == contrast == brightness == 1.0:
+        return view
+    mix = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
+    offset = np.full(3, (1 - contrast) * float(view.mean()))
+    return cv2.transform(view, np.column_stack([mix * contrast, offset]) * brightness)
+
+
+def _log_uniform(rng: np.random.Generator, spread: float) -> float:
+    return float(np.exp(rng.uniform(-1, 1) * np.log1p(spread)))
+
+
+def _rotation(degrees: float) -> np.ndarray:
+    angle = np.deg2rad(degrees)
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def _warp(image: np.ndarray, size: int, matrix: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Map the image's center to the view's center plus `shift`, the longer side to `size`."""
+    height, width = image.shape[:2]
+    matrix = matrix * (size / max(height, width))
+    scale = np.sqrt(abs(np.linalg.det(matrix)))
+    # Bilinear sampling skips pixels when it shrinks further: average them first.
+    if scale < 0.6 and scale * min(height, width) >= 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        matrix = matrix * (width / image.shape[1])
+        height, width = image.shape[:2]
+    center = np.array([(width - 1) / 2, (height - 1) / 2])
+    offset = (size - 1) / 2 + shift - matrix @ center
+    affine = np.column_stack([matrix, offset])
+    flags = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REFLECT_101}
+    return cv2.warpAffine(image, affine, (size, size), **flags)
 
 
 @dataclass(frozen=True)
@@ -82,38 +143,6 @@ class AsRead:
     squashed: bool
     bgr: bool
     augmentation: Augmentation | None = None
-
-
-def decode_rgb(path: Path) -> np.ndarray:
-    """Decode an image file to uint8 (height, width, 3), RGB; one channel becomes three.
-
-    Raises:
-        MarsclfError: the file is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise MarsclfError(f"{path} is gone; restore it or run `make check-data`") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MarsclfError(f"{path} cannot be decoded ({error}); replace the file") from None
-
-
-def fit_view(image: np.ndarray, size: int, condition: Condition = WHOLE_IMAGE) -> np.ndarray:
-    """Return the whole image in a `size` x `size` square, uint8, its aspect ratio kept.
-
-    What the image leaves free is filled by its mirror image, so no edge is drawn that the scene
-    does not have.
-    """
-    c = condition
-    angle = np.deg2rad(c.turn)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    # Rounded, so that a quarter turn exchanges pixels and blurs none.
-    matrix = np.round(turn, 12) @ np.diag([-c.zoom if c.mirror else c.zoom, c.zoom])
-    view = _warp(image, size, matrix, np.zeros(2))
-    if c.grey:
-        view = np.repeat((view @ LUMA).round().astype(np.uint8)[..., np.newaxis], 3, axis=2)
-    return view if c.gain == 1 else np.clip(view * c.gain, 0, 255).astype(np.uint8)
 
 
 def read_view(
@@ -138,66 +167,3 @@ def read_view(
     top, left = (view.shape[0] - height) // 2, (view.shape[1] - width) // 2
     view = view[top : top + height, left : left + width]
     return view[..., ::-1] if how.bgr else view
-
-
-def random_view(
-    image: np.ndarray, size: int, augmentation: Augmentation, rng: np.random.Generator
-) -> np.ndarray:
-    """Return one random view of an image as uint8 (size, size, 3): one affine warp, one colour map.
-
-    Args:
-        image: uint8 (height, width, 3).
-        size: side of the view, pixels.
-        augmentation: how far views may differ from the image.
-        rng: the source of chance; the same state gives the same view.
-    """
-    a = augmentation
-    # All draws are made, whatever the settings, so that changing one leaves the others alone.
-    angle = np.deg2rad(rng.uniform(-a.rotation, a.rotation))
-    zoom, stretch = _log_uniform(rng, a.zoom), _log_uniform(rng, a.stretch)
-    shift = rng.uniform(-a.shift, a.shift, size=2) * size
-    mirror = -1.0 if rng.random() < 0.5 and a.flip else 1.0
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn @ np.diag([mirror * zoom * stretch**0.5, zoom * stretch**-0.5])
-    view = _warp(image, size, matrix, shift)
-    return _recolour(view, a, rng)
-
-
-def _log_uniform(rng: np.random.Generator, spread: float) -> float:
-    return float(np.exp(rng.uniform(-1, 1) * np.log1p(spread)))
-
-
-def _warp(image: np.ndarray, size: int, matrix: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Map the image's centre to the view's centre plus `shift`, the longer side to `size`."""
-    height, width = image.shape[:2]
-    matrix = matrix * (size / max(height, width))
-    scale = np.sqrt(abs(np.linalg.det(matrix)))
-    # Bilinear sampling skips pixels when it shrinks further: average them first.
-    if scale < 0.6 and scale * min(height, width) >= 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        matrix = matrix * (width / image.shape[1])
-        height, width = image.shape[:2]
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    offset = (size - 1) / 2 + shift - matrix @ centre
-    return cv2.warpAffine(
-        image,
-        np.column_stack([matrix, offset]),
-        (size, size),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT_101,
-    )
-
-
-def _recolour(view: np.ndarray, a: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Saturation, contrast and brightness as one 3 x 4 colour matrix; values clip at 0 and 255."""
-    saturation, contrast, brightness = (
-        _log_uniform(rng, spread) for spread in (a.saturation, a.contrast, a.brightness)
-    )
-    if rng.random() < a.grey:
-        saturation = 0.0
-    if saturation == contrast == brightness == 1.0:
-        return view
-    mix = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
-    middle = float(view.mean())
-    colour = np.column_stack([mix * contrast, np.full(3, (1 - contrast) * middle)]) * brightness
-    return cv2.transform(view, colour)

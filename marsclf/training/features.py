@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
+from marsclf.images.decode import read_rgb
 from marsclf.images.views import (
     VIEWS_VERSION,
     WHOLE_IMAGE,
     AsRead,
     Augmentation,
     Condition,
-    decode_rgb,
     fit_view,
     random_view,
     read_view,
@@ -170,6 +170,15 @@ def _fill(
             np.save(temporary, features)
 
 
+def _read(path: Path) -> np.ndarray:
+    try:
+        return read_rgb(path)
+    except MarsclfError as error:
+        raise MarsclfError(
+            f"{path}: {error}; restore the file, or run `make check-data`."
+        ) from None
+
+
 def view_loader(
     shape: tuple[int, int], kind: Augmentation | Condition | AsRead, seed: int
 ) -> Callable[[tuple[Path, str, int]], np.ndarray]:
@@ -177,7 +186,7 @@ def view_loader(
 
     `shape` is height and width.
     """
-    decode = lru_cache(maxsize=8)(decode_rgb)  # the views of one image follow each other
+    decode = lru_cache(maxsize=8)(_read)  # the views of one image follow each other
 
     def load(view: tuple[Path, str, int]) -> np.ndarray:
         path, sha256, number = view

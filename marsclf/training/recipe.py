@@ -11,7 +11,7 @@ import pandas as pd
 
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool
-from marsclf.images.views import MOST_ZOOMS, WHOLE_IMAGE, ZOOMS, Augmentation, Condition
+from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, check_zooms
 from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import has_gpu
 from marsclf.paths import CACHE
@@ -51,13 +51,7 @@ class Recipe:
     self_training: float
 
     def __post_init__(self) -> None:
-        low, high = ZOOMS
-        few = 1 <= len(self.test_zooms) <= MOST_ZOOMS
-        if not few or not all(low <= zoom <= high for zoom in self.test_zooms):
-            raise MarsclfError(
-                f"test_zooms is {self.test_zooms}; it must hold 1 to {MOST_ZOOMS} zooms, each from "
-                f"{low} to {high}."
-            )
+        check_zooms(self.test_zooms)
         if not 0 <= self.self_training <= 1:
             raise MarsclfError(
                 f"self_training is {self.self_training}; it is a share of the images, 0 to 1."
