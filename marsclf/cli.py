@@ -32,9 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         print(
-            f"error: {sys.executable} lacks the package {error.name}: create the environment with "
-            "`make environment` and call .venv/bin/python -m marsclf, or install the missing "
-            "packages with `pip install .`.",
+            f"error: {sys.executable} lacks the package {error.name}: call .venv/bin/python -m "
+            "marsclf after `make environment`, or install what is missing with `pip install .`.",
             file=sys.stderr,
         )
         return 1
@@ -76,15 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     source = run.add_mutually_exclusive_group()
     source.add_argument("--data-dir", **data_dir)
     source.add_argument("--sample", action="store_true", help="use generated images")
-    run.add_argument(
-        "--set",
-        dest="settings",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override parameters of the notebooks; values are YAML",
-    )
+    many = {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"}
+    set_help = "override parameters of the notebooks; values are YAML"
+    run.add_argument("--set", dest="settings", help=set_help, **many)
     weights_help = "ImageNet weights of the backbone, if Keras cannot download them"
     run.add_argument("--weights", type=Path, metavar="FILE", help=weights_help)
     run.set_defaults(command=_run)

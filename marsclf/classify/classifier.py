@@ -85,24 +85,30 @@ class Classifier:
 
         Items are read about a hundred ahead. A prediction does not depend on the other items.
         """
-        ahead: deque[_Item] = deque()
+        ahead: deque[str | np.ndarray] = deque()
+        errors: dict[int, str] = {}
 
-        def read_ahead() -> Iterator[_Item]:
-            for source in items:
-                ahead.append(_Item(source))
-                yield ahead[-1]
+        def read_ahead() -> Iterator[tuple[int, str | np.ndarray]]:
+            for number, item in enumerate(items):
+                ahead.append(item)
+                yield number, item
 
-        for probabilities in predict_each(read_ahead(), self._load, self._predict_views):
-            item = ahead.popleft()
-            path = item.source if isinstance(item.source, str) else None
-            if item.error is None:
-                yield item.source, make_row(path, threshold, self.calibrate(probabilities))
-            else:
-                yield item.source, make_row(path, threshold, error=item.error)
+        def load(numbered: tuple[int, str | np.ndarray]) -> np.ndarray:
+            try:
+                return self.views(numbered[1])
+            except MarsclfError as error:
+                errors[numbered[0]] = str(error)
+            except Exception as error:  # one file must not stop the others
+                reason = str(error) or type(error).__name__
+                errors[numbered[0]] = f"the image cannot be used: {reason}"
+            return np.zeros((len(self.zooms), self.image_size, self.image_size, 3), np.uint8)
 
-    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
-        """Apply the temperature to the network's probabilities (..., 25); returns float64."""
-        return with_temperature(probabilities.astype(np.float64), self.temperature)
+        outputs = predict_each(read_ahead(), load, self._predict_views)
+        for number, probabilities in enumerate(outputs):
+            item, error = ahead.popleft(), errors.pop(number, None)
+            calibrated = with_temperature(probabilities.astype(np.float64), self.temperature)
+            path = item if isinstance(item, str) else None
+            yield item, make_row(path, threshold, None if error else calibrated, error)
 
     def views(self, source: str | np.ndarray) -> np.ndarray:
         """Return the network's inputs for an image, one per zoom: uint8 (zooms, size, size, 3)."""
@@ -115,21 +121,6 @@ class Classifier:
         """Return pooled probabilities (n, 25) for the views (n, zooms, size, size, 3)."""
         probabilities = self.engine(views.reshape(-1, *views.shape[2:]))
         return pool(probabilities.reshape(*views.shape[:2], -1), axis=1)
-
-    def _load(self, item: "_Item") -> np.ndarray:
-        try:
-            return self.views(item.source)
-        except MarsclfError as error:
-            item.error = str(error)
-        except Exception as error:  # one file must not stop the others
-            item.error = f"the image cannot be used: {error or type(error).__name__}"
-        return np.zeros((len(self.zooms), self.image_size, self.image_size, 3), np.uint8)
-
-
-@dataclass
-class _Item:
-    source: str | np.ndarray
-    error: str | None = None
 
 
 def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -> Classifier:

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,14 @@ from tqdm import tqdm
 from marsclf import paths
 from marsclf.classify import classifier_file, on_ray
 from marsclf.classify.find import list_images
-from marsclf.classify.parts import Parts, open_parts, partial_of
+from marsclf.classify.parts import (
+    finish,
+    missing_parts,
+    open_parts,
+    partial_of,
+    read_paths,
+    write_part,
+)
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.metrics import THRESHOLD
@@ -65,12 +72,12 @@ def predict(job: Job) -> int:
     Raises MarsclfError if there is no image, and if an argument or the output cannot be used.
     """
     _check(job)
-    output, started = job.output, time.monotonic()
+    output = job.output
     if job.resume and os.path.exists(output) and not os.path.exists(partial_of(output)):
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return ALL_READ
     try:
-        counts, done = _print_rows(job) if output is None else _write_table(job, output)
+        counts, done, seconds = _write_table(job, output) if output else _print_table(job)
     except KeyboardInterrupt:
         is_kept = output is not None and partial_of(output).exists()
         kept = f"; --resume continues from {partial_of(output)}" if is_kept else ""
@@ -78,7 +85,7 @@ def predict(job: Job) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of standard output, such as `head`, has stopped
         return ALL_READ
-    print(_report(counts, done, time.monotonic() - started), file=sys.stderr)
+    print(_report(counts, done, seconds), file=sys.stderr)
     if output is not None:
         print(f"Table: {output}", file=sys.stderr)
     return SOME_NOT_READ if counts["errors"] else ALL_READ
@@ -114,8 +121,8 @@ def _check(job: Job) -> None:
             raise MarsclfError(f"{explain} cannot be created ({error.strerror}).") from None
 
 
-def _write_table(job: Job, output: Path) -> tuple[Counter, int]:
-    """Write the output; return the counts of its rows and the number of images classified now."""
+def _write_table(job: Job, output: Path) -> tuple[Counter, int, float]:
+    """Write the output; return the counts of its rows, images classified now, and seconds."""
     images, size = list_images(job.sources, job.explain), IMAGES_PER_PART
     if job.engine == "ray":  # its workers have another working directory
         output, images = output.absolute(), map(os.path.abspath, images)
@@ -126,44 +133,36 @@ def _write_table(job: Job, output: Path) -> tuple[Counter, int]:
         "threshold": job.threshold,
         "columns": list(COLUMNS),
     }
-    with open_parts(output, images, settings, size, job.resume) as parts:
-        missing = parts.missing()
+    with open_parts(output, images, settings, size, job.resume) as folder:
+        missing, started = missing_parts(folder), time.monotonic()
         if job.engine == "ray" and missing:
             with _quiet_libraries():
-                on_ray.classify_parts(parts, [*missing], job.threshold, job.model, job.address)
+                on_ray.classify_parts(folder, [*missing], job.threshold, job.model, job.address)
         elif missing:
-            _classify_parts(parts, missing, job)
-        return parts.finish(output), sum(missing.values())
+            waiting = itertools.chain.from_iterable(read_paths(folder, name) for name in missing)
+            classifier, started = _load_classifier(job), time.monotonic()
+            rows = _classify(classifier, waiting, job, total=sum(missing.values()))
+            for name, number in missing.items():
+                write_part(folder, name, itertools.islice(rows, number))
+        seconds = time.monotonic() - started
+        return finish(folder, output), sum(missing.values()), seconds
 
 
-def _classify_parts(parts: Parts, missing: dict[str, int], job: Job) -> None:
-    """Classify the images of the missing parts and store the rows part by part."""
-    images = itertools.chain.from_iterable(map(parts.paths, missing))
-    done = parts.images - sum(missing.values())
-    batches = _batches(images, job)
-    rows = (row for batch in batches for row in batch)
-    with tqdm(rows, "classifying", parts.images, unit="image", initial=done, disable=None) as rows:
-        rows = iter(rows)
-        for name, length in missing.items():
-            parts.write(name, itertools.islice(rows, length))
-
-
-def _print_rows(job: Job) -> tuple[Counter, int]:
-    """Print the rows as CSV; return their counts and the number of images."""
+def _print_table(job: Job) -> tuple[Counter, int, float]:
+    """Print the rows as CSV; return the same as _write_table."""
     counts: Counter = Counter()
     images = list_images(job.sources, job.explain)
     images = itertools.chain([next(images)], images)  # fails before the classifier is loaded
-    bar = tqdm(desc="classifying", unit="image", disable=sys.stdout.isatty() or None)
+    classifier, started = _load_classifier(job), time.monotonic()
     sys.stdout.reconfigure(errors="backslashreplace")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     try:
-        with bar:
-            writer.writerow(COLUMNS)
-            for batch in _batches(images, job):
-                writer.writerows(batch)
-                sys.stdout.flush()
-                counts += count(batch)
-                bar.update(len(batch))
+        writer.writerow(COLUMNS)
+        rows = _classify(classifier, images, job)
+        while batch := list(itertools.islice(rows, BATCH)):
+            writer.writerows(batch)
+            sys.stdout.flush()
+            counts += count(batch)
     except OSError as error:
         # Python would fail again at exit, when it flushes the rest of the buffer.
         with open(os.devnull, "wb") as nowhere:
@@ -173,11 +172,10 @@ def _print_rows(job: Job) -> tuple[Counter, int]:
         raise MarsclfError(
             f"Standard output cannot be written ({error.strerror}): the rows are incomplete."
         ) from None
-    return counts, counts["images"]
+    return counts, counts["images"], time.monotonic() - started
 
 
-def _batches(images: Iterator[str], job: Job) -> Iterator[list[Row]]:
-    """Yield the rows of images in batches, after saving their overlays."""
+def _load_classifier(job: Job) -> "Classifier":
     print("Loading the classifier ...", file=sys.stderr)
     with _quiet_libraries():
         from marsclf.classify.classifier import load_classifier
@@ -185,13 +183,25 @@ def _batches(images: Iterator[str], job: Job) -> Iterator[list[Row]]:
         classifier = load_classifier(job.model)
         if job.explain:
             classifier.network()  # loads TensorFlow
-    with warnings.catch_warnings():
+    return classifier
+
+
+def _classify(
+    classifier: "Classifier", images: Iterable[str], job: Job, total: int | None = None
+) -> Iterator[Row]:
+    """Yield the rows of images, after saving their overlays, and show the progress."""
+    hide = job.output is None and sys.stdout.isatty()
+    with (
+        tqdm(desc="classifying", unit="image", total=total, disable=hide or None) as bar,
+        warnings.catch_warnings(),
+    ):
         ignore_decoder_warnings()
         pairs = classifier.rows(images, job.threshold)
         while batch := list(itertools.islice(pairs, BATCH)):
             if job.explain:
                 _save_overlays(classifier, batch, job.explain)
-            yield [row for _, row in batch]
+            yield from (row for _, row in batch)
+            bar.update(len(batch))
 
 
 def _save_overlays(classifier: "Classifier", batch: list[tuple[str, Row]], folder: Path) -> None:

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +17,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from marsclf import paths
-from marsclf.classify.parts import LIST, Parts
+from marsclf.classify.parts import LIST, read_paths, write_part
 from marsclf.errors import MarsclfError
 from marsclf.images.decode import ignore_decoder_warnings
 from marsclf.provenance import cores, limit_cores
@@ -43,16 +42,16 @@ def import_ray() -> ModuleType:
 
 
 def classify_parts(
-    parts: Parts, missing: Iterable[str], threshold: float, model: Path, address: str | None
+    folder: Path, missing: list[str], threshold: float, model: Path, address: str | None
 ) -> None:
     """Make the missing parts on the Ray cluster at `address`, or (None) on this machine.
 
     Raises MarsclfError if Ray cannot be started or reached, or could not make all parts.
     """
     ray = import_ray()
-    kept = f"; {parts.folder} keeps the finished parts, for --resume"
+    kept = f"; {folder} keeps the finished parts, for --resume"
     # The other machines may have another classifier, or none.
-    shutil.copyfile(model, parts.folder / LIST / CLASSIFIER)
+    shutil.copyfile(model, folder / LIST / CLASSIFIER)
     local = {
         "num_cpus": cores(),
         "include_dashboard": False,
@@ -83,7 +82,7 @@ def classify_parts(
                 batch_size=1,
                 num_cpus=cores_each,
                 compute=ray.data.ActorPoolStrategy(size=workers),
-                fn_constructor_args=(parts, threshold, cores_each),
+                fn_constructor_args=(folder, threshold, cores_each),
             )
             .iter_batches(batch_size=1)
         )
@@ -99,23 +98,23 @@ def classify_parts(
 class Worker:
     """A process that classifies: it loads the network once and makes part after part."""
 
-    def __init__(self, parts: Parts, threshold: float, cores_each: int) -> None:
+    def __init__(self, folder: Path, threshold: float, cores_each: int) -> None:
         from marsclf.classify.classifier import load_classifier
 
         limit_cores(cores_each)
-        self.parts, self.threshold = parts, threshold
+        self.folder, self.threshold = folder, threshold
         paths.CACHE.mkdir(parents=True, exist_ok=True)
         # One at a time, so that the first exports the network for all workers on its machine.
         with FileLock(paths.CACHE / "ray.lock"):
-            self.classifier = load_classifier(parts.folder / LIST / CLASSIFIER)
+            self.classifier = load_classifier(folder / LIST / CLASSIFIER)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Make the parts named in the column "part"."""
         for name in map(str, batch["part"]):
-            if (self.parts.folder / name).exists():
+            if (self.folder / name).exists():
                 continue  # made by a worker that was lost before it could report
             with warnings.catch_warnings():
                 ignore_decoder_warnings()
-                pairs = self.classifier.rows(self.parts.paths(name), self.threshold)
-                self.parts.write(name, (row for _, row in pairs))
+                pairs = self.classifier.rows(read_paths(self.folder, name), self.threshold)
+                write_part(self.folder, name, (row for _, row in pairs))
         return batch
