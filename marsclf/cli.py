@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command is not _predict and not paths.NOTEBOOKS.is_dir():
             raise MarsclfError(
-                "Only the library is installed here, which can `predict`; run the other commands "
-                "in a copy of the repository, which has the notebooks and presets."
+                "This is the library alone, which can predict; run the other commands in a copy "
+                "of the repository, which has the notebooks and presets."
             )
         return command(**options)
     except MarsclfError as error:
@@ -32,13 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         print(
-            f"error: {sys.executable} lacks the package {error.name}: call .venv/bin/python -m "
-            "marsclf after `make environment`, or install what is missing with `pip install .`.",
+            f"error: {sys.executable} lacks the package {error.name}: make the environment with "
+            "`make environment` and call .venv/bin/python -m marsclf, or run `pip install .`.",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to continue.", file=sys.stderr)
+        print("error: interrupted; the same command starts it again.", file=sys.stderr)
         return 130
 
 
@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--data-dir", **data_dir)
     source.add_argument("--sample", action="store_true", help="use generated images")
     many = {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"}
-    set_help = "override parameters of the notebooks; values are YAML"
-    run.add_argument("--set", dest="settings", help=set_help, **many)
+    many["help"] = "override parameters of the notebooks; values are YAML"
+    run.add_argument("--set", dest="settings", **many)
     weights_help = "ImageNet weights of the backbone, if Keras cannot download them"
     run.add_argument("--weights", type=Path, metavar="FILE", help=weights_help)
     run.set_defaults(command=_run)
