@@ -51,6 +51,7 @@ def open_parts(
     folder = partial_of(output)
     lock = output.with_name(f".{output.name}.lock")
     try:
+        lock.touch()  # if it cannot be created, this tells why
         with FileLock(lock, timeout=0):
             try:
                 if not _can_continue(folder, settings, resume):
@@ -63,7 +64,7 @@ def open_parts(
         raise MarsclfError(f"Another process is writing {output}: wait until it ends.") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        kept = f"; --resume continues from {folder}" if Path.is_dir(folder) else ""
+        kept = f"; --resume continues from {folder}" if os.path.isdir(folder) else ""
         raise MarsclfError(f"{output} cannot be written ({reason}){kept}.") from None
 
 
