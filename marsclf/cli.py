@@ -88,11 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _predict(model: Path | None, **options: object) -> int:
+def _predict(**options: object) -> int:
     from marsclf.classify.local import Job, predict
-    from marsclf.paths import CLASSIFIER
 
-    return predict(Job(model=model or CLASSIFIER, **options))
+    return predict(Job(**options))
 
 
 def _run(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from marsclf import paths
-from marsclf.classify import classifier_file, local, parts
+from marsclf.classify import local, parts
 from marsclf.classify.classifier import Classifier
 from marsclf.classify.table import COLUMNS, WRITERS, Row, printable, read_rows, write_rows
 from marsclf.cli import main
@@ -30,10 +30,7 @@ COMMAND = ["predict", "images", "--output", "t.csv"]
 
 @pytest.fixture(autouse=True)
 def small_classifier(
-    classifier: Classifier,
-    classifier_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("marsclf.classify.classifier.load_classifier", lambda _: classifier)
     monkeypatch.setattr(local, "IMAGES_PER_PART", PER_PART)
@@ -154,7 +151,10 @@ def test_any_rows_are_stored_exactly(tmp_path: Path, rows: list[Row]) -> None:
 
 
 def test_resume_continues_with_the_missing_parts(
-    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path,
+    classifier_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["predict", "images", "--output", "complete.csv"]) == 3
     Path("t.csv").write_text("old")
@@ -168,12 +168,9 @@ def test_resume_continues_with_the_missing_parts(
     # Other images, threshold or classifier, and a new run, are refused.
     for other in (["images"], ["images/sub", "--resume"], ["images", "images/sub", "--resume"]):
         assert "t.csv.partial is from " in failure(capsys, *other, "--output", "t.csv")
-    for other in (["--threshold", "0.5"], ["--model", paths.CLASSIFIER]):
-        with monkeypatch.context() as patch:
-            patch.setattr(paths, "CLASSIFIER", paths.CLASSIFIER)
-            patch.setattr(classifier_file, "read", lambda path: ({}, {}, str(path)))
-            said = failure(capsys, *COMMAND[1:], "--resume", *other)
-            assert "is from other images, or from another classifier or threshold" in said
+    for other in (["--threshold", "0.5"], ["--model", classifier_path]):
+        said = failure(capsys, *COMMAND[1:], "--resume", *other)
+        assert "is from other images, or from another classifier or threshold" in said
     for name, content in before.items():
         assert (Path("t.csv.partial") / name).read_bytes() == content
     assert main([*COMMAND, "--resume"]) == 3
@@ -187,10 +184,10 @@ def test_resume_continues_with_the_missing_parts(
 def test_a_killed_process_can_be_resumed(images: Path) -> None:
     """The real command, with the published classifier, outside the project, and SIGKILL."""
     code = (
-        "import os, sys; from marsclf import cli; from marsclf.classify import local\n"
-        f"local.IMAGES_PER_PART = {PER_PART}; write_part = local.write_part\n"
+        "import os, sys; from marsclf import cli; from marsclf.classify import local, parts\n"
+        f"local.IMAGES_PER_PART = {PER_PART}; write_part = parts.write_part\n"
         "def kill(*arguments): write_part(*arguments); os.kill(os.getpid(), 9)\n"
-        "local.write_part = kill\n"
+        "parts.write_part = kill\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
@@ -206,6 +203,20 @@ def test_a_killed_process_can_be_resumed(images: Path) -> None:
     table = pd.read_csv("t.csv")
     assert len(table) == IMAGES and table["path"].is_unique
     assert names_in(Path()) == ["images", "t.csv"]
+
+
+def test_a_platform_without_posix_modules(images: Path) -> None:
+    """As on Windows; there is no such machine to test with."""
+    code = (
+        "import os, sys; sys.modules |= {'fcntl': None, 'resource': None}\n"
+        "del os.sched_getaffinity\n"
+        "from marsclf import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", code, *COMMAND]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 3, ended.stderr
+    assert len(pd.read_csv("t.csv")) == IMAGES
 
 
 def test_a_run_without_a_finished_part_starts_again(

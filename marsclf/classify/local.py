@@ -18,16 +18,8 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from marsclf import paths
-from marsclf.classify import classifier_file, on_ray
+from marsclf.classify import classifier_file, on_ray, parts
 from marsclf.classify.find import list_images
-from marsclf.classify.parts import (
-    finish,
-    missing_parts,
-    open_parts,
-    partial_of,
-    read_paths,
-    write_part,
-)
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.metrics import THRESHOLD
@@ -49,7 +41,7 @@ class Job:
         sources: files, folders and patterns; "-" stands for a list on standard input.
         output: .csv or .parquet file, or for Ray a new folder of Parquet files; None prints CSV.
         threshold: confidence, 0 to 1, below which a prediction is marked as uncertain.
-        model: classifier file.
+        model: classifier file; None is the published one.
         explain: folder for Grad-CAM overlays, or None.
         resume: continue the same job after it was stopped.
         engine: "local" or "ray".
@@ -59,7 +51,7 @@ class Job:
     sources: list[str]
     output: Path | None = None
     threshold: float = THRESHOLD
-    model: Path = paths.CLASSIFIER
+    model: Path | None = None
     explain: Path | None = None
     resume: bool = False
     engine: str = "local"
@@ -73,14 +65,14 @@ def predict(job: Job) -> int:
     """
     _check(job)
     output = job.output
-    if job.resume and os.path.exists(output) and not os.path.exists(partial_of(output)):
+    if job.resume and os.path.exists(output) and not os.path.exists(parts.partial_of(output)):
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return ALL_READ
     try:
         counts, done, seconds = _write_table(job, output) if output else _print_table(job)
     except KeyboardInterrupt:
-        is_kept = output is not None and partial_of(output).exists()
-        kept = f"; --resume continues from {partial_of(output)}" if is_kept else ""
+        is_kept = output is not None and parts.partial_of(output).exists()
+        kept = f"; --resume continues from {parts.partial_of(output)}" if is_kept else ""
         print(f"error: interrupted{kept}.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of standard output, such as `head`, has stopped
@@ -124,28 +116,29 @@ def _check(job: Job) -> None:
 def _write_table(job: Job, output: Path) -> tuple[Counter, int, float]:
     """Write the output; return the counts of its rows, images classified now, and seconds."""
     images, size = list_images(job.sources, job.explain), IMAGES_PER_PART
+    model = job.model or paths.CLASSIFIER
     if job.engine == "ray":  # its workers have another working directory
         output, images = output.absolute(), map(os.path.abspath, images)
         size = on_ray.IMAGES_PER_PART
     settings = {
         "sources": [s if s == "-" else os.path.abspath(s) for s in job.sources],
-        "classifier": classifier_file.read(job.model)[2],
+        "classifier": classifier_file.read(model)[2],
         "threshold": job.threshold,
         "columns": list(COLUMNS),
     }
-    with open_parts(output, images, settings, size, job.resume) as folder:
-        missing, started = missing_parts(folder), time.monotonic()
+    with parts.open_parts(output, images, settings, size, job.resume) as folder:
+        missing, started = parts.missing_parts(folder), time.monotonic()
         if job.engine == "ray" and missing:
             with _quiet_libraries():
-                on_ray.classify_parts(folder, [*missing], job.threshold, job.model, job.address)
+                on_ray.classify_parts(folder, [*missing], job.threshold, model, job.address)
         elif missing:
-            waiting = itertools.chain.from_iterable(read_paths(folder, name) for name in missing)
+            waiting = (path for name in missing for path in parts.read_paths(folder, name))
             classifier, started = _load_classifier(job), time.monotonic()
             rows = _classify(classifier, waiting, job, total=sum(missing.values()))
             for name, number in missing.items():
-                write_part(folder, name, itertools.islice(rows, number))
+                parts.write_part(folder, name, itertools.islice(rows, number))
         seconds = time.monotonic() - started
-        return finish(folder, output), sum(missing.values()), seconds
+        return parts.finish(folder, output), sum(missing.values()), seconds
 
 
 def _print_table(job: Job) -> tuple[Counter, int, float]:

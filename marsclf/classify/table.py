@@ -4,7 +4,6 @@ To add or change an output column, edit `Row` and `make_row`; all else follows f
 """
 
 import csv
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -21,7 +20,6 @@ from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
 
 DECIMALS = 6  # of a confidence; the engine's own error is about 1e-6
-PARTS_PER_ROW_GROUP = 10  # of a Parquet file; bounds the memory
 
 
 class Row(NamedTuple):
@@ -56,7 +54,7 @@ def make_row(
     probabilities: np.ndarray | None = None,
     error: str | None = None,
 ) -> Row:
-    """Return the row of an image: its calibrated probabilities (25,), or why it was not read."""
+    """Return the row of an image, from its calibrated probabilities (25,) or its error."""
     row = Row(path and printable(path), error=error and printable(error))
     with suppress(MarsclfError):  # not a product id
         product = parse_product_id(f"{Path(path or '').stem.upper()}.JPG")
@@ -137,8 +135,8 @@ def _write_csv(parts: Iterator[list[Row]], path: Path) -> None:
 
 def _write_parquet(parts: Iterator[list[Row]], path: Path) -> None:
     with parquet.ParquetWriter(path, _SCHEMA) as writer:
-        while group := list(itertools.islice(parts, PARTS_PER_ROW_GROUP)):
-            writer.write_table(_arrow_table([row for rows in group for row in rows]))
+        for rows in parts:
+            writer.write_table(_arrow_table(rows))
 
 
 # Write the rows of all parts to one file, by the file's suffix.
