@@ -208,7 +208,7 @@ def test_a_killed_process_can_be_resumed(images: Path) -> None:
 def test_a_platform_without_posix_modules(images: Path) -> None:
     """As on Windows; there is no such machine to test with."""
     code = (
-        "import os, sys; sys.modules |= {'fcntl': None, 'resource': None}\n"
+        "import os, psutil, sys; sys.modules |= {'fcntl': None, 'resource': None}\n"
         "del os.sched_getaffinity\n"
         "from marsclf import cli; sys.exit(cli.main(sys.argv[1:]))"
     )

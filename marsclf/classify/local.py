@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -210,14 +210,17 @@ def _save_overlays(classifier: "Classifier", batch: list[tuple[str, Row]], folde
     from marsclf.figures.results import heatmap_overlay
     from marsclf.networks.gradcam import gradcam
 
-    read = [(path, row.predicted) for path, row in batch if row.predicted]
+    read = []
+    for path, row in batch:
+        with suppress(MarsclfError):  # deleted since it was classified
+            if row.predicted:
+                read.append((path, row.predicted, classifier.views(path)[0]))
     if not read:
         return
-    views = np.stack([classifier.views(path)[0] for path, _ in read])
-    heatmaps = gradcam(
-        classifier.network(), views, np.array([CLASS_NAMES.index(name) for _, name in read])
-    )
-    for (path, predicted), view, heatmap in zip(read, views, heatmaps, strict=True):
+    views = np.stack([view for _, _, view in read])
+    classes = np.array([CLASS_NAMES.index(name) for _, name, _ in read])
+    heatmaps = gradcam(classifier.network(), views, classes)
+    for (path, predicted, view), heatmap in zip(read, heatmaps, strict=True):
         digits = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem)[:100]
         target = folder / f"{stem}.{digits}.{predicted.replace(' ', '_')}.jpg"

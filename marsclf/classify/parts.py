@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +52,8 @@ def open_parts(
     folder = partial_of(output)
     lock = output.with_name(f".{output.name}.lock")
     try:
-        lock.touch()  # if it cannot be created, this tells why
+        # FileLock takes a folder without write permission for one locked by another process.
+        tempfile.TemporaryFile(dir=output.parent).close()
         with FileLock(lock, timeout=0):
             try:
                 if not _can_continue(folder, settings, resume):
