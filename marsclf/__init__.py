@@ -1,10 +1,10 @@
-"""Sorting what NASA's Curiosity rover photographs."""
+"""Classification of images taken by NASA's Curiosity rover."""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Offer load_classifier here, without loading its packages for those who do not ask for it."""
+    """Import load_classifier on first use, so that `import marsclf` stays fast."""
     if name == "load_classifier":
         from marsclf.classify.classifier import load_classifier
 

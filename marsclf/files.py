@@ -1,4 +1,4 @@
-"""Writing files so that a killed program leaves the old file or the new one, never half of one."""
+"""Atomic writes: a killed program leaves the old file or the new one, never a part of one."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is renamed to `path`, else removed.
+    """Yield a temporary path beside `path`; on success rename it to `path`, else remove it.
 
-    What is written may be a file or a folder. An existing folder at `path` is replaced.
-    The temporary name ends like `path`, because Keras and NumPy look at the suffix.
+    The caller writes a file or a folder to it. An existing file or folder at `path` is replaced.
+    The temporary path has the same name as `path`, because Keras and NumPy look at the suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -35,7 +35,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def sha256_of(*parts: bytes) -> str:
-    """Return the SHA-256 of the parts, joined, as 64 hexadecimal digits."""
+    """Return the SHA-256 of the concatenated parts as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

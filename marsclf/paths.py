@@ -16,7 +16,7 @@ CACHE = (
     else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marsclf"
 )
 # The published classifier is part of the library.
-CLASSIFIER = Path(__file__).resolve().parent / "classifier.npz"
+CLASSIFIER = Path(__file__).resolve().parent / "classifier.safetensors"
 # The kernel of the notebooks.
 JUPYTER = Path(__file__).resolve().parent / "jupyter"
 DATA = PROJECT_ROOT / "data" / "msl-images"

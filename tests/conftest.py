@@ -66,9 +66,9 @@ def small_model():
 
 @pytest.fixture(scope="session")
 def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from marsclf.classify.classifier_network import save_classifier
+    from marsclf.classify.classifier_file import save_classifier
 
-    path = tmp_path_factory.mktemp("classifier") / "classifier.npz"
+    path = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
     training = {"preset": "none", "seed": 0, "commit": "unknown", "dataset": "none"}
     save_classifier(
         small_model, path, backbone="EfficientNetLite0", training=training, temperature=0.5

@@ -1,4 +1,4 @@
-"""Ray: the same rows as the local engine, though a worker is killed, and each of them once."""
+"""Ray: the same rows as the local engine, each once, even if a worker is killed."""
 
 import os
 import shutil
@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from marsclf import paths
-from marsclf.classify import on_ray as ray_engine
+from marsclf.classify import on_ray
 from marsclf.classify.classifier import load_classifier
 from marsclf.classify.table import COLUMNS
 from marsclf.cli import main
-from marsclf.errors import MarsclfError
 
-IMAGES, A_PART = 180, 4
-PATIENCE = 200  # seconds, after which it hangs
-PARTS = [f"part-{number:06d}.parquet" for number in range(IMAGES // A_PART)]
+IMAGES, PER_PART = 180, 4
+PATIENCE = 200  # seconds
+PARTS = [f"part-{number:06d}.parquet" for number in range(IMAGES // PER_PART)]
+RAY = ["--engine", "ray", "--output"]
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +71,18 @@ def check(output: Path, rows: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(found, rows, check_exact=True)
 
 
-def test_a_worker_is_killed_in_mid_run(images: Path, rows: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_worker_is_killed(images: Path, rows: pd.DataFrame, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     code = (
-        "import sys; from pathlib import Path; from marsclf import ray_engine\n"
-        "ray_engine.CORES_A_WORKER, ray_engine.cores = 1, lambda: 2  # so there are two workers\n"
-        "sys.exit(ray_engine.predict_on_ray([sys.argv[1]], Path(sys.argv[2]), 0.5, None, None,"
-        f" False, images_a_part={A_PART}))"
+        "import sys; from marsclf import cli; from marsclf.classify import on_ray\n"
+        "on_ray.CORES_PER_WORKER, on_ray.cores = 1, lambda: 2  # so there are two workers\n"
+        f"on_ray.IMAGES_PER_PART = {PER_PART}\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, str(images), str(output)]
+    arguments = ["predict", str(images), "--threshold", "0.5", *RAY, str(output)]
     environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process,
         killed_at_the_end(process),
@@ -99,67 +100,65 @@ def test_a_worker_is_killed_in_mid_run(images: Path, rows: pd.DataFrame, tmp_pat
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3, said  # one file is broken
     assert f"{IMAGES} images" in said and "Traceback" not in said
-    assert not partial.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     check(output, rows)
 
 
-def test_a_run_that_was_stopped(
+def test_resume_continues_with_the_missing_parts(
     images: Path,
     rows: pd.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The parts are made here, without Ray's processes."""
+    """The parts are made in this process, without Ray's."""
     pytest.importorskip("ray")
     output, partial, made = tmp_path / "out", tmp_path / "out.partial", []
 
-    def work(_ray: object, _address: None, parts: list[str], *rest: object) -> None:
+    def classify_parts(
+        folder: Path, missing: list[str], threshold: float, model: Path, _: None
+    ) -> None:
         monkeypatch.setattr("marsclf.provenance._limit", None)  # and give it back at the end
-        worker = ray_engine.Worker(*rest, cores_each=1)
-        for part in parts:
+        shutil.copy(model, folder / "_list" / on_ray.CLASSIFIER)
+        worker = on_ray.Worker(folder, threshold, cores_each=1)
+        for part in missing:
             if len(made) == 20:
                 made.append("stopped")
                 raise KeyboardInterrupt
             worker({"part": np.array([part])})
             made.append(part)
 
-    monkeypatch.setattr(ray_engine, "_work", work)
-
-    def run(resume: bool, threshold: float = 0.5, source: Path = images) -> int:
-        return ray_engine.predict_on_ray(
-            [str(source)], output, threshold, None, None, resume, images_a_part=A_PART
-        )
-
-    assert run(resume=False) == 130
-    assert f"interrupted; --resume goes on with {partial}." in capsys.readouterr().err
+    monkeypatch.setattr(on_ray, "classify_parts", classify_parts)
+    monkeypatch.setattr(on_ray, "IMAGES_PER_PART", PER_PART)
+    command = ["predict", str(images), *RAY, str(output), "--threshold"]
+    assert main([*command, "0.5"]) == 130
+    assert f"interrupted; --resume continues from {partial}." in capsys.readouterr().err
     assert parts_in(partial) == PARTS[:20] and not output.exists()
-    with pytest.raises(MarsclfError, match="go on with it by --resume"):
-        run(resume=False)
-    for other in ({"threshold": 0.9}, {"source": tmp_path}):
-        with pytest.raises(MarsclfError, match="other images, or of another classifier or thresh"):
-            run(resume=True, **other)
-    assert run(resume=True) == 3
+    (partial / ".part-000020.parquet.killed").mkdir()  # as a killed worker leaves it
+    for arguments in (["0.5"], ["0.9", "--resume"]):
+        assert main([*command, *arguments]) == 1
+        assert f"{partial} is from " in capsys.readouterr().err
+    assert main([*command, "0.5", "--resume"]) == 3
     assert made == [*PARTS[:20], "stopped", *PARTS[20:]]
     check(output, rows)
-    assert run(resume=True) == 0  # whole already
+    assert main([*command, "0.5", "--resume"]) == 0
+    assert "is complete" in capsys.readouterr().err
 
 
-def test_what_ray_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_that_ray_cannot_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("ray")
     (tmp_path / "there").mkdir()
-    source, ray = str(tmp_path), ["--engine", "ray"]
+    source, there, new = str(tmp_path), str(tmp_path / "there"), str(tmp_path / "new")
     for arguments, reason in (
-        ([source, *ray], "writes a folder of parts"),
-        ([source, *ray, "--output", "t.csv"], "'t.csv' looks like one: name a folder without"),
-        ([source, *ray, "--output", str(tmp_path / "there")], "is there already"),
-        ([source, *ray, "--output", str(tmp_path / "new")], "There is no image in"),
-        ([source, *ray, "--output", "new", "--explain", "x"], "--explain is of the local engine"),
-        ([source, *ray, "--output", "x" * 300], "cannot be written (File name too long)"),
-        ([source, "--address", "auto"], "add --engine ray"),
-        ([source, *ray, "--output", "new", "--model", "/gone.npz"], "cannot be read"),
+        (["--engine", "ray"], "writes a folder: name one"),
+        ([*RAY, "t.csv"], "name one without a dot"),
+        ([*RAY, there], "exists already"),
+        ([*RAY, new], "There is no image in"),
+        ([*RAY, new, "--explain", "x"], "--explain needs the local engine"),
+        ([*RAY, "x" * 300], "cannot be written (File name too long)"),
+        ([*RAY, new, "--model", "/gone.safetensors"], "cannot be read"),
     ):
-        assert main(["predict", *arguments]) == 1
+        assert main(["predict", source, *arguments]) == 1
         assert reason in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
@@ -167,12 +166,7 @@ def test_what_ray_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("error", "address", "said"),
     [
-        (
-            Exception("The node timed out.\nMore."),
-            [],
-            "Ray does not start here (The node timed out.)",
-        ),
-        (TimeoutError(), [], "Ray does not start here (TimeoutError)"),
+        (Exception("The node timed out.\nMore."), [], "does not start (The node timed out.)"),
         (ConnectionError("Refused."), ["--address", "a:1"], "answers at 'a:1' (Refused.)"),
     ],
 )
@@ -192,10 +186,9 @@ def test_ray_does_not_start(
     monkeypatch.setattr(ray, "init", init)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     output = tmp_path / "out"
-    command = ["predict", str(tmp_path), "--engine", "ray", "--output", str(output), *address]
-    assert main(command) == 1
+    assert main(["predict", str(tmp_path), *RAY, str(output), *address]) == 1
     told = capsys.readouterr().err
-    assert said in told and f"{output}.partial keeps the list" in told
+    assert said in told and f"{output}.partial keeps the finished parts" in told
     assert (tmp_path / "out.partial").is_dir() and not output.exists()
 
 
@@ -203,5 +196,5 @@ def test_without_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["predict", str(tmp_path), "--engine", "ray", "--output", "new"]) == 1
+    assert main(["predict", str(tmp_path), *RAY, "new"]) == 1
     assert "pip install '.[ray]'" in capsys.readouterr().err

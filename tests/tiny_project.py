@@ -71,7 +71,7 @@ def enter_project(patch: pytest.MonkeyPatch, root: Path) -> None:
     folders = {"NOTEBOOKS": "notebooks", "PRESETS": "presets", "RUNS": "runs", "CACHE": "cache"}
     folders |= {"RESULTS": "results", "FIGURES": "figures", "DATA": "data/msl-images"}
     patch.setattr(paths, "PROJECT_ROOT", root)
-    patch.setattr(paths, "CLASSIFIER", root / "marsclf" / "classifier.npz")
+    patch.setattr(paths, "CLASSIFIER", root / "marsclf" / "classifier.safetensors")
     for constant, folder in folders.items():
         patch.setattr(paths, constant, root / folder)
 

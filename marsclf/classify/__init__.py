@@ -1,1 +1,1 @@
-"""New images: the trained classifier, its file, and the table it writes, here or on Ray."""
+"""Classifying images: the classifier, its file, and the command `predict`."""

@@ -1,4 +1,4 @@
-"""The classifier that comes with the library, or one that a run wrote: images in, a table out."""
+"""The classifier: images in, a table of predictions out."""
 
 import functools
 import warnings
@@ -14,7 +14,7 @@ import pandas as pd
 from marsclf import paths
 from marsclf.classify import classifier_file
 from marsclf.classify.find import find_images
-from marsclf.classify.table import Row, check_threshold, error_row, image_row, table
+from marsclf.classify.table import Row, check_threshold, make_row, table
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool, with_temperature
 from marsclf.evaluation.metrics import THRESHOLD
@@ -22,11 +22,10 @@ from marsclf.images.decode import ignore_decoder_warnings, read_rgb, to_8_bit
 from marsclf.images.views import Condition, fit_view
 from marsclf.networks.engine import Predictor, make_predictor, predict_each, stored_predictor
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Keras takes seconds to load
     import keras
 
-# Of what is made of a file; raised where an equal file would give another network.
-NETWORK_VERSION = 1
+NETWORK_VERSION = 1  # increase it when equal classifier files give another network
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class Classifier:
 
     Attributes:
         image_size: side of the network's input, pixels.
-        zooms: at which it looks at an image; its answers are pooled.
+        zooms: an image is classified at each of them and the predictions are pooled.
         temperature: the logits are divided by it (Guo et al. 2017).
-        digest: SHA-256 of the file it was read from.
+        digest: SHA-256 of the classifier file.
         training: where its weights come from.
         engine: RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
-        network: returns the Keras model that does the same, built the first time it is called.
+        network: returns the equivalent Keras model, built on the first call.
     """
 
     image_size: int
@@ -56,101 +55,87 @@ class Classifier:
         images: str | Path | np.ndarray | Iterable[str | Path | np.ndarray],
         threshold: float = THRESHOLD,
     ) -> pd.DataFrame:
-        """Classify images and return a table with a row for each, in order; columns as in Row.
+        """Classify images and return a table with one row per image, in order; columns as in Row.
 
         Args:
-            images: one or more paths of files, folders (all images beneath them) or patterns such
-                as `*.jpg`, or uint8 arrays (height, width) or (height, width, 3), RGB.
-            threshold: confidence, 0 to 1, beneath which a row is marked as uncertain.
+            images: one or more paths of files, folders (all images in them) or patterns such as
+                `*.jpg`, or uint8 arrays (height, width) or (height, width, 3), RGB.
+            threshold: confidence, 0 to 1, below which a row is marked as uncertain.
 
-        Raises MarsclfError for arrays of another form; a file that cannot be read has its reason
-        in the column `error`.
+        Raises MarsclfError for arrays of another shape or type. A file that cannot be read has the
+        reason in the column `error`.
         """
         check_threshold(threshold)
-        if isinstance(images, str | Path):
+        # One array of (height, width) or (height, width, 3) is one image, (n, ...) are several.
+        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
-        items = iter(images[np.newaxis] if _is_one_image(images) else images)
-        found: Iterable[str | np.ndarray] = (
-            path
-            for item in items
-            for path in ([_checked(item)] if isinstance(item, np.ndarray) else find_images([item]))
+        items: Iterable[str | np.ndarray] = (
+            item
+            for image in images
+            for item in ([_rgb(image)] if isinstance(image, np.ndarray) else find_images([image]))
         )
         with warnings.catch_warnings():
             ignore_decoder_warnings()
-            return table(row for _, row in self.rows(found, threshold))
+            return table(row for _, row in self.rows(items, threshold))
 
     def rows(
         self, items: Iterable[str | np.ndarray], threshold: float
     ) -> Iterator[tuple[str | np.ndarray, Row]]:
         """Yield each item, a path or a uint8 array (height, width, 3), with its Row, in order.
 
-        Items are taken as they are needed, about a hundred ahead. What is said of one does not
-        depend on the others.
+        Items are read about a hundred ahead. A prediction does not depend on the other items.
         """
-        ahead: deque[_Item] = deque()
+        ahead: deque[str | np.ndarray] = deque()
+        errors: dict[int, str] = {}
 
-        def taken() -> Iterator[_Item]:
-            for source in items:
-                ahead.append(_Item(source))
-                yield ahead[-1]
+        def read_ahead() -> Iterator[tuple[int, str | np.ndarray]]:
+            for number, item in enumerate(items):
+                ahead.append(item)
+                yield number, item
 
-        outputs = predict_each(taken(), self._load, self._look)
-        for probabilities in outputs:
-            item = ahead.popleft()
-            path = item.source if isinstance(item.source, str) else None
-            if item.error is None:
-                yield item.source, image_row(path, self.calibrate(probabilities), threshold)
-            else:
-                yield item.source, error_row(path, item.error)
+        def load(numbered: tuple[int, str | np.ndarray]) -> np.ndarray:
+            try:
+                return self.views(numbered[1])
+            except MarsclfError as error:
+                errors[numbered[0]] = str(error)
+            except Exception as error:  # one file must not stop the others
+                reason = str(error) or type(error).__name__
+                errors[numbered[0]] = f"the image cannot be used: {reason}"
+            return np.zeros((len(self.zooms), self.image_size, self.image_size, 3), np.uint8)
 
-    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return the network's probabilities (..., 25) with its temperature, float64."""
-        return with_temperature(probabilities.astype(np.float64), self.temperature)
+        outputs = predict_each(read_ahead(), load, self._predict_views)
+        for number, probabilities in enumerate(outputs):
+            item, error = ahead.popleft(), errors.pop(number, None)
+            calibrated = with_temperature(probabilities.astype(np.float64), self.temperature)
+            path = item if isinstance(item, str) else None
+            yield item, make_row(path, threshold, None if error else calibrated, error)
 
     def views(self, source: str | np.ndarray) -> np.ndarray:
-        """Return what the network sees of an image, once a zoom: uint8 (zooms, size, size, 3)."""
+        """Return the network's inputs for an image, one per zoom: uint8 (zooms, size, size, 3)."""
         image = source if isinstance(source, np.ndarray) else read_rgb(source)
-        looks = [fit_view(image, self.image_size, Condition(zoom=zoom)) for zoom in self.zooms]
-        return np.stack(looks)
+        return np.stack(
+            [fit_view(image, self.image_size, Condition(zoom=zoom)) for zoom in self.zooms]
+        )
 
-    def _look(self, views: np.ndarray) -> np.ndarray:
-        """Return the pooled answers (n, 25) to the views (n, zooms, size, size, 3) of n images."""
-        answers = self.engine(views.reshape(-1, *views.shape[2:]))
-        return pool(answers.reshape(*views.shape[:2], -1), axis=1)
-
-    def _load(self, item: "_Item") -> np.ndarray:
-        try:
-            return self.views(item.source)
-        except MarsclfError as error:
-            item.error = str(error)
-        except Exception as error:  # one file must not stop the others
-            item.error = f"the image cannot be used: {error or type(error).__name__}"
-        return np.zeros((len(self.zooms), self.image_size, self.image_size, 3), np.uint8)
-
-
-@dataclass
-class _Item:
-    source: str | np.ndarray
-    error: str | None = None
+    def _predict_views(self, views: np.ndarray) -> np.ndarray:
+        """Return pooled probabilities (n, 25) for the views (n, zooms, size, size, 3)."""
+        probabilities = self.engine(views.reshape(-1, *views.shape[2:]))
+        return pool(probabilities.reshape(*views.shape[:2], -1), axis=1)
 
 
 def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -> Classifier:
-    """Return the classifier that comes with the library, or that of a classifier file.
+    """Return the classifier of a classifier file; by default, the one that is part of the library.
 
-    The file gives the weights that training changed; the others are the backbone's own. The first
-    call for a classifier takes some seconds more, to export its network into `cache` for the fast
-    engine; later ones find it there and load no Keras, nor ask whether there is a GPU now.
-    Raises MarsclfError for a file that is missing or no classifier file; nothing in it is executed.
+    The first call for a file exports its network into `cache` for the fast engine, which takes some
+    seconds. Later calls find it there and do not load Keras; they do not look for a GPU either.
+    Raises MarsclfError if the file is missing or invalid. The file need not be trusted.
     """
     file = Path(path or paths.CLASSIFIER)
     weights, metadata, digest = classifier_file.read(file)
 
     @functools.cache
     def network() -> "keras.Model":
-        # Only now, because it loads Keras, which takes seconds and half a gigabyte.
-        from marsclf.classify.classifier_network import build_network
-
-        return build_network(file, weights, metadata)
+        return classifier_file.build_network(file, weights, metadata)
 
     name, size = f"classifier-{digest[:32]}-{NETWORK_VERSION}", metadata["image_size"]
     engine = stored_predictor(name, (None, size, size, 3), cache)
@@ -165,12 +150,8 @@ def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -
     )
 
 
-def _is_one_image(images: object) -> bool:
-    """Tell (height, width) and (height, width, 3) from (n, height, width, 3)."""
-    return isinstance(images, np.ndarray) and images.ndim in (2, 3)
-
-
-def _checked(image: np.ndarray) -> np.ndarray:
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """Return a grayscale or RGB array as RGB; raise MarsclfError for any other."""
     fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
     if image.dtype != np.uint8 or not fits or not image.size:
         raise MarsclfError(

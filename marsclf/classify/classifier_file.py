@@ -1,155 +1,186 @@
-"""The classifier file: what training changed of a network, as numbers and a JSON text, no code.
+"""The classifier file: the weights that training changed, and how to use them.
 
-A classifier file is a ZIP archive like NumPy's .npz. It holds one float16 array for each weight
-that differs from the ImageNet backbone's, named "layer/weight", and `metadata.json`:
+A classifier file is a safetensors file (https://github.com/huggingface/safetensors), which holds
+numbers and text but no code. It has one float16 tensor named "layer/weight" for each weight that
+differs from the ImageNet backbone's. Its header holds, under the key "marsclf", a JSON text:
 
 - format, version: "marsclf-classifier", 1;
-- backbone: a name of marsclf.backbones.SPECS; image_size: side of the input, pixels;
+- backbone: a key of marsclf.networks.backbones.SPECS; image_size: side of the input, pixels;
 - head_hidden: units of the head's hidden layer, 0 for a linear head;
-- first_learning_block: the first block of the backbone whose weights are here, or null;
+- first_learning_block: the first block of the backbone with weights in the file, or null;
 - classes: the names of the outputs, in order;
-- zooms: at which an image is looked at, the answers pooled; at most 16, each 0.1 to 10;
-- calibration: {"kind": "temperature", "temperature": T}, see marsclf.classifier;
+- zooms: an image is classified at each of them and the predictions are pooled;
+- calibration: {"kind": "temperature", "temperature": T}; the logits are divided by T;
 - training: where the weights come from (preset, seed, commit, dataset, data_digest).
-
-Nothing in the file is ever executed: arrays of Python objects are refused, and what the header of
-an array promises is checked before memory is taken for it.
 """
 
-import io
 import json
-import math
-import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
 from marsclf.images.views import check_zooms
 
+if TYPE_CHECKING:  # Keras takes seconds to load, and reading a file does not need it
+    import keras
+
 FORMAT, VERSION = "marsclf-classifier", 1
-METADATA = "metadata.json"
-# EfficientNetB7, all of it fine-tuned, takes 130 MB.
-MAX_BYTES = 300_000_000
-MAX_METADATA_BYTES = 100_000
-# Equal content gives an equal file, whenever it is written.
-TIME = (1980, 1, 1, 0, 0, 0)
+METADATA = "marsclf"
+MAX_BYTES = 300_000_000  # EfficientNetB7, completely fine-tuned, takes 130 MB
+MAX_HEADER_BYTES = 1_000_000
 
 
 def write(path: Path, weights: dict[str, np.ndarray], metadata: dict) -> None:
-    """Write a classifier file. Raises MarsclfError for weights that half precision cannot hold."""
-    with replace_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-
-        def add(name: str, content: bytes) -> None:
-            entry = zipfile.ZipInfo(name, TIME)
-            archive.writestr(entry, content, zipfile.ZIP_DEFLATED, 9)
-
-        described = {"format": FORMAT, "version": VERSION} | metadata
-        add(METADATA, json.dumps(described, indent=1).encode())
-        for name, weight in weights.items():
-            with np.errstate(over="ignore"):
-                half = weight.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise MarsclfError(f"The weights {name} do not fit half precision.")
-            stream = io.BytesIO()
-            np.lib.format.write_array(stream, half, allow_pickle=False)
-            add(f"{name}.npy", stream.getvalue())
+    """Write a classifier file. Raises MarsclfError for weights that float16 cannot hold."""
+    with np.errstate(over="ignore"):
+        tensors = {name: weight.astype(np.float16) for name, weight in weights.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise MarsclfError(f"The weights {name} are too large for float16, or not finite.")
+    text = json.dumps({"format": FORMAT, "version": VERSION} | metadata)
+    with replace_atomically(path) as temporary:
+        save_file(tensors, temporary, {METADATA: text})
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict, str]:
     """Read a classifier file: float32 weights by name, metadata, SHA-256 of the file.
 
-    Raises MarsclfError, whatever the file holds, if it is not a whole classifier file.
+    The file need not be trusted. Raises MarsclfError unless it is a valid classifier file.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         content = path.read_bytes()
+        if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
+            raise ValueError(f"it has no safetensors header of at most {MAX_HEADER_BYTES:,} bytes")
+        with safe_open(path, framework="numpy") as file:
+            metadata = _checked(json.loads((file.metadata() or {}).get(METADATA, "null")))
+            weights = {}
+            for name in file.keys():  # noqa: SIM118
+                if file.get_slice(name).get_dtype() != "F16":
+                    raise ValueError(f"the tensor {name!r} is not float16")
+                weights[name] = file.get_tensor(name).astype(np.float32)
+                if not np.isfinite(weights[name]).all():
+                    raise ValueError(f"the tensor {name!r} holds numbers that are not finite")
     except OSError as error:
         raise MarsclfError(f"The classifier {path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise _refusal(path, str(error)) from None
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise _refusal(path, "it is of another kind, and is not opened")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            if METADATA not in names:
-                raise ValueError(f"it holds no {METADATA}")
-            if len(set(names)) < len(names):
-                raise ValueError("two of its parts have one name")
-            if archive.getinfo(METADATA).file_size > MAX_METADATA_BYTES:
-                raise ValueError(f"its {METADATA} is enormous")
-            if sum(entry.file_size for entry in entries) > MAX_BYTES:
-                raise ValueError(f"unpacked it has more than {MAX_BYTES:,} bytes")
-            metadata = _checked(json.loads(archive.read(METADATA)))
-            weights = {
-                name.removesuffix(".npy"): _array(name, archive.read(name))
-                for name in names
-                if name != METADATA
-            }
-    # A damaged archive can raise nearly anything; whatever it is, the file is what is wrong.
-    except Exception as error:
-        raise _refusal(path, str(error) or type(error).__name__) from None
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise MarsclfError(
+            f"{path} is not a classifier file of marsclf ({reason}): name the "
+            "classifier.safetensors that a run wrote."
+        ) from None
     return weights, metadata, sha256_of(content)
 
 
-def _refusal(path: Path, reason: str) -> MarsclfError:
-    return MarsclfError(
-        f"{path} is not a classifier file of marsclf ({' '.join(reason.split())[:200]}); name the "
-        "classifier.npz that a run wrote."
-    )
+def build_network(file: Path, weights: dict[str, np.ndarray], metadata: dict) -> "keras.Model":
+    """Return the network of a classifier file, images to probabilities.
+
+    `weights` and `metadata` are what `read` returned for `file`. Raises MarsclfError if they do not
+    fit each other.
+    """
+    from marsclf.networks.backbones import SPECS, build_backbone
+    from marsclf.training.stages import build_head, join
+
+    name = metadata["backbone"]
+    if name not in SPECS:
+        raise MarsclfError(f"{file} needs a backbone {name[:50]!r}; marsclf knows {[*SPECS]}.")
+    backbone = build_backbone(name, metadata["image_size"])
+    model = join(backbone, build_head(SPECS[name].feature_width, metadata["head_hidden"], 0.0))
+    variables = _variables(model)
+    for key in variables.keys() - weights.keys():
+        if key.startswith(("head_", "probabilities/")):
+            raise MarsclfError(f"{file} is not a complete classifier file: it lacks {key}.")
+    for key, weight in weights.items():
+        if key not in variables or tuple(variables[key].shape) != weight.shape:
+            raise MarsclfError(
+                f"{file} does not fit {name}: it has weights {key[:80]!r} of shape {weight.shape}."
+            )
+        variables[key].assign(weight)
+    return model
 
 
-def _array(name: str, content: bytes) -> np.ndarray:
-    if not name.endswith(".npy"):
-        raise ValueError(f"it holds {name!r}, which is no array")
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError(f"the array {name!r} is of an unknown version")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype != np.float16 or fortran_order:
-        raise ValueError(f"the array {name!r} does not hold half-precision numbers")
-    if min(shape, default=1) < 1 or math.prod(shape) * 2 != len(content) - stream.tell():
-        raise ValueError(f"the array {name!r} is not as large as it says")
-    weight = np.frombuffer(content, np.float16, offset=stream.tell()).reshape(shape)
-    if not np.isfinite(weight).all():
-        raise ValueError(f"the array {name!r} holds numbers that are not finite")
-    return weight.astype(np.float32)
+def save_classifier(
+    model: "keras.Model",
+    path: Path,
+    *,
+    backbone: str,
+    training: dict,
+    zooms: Sequence[float] = (1.0,),
+    temperature: float = 1.0,
+) -> None:
+    """Write the classifier file of a trained model.
+
+    Args:
+        model: images to probabilities, as training.stages.join returns it.
+        path: the file to write.
+        backbone: name of the model's backbone.
+        training: where the weights come from: preset, seed, commit, dataset, data_digest.
+        zooms: enlargements at which to classify an image.
+        temperature: the logits are divided by it, for calibration.
+
+    Raises MarsclfError for weights that float16 cannot hold.
+    """
+    from marsclf.networks.backbones import BLOCKS, build_backbone
+
+    size = model.input_shape[1]
+    untrained = _variables(build_backbone(backbone, size))
+    changed = {
+        key: value
+        for key, variable in _variables(model).items()
+        if not np.array_equal(value := np.array(variable), untrained.get(key))
+    }
+    learned = [block for block in BLOCKS if any(key.startswith(block) for key in changed)]
+    hidden = [layer.units for layer in model.layers if layer.name == "head_hidden"]
+    metadata = {
+        "backbone": backbone,
+        "image_size": size,
+        "head_hidden": hidden[0] if hidden else 0,
+        "first_learning_block": learned[0] if learned else None,
+        "classes": list(CLASS_NAMES),
+        "zooms": list(zooms),
+        "calibration": {"kind": "temperature", "temperature": temperature},
+        "training": training,
+    }
+    write(path, changed, metadata)
+
+
+def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
+    """Return the model's weights by "layer/weight", without the states of dropout."""
+    return {
+        f"{layer.name}/{weight.name}": weight
+        for layer in model.layers
+        for weight in layer.weights
+        if "seed_generator" not in weight.path
+    }
 
 
 def _checked(metadata: object) -> dict:
-    """Return the metadata if all of it has the form that the module's docstring gives."""
+    """Return the metadata if they have the form in the module's docstring; raise ValueError."""
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ValueError(f"its {METADATA} describes something else")
-    if metadata.get("version") != VERSION:
-        raise ValueError(
-            f"it has version {metadata.get('version')!r} of the format, and this marsclf reads "
-            f"version {VERSION}"
-        )
-    size, hidden = metadata.get("image_size"), metadata.get("head_hidden")
-    if type(size) is not int or not 32 <= size <= 1024:
-        raise ValueError(f"its image_size is {size!r}")
-    if type(hidden) is not int or not 0 <= hidden <= 8192:
-        raise ValueError(f"its head_hidden is {hidden!r}")
-    if metadata.get("classes") != list(CLASS_NAMES):
-        raise ValueError("its classes are not those of the MSL data set")
-    zooms = metadata.get("zooms")
-    try:
-        check_zooms(zooms)
-    except MarsclfError as error:
-        raise ValueError(f"its {error}") from None
+        raise ValueError(f"its header does not describe a {FORMAT}")
     calibration = metadata.get("calibration")
-    if not isinstance(calibration, dict) or calibration.get("kind") != "temperature":
-        raise ValueError(f"its calibration is {calibration!r}, which this marsclf does not know")
-    temperature = calibration.get("temperature")
-    if type(temperature) not in (int, float) or not 0.01 <= temperature <= 100:
-        raise ValueError(f"its temperature is {temperature!r}")
-    if not isinstance(metadata.get("backbone"), str):
-        raise ValueError(f"its backbone is {metadata.get('backbone')!r}")
-    if not isinstance(metadata.get("training"), dict):
-        raise ValueError("it does not tell what it was trained on")
+    calibration = calibration if isinstance(calibration, dict) else {}
+    values = metadata | {key: calibration.get(key) for key in ("kind", "temperature")}
+    is_valid: dict[str, Callable[[Any], bool]] = {
+        "version": lambda version: version == VERSION,
+        "backbone": lambda name: isinstance(name, str),
+        "image_size": lambda size: type(size) is int and 32 <= size <= 1024,
+        "head_hidden": lambda units: type(units) is int and 0 <= units <= 8192,
+        "classes": lambda names: names == list(CLASS_NAMES),
+        "kind": lambda kind: kind == "temperature",
+        "temperature": lambda value: type(value) in (int, float) and 0.01 <= value <= 100,
+        "training": lambda training: isinstance(training, dict),
+    }
+    for key, valid in is_valid.items():
+        if not valid(values.get(key)):
+            raise ValueError(f"its {key} is {values.get(key)!r:.150}, which marsclf cannot use")
+    check_zooms(metadata.get("zooms"))
     return metadata

@@ -1,12 +1,19 @@
-"""The rows that a classifier gives, one an image, and the table of them."""
+"""The output of `predict`: one row per image, and the files that hold the rows.
 
+To add or change an output column, edit `Row` and `make_row`; all else follows from `Row`.
+"""
+
+import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow
+from pyarrow import parquet
 
 from marsclf.data.msl import CLASS_NAMES
 from marsclf.data.product_id import parse_product_id
@@ -16,15 +23,17 @@ DECIMALS = 6  # of a confidence; the engine's own error is about 1e-6
 
 
 class Row(NamedTuple):
-    """What is said of one image; what does not apply is None.
+    """The prediction for one image; values that do not apply are None.
 
     Attributes:
-        path: as it was found (see `shown`), or None for an image from memory.
-        predicted: the name of the likeliest class.
+        path: the file's path (see `printable`), or None for an array.
+        predicted: name of the most likely class.
         confidence: its calibrated probability, 0 to 1.
-        runner_up, runner_up_confidence: the same of the next class.
-        uncertain: whether the confidence is beneath the threshold.
-        sol, camera: from the file's name, where it is a Curiosity product id.
+        runner_up: name of the second most likely class.
+        runner_up_confidence: its calibrated probability, 0 to 1.
+        uncertain: whether the confidence is below the threshold.
+        sol: Martian day, from the file name if that is a Curiosity product id.
+        camera: ML, MR or MH, likewise.
         error: why the file could not be read.
     """
 
@@ -39,23 +48,40 @@ class Row(NamedTuple):
     error: str | None = None
 
 
-# The types of the columns, as pandas names them.
-COLUMNS = {
-    "path": "str",
-    "predicted": "str",
-    "confidence": "float64",
-    "runner_up": "str",
-    "runner_up_confidence": "float64",
-    "uncertain": "boolean",
-    "sol": "Int64",
-    "camera": "str",
-    "error": "str",
-}
+def make_row(
+    path: str | None,
+    threshold: float,
+    probabilities: np.ndarray | None = None,
+    error: str | None = None,
+) -> Row:
+    """Return the row of an image, from its calibrated probabilities (25,) or its error."""
+    row = Row(path and printable(path), error=error and printable(error))
+    with suppress(MarsclfError):  # not a product id
+        product = parse_product_id(f"{Path(path or '').stem.upper()}.JPG")
+        row = row._replace(sol=product.sol, camera=product.camera)
+    if probabilities is None:
+        return row
+    second, first = np.argsort(probabilities, kind="stable")[-2:]
+    # Round first, so that `uncertain` agrees with the confidence in the table.
+    confidence = round(float(probabilities[first]), DECIMALS)
+    return row._replace(
+        predicted=CLASS_NAMES[first],
+        confidence=confidence,
+        runner_up=CLASS_NAMES[second],
+        runner_up_confidence=round(float(probabilities[second]), DECIMALS),
+        uncertain=confidence < threshold,
+    )
+
+
+_DTYPES = {str | None: "str", float | None: "float64", bool | None: "boolean", int | None: "Int64"}
+# The columns and their pandas types.
+COLUMNS = {name: _DTYPES[kind] for name, kind in Row.__annotations__.items()}
+_SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 
 
 def table(rows: Iterable[Row]) -> pd.DataFrame:
-    """Return rows as a DataFrame; what does not apply is missing."""
-    return pd.DataFrame(list(rows), columns=list(Row._fields)).astype(COLUMNS)
+    """Return rows as a DataFrame with the types of COLUMNS."""
+    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def count(rows: Iterable[Row]) -> Counter:
@@ -70,47 +96,51 @@ def count(rows: Iterable[Row]) -> Counter:
     return counts
 
 
-def image_row(path: str | None, probabilities: np.ndarray, threshold: float) -> Row:
-    """Return the row of an image with calibrated probabilities (25,)."""
-    second, first = np.argsort(probabilities, kind="stable")[-2:]
-    # Rounded first, so that a row is uncertain by the number that it shows.
-    confidence = round(float(probabilities[first]), DECIMALS)
-    return Row(
-        path and shown(path),
-        CLASS_NAMES[first],
-        confidence,
-        CLASS_NAMES[second],
-        round(float(probabilities[second]), DECIMALS),
-        confidence < threshold,
-        *sol_and_camera(path),
-    )
+def printable(text: str) -> str:
+    r"""Return a path, or a message that contains one, as text that every program can read.
 
-
-def error_row(path: str | None, error: str) -> Row:
-    """Return the row of a file that could not be read."""
-    sol, camera = sol_and_camera(path)
-    return Row(path and shown(path), sol=sol, camera=camera, error=shown(error))
-
-
-def shown(text: str) -> str:
-    r"""Return a path, or a message with one, as every program can read it.
-
-    Bytes that are not UTF-8 become backslashes and codes, \udce9 for the byte e9; so do carriage
-    returns, \r, which programs take for line breaks or drop.
+    Bytes that are not UTF-8 become escapes (\udce9 for the byte e9), and so do carriage returns
+    (\r), which some programs take for line breaks.
     """
     return text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r")
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise MarsclfError for a threshold that is no confidence."""
+    """Raise MarsclfError for a threshold outside 0 to 1."""
     if not 0 <= threshold <= 1:
-        raise MarsclfError(f"The threshold is {threshold}; a confidence lies between 0 and 1.")
+        raise MarsclfError(f"The threshold is {threshold}; it must be between 0 and 1.")
 
 
-def sol_and_camera(path: str | None) -> tuple[int | None, str | None]:
-    """Return sol and camera (ML, MR, MH) of a file named after a Curiosity product, or two None."""
-    try:
-        product = parse_product_id(f"{Path(path or '').stem.upper()}.JPG")
-    except MarsclfError:
-        return None, None
-    return product.sol, product.camera
+def write_rows(rows: list[Row], path: Path) -> None:
+    """Write rows as a Parquet file."""
+    parquet.write_table(_arrow_table(rows), path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what write_rows wrote."""
+    return [Row(**row) for row in parquet.read_table(path).to_pylist()]
+
+
+def _arrow_table(rows: list[Row]) -> pyarrow.Table:
+    return pyarrow.Table.from_pylist([row._asdict() for row in rows], _SCHEMA)
+
+
+def _write_csv(parts: Iterator[list[Row]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for rows in parts:
+            writer.writerows(rows)
+
+
+def _write_parquet(parts: Iterator[list[Row]], path: Path) -> None:
+    with parquet.ParquetWriter(path, _SCHEMA) as writer:
+        for rows in parts:
+            writer.write_table(_arrow_table(rows))
+
+
+# Write the rows of all parts to one file, by the file's suffix.
+WRITERS: dict[str, Callable[[Iterator[list[Row]], Path], None]] = {
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
