@@ -21,34 +21,36 @@ from tools import compare
 def test_compare(
     name: str, sample_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = parameters_of("laptop")
+    preset = parameters_of("laptop", {"self_training": 0.5})
     enter_project(monkeypatch, tmp_path)
     dataset = dataclasses.replace(sample_dataset, name=name)
-    trained, predicted = [], []
+    trained = []
 
     def train_networks(
         recipe: compare.Recipe, root: Path, train: pd.DataFrame, judged: pd.DataFrame
-    ) -> list[int]:
-        assert not set(train["path"]) & set(judged["path"])
+    ) -> int:
         assert "test" not in {*train["split"], *judged["split"]}
-        trained.append((recipe.seed, int(train["sol"].max())))
-        return [len(trained)]
+        trained.append((recipe.seed, train))
+        return len(trained)
 
-    def judge(networks: list[int], root: Path, rows: pd.DataFrame) -> np.ndarray:
-        """Every second image is right, under each condition."""
-        predicted.append(networks)
+    def judge(networks: int, root: Path, rows: pd.DataFrame) -> np.ndarray:
+        """Every second image is right, under each condition; the last networks count."""
+        assert networks == len(trained)
         labels = np.where(np.arange(len(rows)) % 2, rows["label"], 0)
         return np.tile(np.eye(25)[labels], (8, 1, 1))
 
     monkeypatch.setattr(compare, "open_dataset", lambda _: dataset)
     monkeypatch.setattr(compare, "parameters_of", lambda _, settings: preset | settings)
     monkeypatch.setattr(compare, "train_networks", train_networks)
+    monkeypatch.setattr(compare, "pseudo_labels", lambda networks, root, rows, share: rows[:3])
     monkeypatch.setattr(compare, "judge", judge)
     lines = [compare.compare("laptop", {"seed": seed}, None) for seed in (0, 1)]
-    assert predicted == [[1], [2], [3], [4]]
-    assert [seed for seed, _ in trained] == [0, 0, 1, 1]
-    limits = [until for until, _ in FOLDS.values()] * 2
-    assert all(last <= until for (_, last), until in zip(trained, limits, strict=True))
+    assert [seed for seed, _ in trained] == [0] * 4 + [1] * 4
+    for until, (_, first), (_, again) in zip(
+        [until for until, _ in FOLDS.values()] * 2, trained[::2], trained[1::2], strict=True
+    ):
+        assert first["sol"].max() <= until < again["sol"].max()
+        assert len(again) == len(first) + 3  # self-training adds pseudo-labels of judged images
     for line in lines:
         assert 0 < line["criterion"] < 1
         assert line["criterion"] == pytest.approx((line["early"] + line["late"]) / 2, abs=1e-4)
@@ -59,21 +61,6 @@ def test_compare(
         assert stored["criterion"].tolist() == [line["criterion"] for line in lines]
         # New rows must fit the file of the repository.
         assert list(stored) == list(pd.read_csv(Path(__file__).parents[1] / "results" / SELECTION))
-
-
-def test_self_training_adds_pseudo_labels_of_the_judged_images(
-    sample_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    preset = parameters_of("laptop", {"self_training": 0.5})
-    enter_project(monkeypatch, tmp_path)
-    sizes = []
-    monkeypatch.setattr(compare, "open_dataset", lambda _: sample_dataset)
-    monkeypatch.setattr(compare, "parameters_of", lambda *_: preset)
-    monkeypatch.setattr(compare, "train_networks", lambda *given: sizes.append(len(given[2])))
-    monkeypatch.setattr(compare, "pseudo_labels", lambda networks, root, rows, share: rows[:3])
-    monkeypatch.setattr(compare, "judge", lambda *given: np.full((8, len(given[2]), 25), 0.04))
-    compare.compare("laptop", {}, None)
-    assert np.diff(sizes)[::2].tolist() == [3, 3]
 
 
 def test_a_ladder_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
