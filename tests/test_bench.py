@@ -122,37 +122,15 @@ def test_the_archive_counts_fitting_once_per_zoom() -> None:
     assert f"| 31 million such images | {31e6 * 2 / 100 / 3600:.0f} core-hours |" in text
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    enter_project(monkeypatch, tmp_path / "project")
-    for folder in ("marsclf", "notebooks", "presets", "results"):
-        (tmp_path / "project" / folder).mkdir(parents=True)
-    (paths.RESULTS / ledger.NAME).write_text("time,commit,preset\nthen,abc,laptop\n")
-    return tmp_path / "project"
-
-
-def test_a_first_start_has_nothing_prepared(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared = []
-
-    def fake(command: list[str], cwd: Path, env: dict, **_: object) -> subprocess.CompletedProcess:
-        assert command[2:] == ["marsclf", "predict", "a.jpg"] and env["PYTHONPATH"] == str(cwd)
-        prepared.append((cwd / "cache").exists())
-        (cwd / "cache").mkdir(exist_ok=True)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", fake)
-    seconds = bench.measure_start(Path("a.jpg"), tmp_path / "copies")
-    assert prepared == [False, True] * bench.STARTS
-    assert seconds.keys() == {"first_s", "again_s"}
-
-
 @pytest.mark.parametrize("failing", [None, 2])
 def test_runs_are_measured_in_a_copy_and_no_score_is_lost(
-    failing: int | None, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    presets = []
+    project, presets = tmp_path / "project", []
+    enter_project(monkeypatch, project)
+    for folder in ("marsclf", "notebooks", "presets", "results"):
+        (project / folder).mkdir(parents=True)
+    (paths.RESULTS / ledger.NAME).write_text("time,commit,preset\nthen,abc,laptop\n")
 
     def fake(command: list[str], cwd: Path, env: dict, **_: object) -> subprocess.CompletedProcess:
         assert cwd != project and env["PYTHONPATH"] == str(cwd) and (cwd / "notebooks").is_dir()

@@ -105,10 +105,7 @@ def classify(files: list[Path], cache: Path) -> tuple[tuple[float, ...], float, 
 
 
 def measure_start(file: Path, folder: Path) -> dict:
-    """Measure the command `predict` for one image in new copies of the project, twice in each.
-
-    The first call exports the network.
-    """
+    """Measure `predict` for one image, the first and the second time in copies of the project."""
     from tools.measurements import spread
 
     seconds: dict[str, list[float]] = {"first_s": [], "again_s": []}
@@ -122,10 +119,9 @@ def measure_start(file: Path, folder: Path) -> dict:
 
 
 def measure_runs(root: Path, folder: Path) -> dict:
-    """Measure time by stage and peak memory of `make run`: cold, again, and with another head.
+    """Measure time by stage and peak memory of RUNS in a copy of the project, with nothing cached.
 
-    It runs in a copy of the project, so that nothing is cached and nothing here changes but the
-    ledger: it gets the lines of all test scores of the copy, even if a later run fails.
+    The ledger here gets the lines of all test scores of the copy, even if a run fails.
     """
     project, code = _copy_project(folder / "run"), commit()
     copied_ledger = project / "results" / ledger.NAME

@@ -39,10 +39,9 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
             train = pd.concat([train, guessed])
             networks = train_networks(recipe, dataset.root, train, judged)
         probabilities, labels = judge(networks, dataset.root, judged), judged["label"].to_numpy()
-        found = criterion(probabilities, labels)
+        by_fold[name], *recalls = criterion(probabilities, labels).values()
+        by_condition.append(recalls)
         losses.append(log_loss(probabilities, labels))
-        by_fold[name] = found.pop("criterion")
-        by_condition.append(list(found.values()))
         print(f"{name}: {by_fold[name]:.4f}, log loss {losses[-1]:.4f}", flush=True)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

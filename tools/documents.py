@@ -27,10 +27,7 @@ TEMPLATES.filters |= FILTERS
 
 
 def store(measured: dict, file: Path, dataset: Dataset) -> None:
-    """Store what was measured in a file of results/ and update the documents, if the data are real.
-
-    It becomes the content of a JSON file, or the last row of a CSV file.
-    """
+    """Store what was measured on the real data in a JSON or CSV file and update the documents."""
     if dataset.name != "msl-v1":
         print(f"Nothing was stored, because the data set is {dataset.name}, not msl-v1.")
         return

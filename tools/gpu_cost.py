@@ -103,15 +103,10 @@ def set_scale(network: keras.Model, images: np.ndarray) -> None:
 def measure_on_gpu(
     recipe: Recipe, sizes: Sequence[tuple[int, int]], batch_sizes: Sequence[int]
 ) -> list[dict]:
-    """Measure both stages of a recipe at heights and widths (pixels) and with batch sizes.
-
-    Returns:
-        Records with stage, sides, precision, batch, and the numbers of `measure_stage`.
-    """
+    """Return the records of `measure_stage` for heights and widths (pixels) and batch sizes."""
     speeds = []
     for sides, precision, stage, batch in product(sizes, PRECISIONS, STAGES, batch_sizes):
-        record = {"stage": stage, "sides": [*sides], "precision": precision, "batch": batch}
-        speeds.append(record | measure_stage(stage, recipe, sides, precision, batch))
+        speeds.append(measure_stage(stage, recipe, sides, precision, batch))
         print(speeds[-1], file=sys.stderr, flush=True)
     return speeds
 
@@ -122,9 +117,10 @@ def measure_stage(
     """Measure images through the frozen network ("features") or training steps ("finetune").
 
     Returns:
-        outcome: MEASURED, or OUT_OF_MEMORY and nothing else; images_per_s (median, min, max);
-        peak_memory_mb of the GPU, with the weights, None where there is no GPU.
+        The arguments; outcome, MEASURED or OUT_OF_MEMORY; and where it was measured images_per_s
+        (median, min, max) and peak_memory_mb of the GPU, None where there is none.
     """
+    record = {"stage": stage, "sides": [*sides], "precision": precision, "batch": batch}
     try:
         network, images = _build(recipe.backbone, sides, precision), _make_images(sides, batch)
         batches, work = 1, functools.partial(network.predict_on_batch, images)
@@ -139,10 +135,10 @@ def measure_stage(
     except Exception as error:  # TensorFlow has several kinds
         if not re.search(r"exhausted|out.of.memory|OOM|MemoryError", repr(error), re.IGNORECASE):
             raise
-        return {"outcome": OUT_OF_MEMORY}
+        return record | {"outcome": OUT_OF_MEMORY}
     finally:
         gc.collect()  # networks hold each other, and the GPU's memory, in cycles
-    return {
+    return record | {
         "outcome": MEASURED,
         "images_per_s": spread(batch * batches / seconds),
         "peak_memory_mb": memory and round(memory["peak"] / 1e6),
@@ -156,12 +152,8 @@ def estimate_recipe(recipe: Recipe, index: pd.DataFrame, speeds: list[dict]) -> 
     validation, all images at each zoom for the predictions, and the images that the temperature is
     fitted on under each condition. Then all epochs of the second stage count, with validation at
     the rate of training, which is an upper bound. Reading images, training the head and compiling
-    are not counted. The minutes are None where the recipe's batches do not fit in memory.
-
-    Args:
-        recipe: which learns from the train split only.
-        index: of the data set, with columns split, label and sol.
-        speeds: for the recipe's own image size, precision and batch sizes, among others.
+    are not counted. The minutes are None where the recipe's batches do not fit in memory. `index`
+    is that of the data set, with columns split, label and sol.
     """
     train_rows, validation = (index[index["split"] == split] for split in ("train", "val"))
     views = view_counts(train_rows["label"].to_numpy(), recipe.views, recipe.views_rare).sum()

@@ -16,13 +16,7 @@ from marsclf.files import replace_atomically, write_json
 from marsclf.pipeline.presets import DEFAULT_PRESET, parameters_of
 from tools.command import make_main
 from tools.documents import update_documents, write_documents
-from tools.results import (
-    Result,
-    find_classifier_faults,
-    find_faults,
-    read_published,
-    read_run,
-)
+from tools.results import find_classifier_faults, find_faults, read_published, read_run
 
 DATA_FIGURES = "01_"  # how the names of notebook 01's figures begin
 
@@ -34,7 +28,13 @@ def publish(preset: str) -> None:
     the preset's own parameters, and its predictions give its metrics.
     """
     run, run_dir = read_run(preset), paths.RUNS / preset
-    faults = _find_changed_parameters(run, preset) or find_faults(run)
+    used = run.record["parameters"]
+    expected = json.loads(json.dumps(parameters_of(preset)))  # lists in place of tuples
+    faults = [
+        f"{name} was {used.get(name)!r}, but the preset says {value!r}"
+        for name, value in expected.items()
+        if used.get(name) != value
+    ] or find_faults(run)
     figures = [
         file
         for file in sorted((run_dir / "figures").glob("*.png"))
@@ -68,16 +68,6 @@ def publish(preset: str) -> None:
     commit = run.record["commit"]
     if commit == "unknown" or commit.endswith("-dirty"):
         print(f"Warning: its code is commit {commit!r}, which nobody else can check out.")
-
-
-def _find_changed_parameters(run: Result, preset: str) -> list[str]:
-    used = run.record["parameters"]
-    expected = json.loads(json.dumps(parameters_of(preset)))  # lists in place of tuples
-    return [
-        f"{name} was {used.get(name)!r}, but the preset says {value!r}"
-        for name, value in expected.items()
-        if used.get(name) != value
-    ]
 
 
 main = make_main(publish, "preset")

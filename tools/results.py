@@ -100,10 +100,7 @@ def find_faults(result: Result) -> list[str]:
 
 
 def find_classifier_faults(path: Path, record: dict, *fields: str) -> list[str]:
-    """Return what in a classifier file is not as in the metrics of its run.
-
-    `fields` are those that the file has under `training`.
-    """
+    """Return what differs in a classifier file, with these fields of `training`, from its run."""
     try:
         _, metadata, _ = classifier_file.read(path)
     except MarsclfError as error:

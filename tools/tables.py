@@ -60,10 +60,6 @@ def _rows_of(make: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[dict], d
     return values
 
 
-def _worst_bursts(test: pd.DataFrame) -> pd.DataFrame:
-    return metrics.by_eye(metrics.errors_by_burst(test).head(MAX_BURSTS))
-
-
 def _verdicts(test: pd.DataFrame) -> pd.DataFrame:
     errors = metrics.by_eye(metrics.errors(test))
     errors["burst"] = errors["sequence"] + errors["true"]
@@ -104,7 +100,7 @@ VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     **dict.fromkeys(("headline", "results", "runs", "seeds", "ladder"), _result_values),
     **dict.fromkeys(("costs", "first", "archive"), _bench_values),
     "classes": _rows_of(lambda test: metrics.per_class(test).query("support > 0")),
-    "bursts": _rows_of(_worst_bursts),
+    "bursts": _rows_of(lambda test: metrics.by_eye(metrics.errors_by_burst(test).head(MAX_BURSTS))),
     "verdicts": _rows_of(_verdicts),
     "confusions": _rows_of(lambda test: metrics.commonest_confusions(test, MAX_CONFUSIONS)),
     "drift": _rows_of(metrics.calibration_over_sols),

@@ -25,7 +25,6 @@ def verify() -> None:
             found += find_classifier_faults(paths.CLASSIFIER, result.record, *fields)
         faults += found
         print(f"{preset}: {'WRONG' if found else 'ok'}")
-    # The documents are made from numbers that were just found to be right.
     for file, expected in update_documents(published).items() if not faults else ():
         lines = file.read_text(encoding="utf-8").splitlines(), expected.splitlines()
         for number, (line, right) in enumerate(zip_longest(*lines), start=1):
