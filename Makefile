@@ -16,7 +16,7 @@ DATA_OPTION = $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
 WEIGHTS_OPTION = $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 SET_OPTIONS = $(foreach setting,$(SET),--set '$(setting)')
 # As in a run (see marsclf/pipeline/run.py); what the user has set takes precedence.
-lab: export TF_CPP_MIN_LOG_LEVEL ?= 3
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 lab: export JUPYTER_PATH ?= $(CURDIR)/marsclf/jupyter
 lab: export JUPYTER_PREFER_ENV_PATH ?= 1
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1073741824

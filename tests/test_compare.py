@@ -64,7 +64,7 @@ def test_compare(
 
 
 def test_a_ladder_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(MarsclfError, match="ladder"):
+    with pytest.raises(MarsclfError, match="ladder has several recipes"):
         compare.compare("ladder", {}, None)
     assert compare.main(["--preset", "laptop", "--set", "epochs"]) == 1
     assert capsys.readouterr().err.startswith("error: A setting has the form name=value")

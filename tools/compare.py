@@ -11,8 +11,9 @@ import pandas as pd
 
 from marsclf import paths
 from marsclf.data.open import open_dataset
+from marsclf.errors import MarsclfError
 from marsclf.evaluation.ledger import SELECTION
-from marsclf.pipeline.presets import check_is_no_ladder, parameters_of
+from marsclf.pipeline.presets import LADDERS, parameters_of
 from marsclf.provenance import commit
 from marsclf.training.later_sols import CONDITIONS, FOLDS, criterion, fold, judge, log_loss
 from marsclf.training.recipe import Recipe, pseudo_labels, train_networks
@@ -27,7 +28,10 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
     best epoch is chosen on random views of the images that are judged, for every recipe alike: the
     figures compare recipes and promise nothing.
     """
-    check_is_no_ladder(preset)
+    if preset in LADDERS:
+        raise MarsclfError(
+            f"{preset} has several recipes; `make run PRESET={preset}` compares them."
+        )
     recipe = Recipe(**parameters_of(preset, settings))
     dataset = open_dataset(data_dir)
     started, by_fold, by_condition, losses = time.monotonic(), {}, [], []
