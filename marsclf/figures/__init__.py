@@ -1,1 +1,1 @@
-"""Pictures: charts of data and results, and the widgets of the notebooks."""
+"""Charts of the data and the results, image galleries, and notebook controls."""

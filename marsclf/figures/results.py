@@ -1,13 +1,16 @@
-"""Charts of predictions and training, and how every figure is styled and saved.
+"""Charts of predictions and training, galleries, and how every figure is styled and saved.
 
-Each chart function returns a `Figure` that pyplot does not know of, so none stays open. All are
-9 inches wide and saved 1,800 pixels wide, which keeps the text legible at half that width.
+All figures are 9 inches wide and saved at 1,800 pixels, so text is legible at half that width.
+They are independent of pyplot, so none stays open. `predictions` are rows of one split.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -18,50 +21,44 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from marsclf.data import msl as data
+from marsclf.data.msl import CLASS_NAMES
 from marsclf.evaluation import metrics
 from marsclf.evaluation.predictions import product_ids
 from marsclf.files import replace_atomically
 
 WIDTH_INCHES, WIDTH_PIXELS = 9.0, 1800
-BLUE, ORANGE, GREEN, RED, PURPLE = seaborn.color_palette("colorblind").as_hex()[:5]
+BLUE, ORANGE, GREEN, RED = seaborn.color_palette("colorblind").as_hex()[:4]
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-SPLIT_COLOURS = {"train": BLUE, "val": ORANGE, "test": GREEN}
+SPLIT_COLORS = {"train": BLUE, "val": ORANGE, "test": GREEN}
+BY_SPLIT = {"hue": "split", "hue_order": list(SPLIT_COLORS), "palette": SPLIT_COLORS}
 CAMERA_NAMES = {"MH": "MAHLI", "ML": "Mastcam left", "MR": "Mastcam right"}
 
 
 def set_style() -> None:
-    """Set fonts, grid and palette for all charts made afterwards."""
-    seaborn.set_theme(
-        style="whitegrid",
-        palette="colorblind",
-        font_scale=0.95,
-        rc={"figure.dpi": 80, "axes.titlesize": 12.5, "axes.titlelocation": "left"},
-    )
+    """Set fonts, grid, and palette for all charts made afterwards."""
+    sizes = {"figure.dpi": 80, "axes.titlesize": 12.5, "axes.titlelocation": "left"}
+    seaborn.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95, rc=sizes)
 
 
 def save_figure(fig: Figure, folder: Path, name: str, sample: bool) -> Path:
-    """Save `fig` as the PNG `name` in `folder` and return its path.
-
-    With `sample`, "sample data" is stamped across the figure first.
-    """
-    path = folder / name
+    """Save `fig` as the PNG file `name` in `folder` (see `png_of`) and return its path."""
     content = png_of(fig, sample)
-    with replace_atomically(path) as temporary:
+    with replace_atomically(folder / name) as temporary:
         temporary.write_bytes(content)
-    return path
+    return folder / name
 
 
 def png_of(fig: Figure, sample: bool) -> bytes:
-    """Return `fig` as a PNG file's content; with `sample` "sample data" is stamped across it."""
-    if sample:
-        # Black with a white rim shows on charts and on photographs.
-        stamp = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 60, "alpha": 0.35}
-        rim = [patheffects.withStroke(linewidth=4, foreground="white")]
-        fig.text(0.5, 0.5, "sample data", path_effects=rim, zorder=10, **stamp)
+    """Return `fig` as PNG; with `sample`, "sample data" is stamped across it every 5 inches."""
+    stamps = max(1, round(fig.get_figheight() / 5))
+    # Black letters with a white outline show on charts and on photographs.
+    style = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 60, "alpha": 0.35}
+    style["path_effects"] = [patheffects.withStroke(linewidth=4, foreground="white")]
+    for number in range(stamps if sample else 0):
+        fig.text(0.5, (number + 0.5) / stamps, "sample data", zorder=10, **style)
     drawn, small = BytesIO(), BytesIO()
     fig.savefig(drawn, format="png", dpi=WIDTH_PIXELS / fig.get_figwidth())
-    # 256 colours are enough for Mars and halve the size, but photographs need dithering.
+    # 256 colors halve the file; photographs need dithering.
     image = Image.open(drawn).convert("RGB")
     reduced = image.quantize(256)
     if image.getcolors(20_000) is None:
@@ -70,261 +67,191 @@ def png_of(fig: Figure, sample: bool) -> bytes:
     return small.getvalue()
 
 
-def new_figure(
-    height: float, rows: int = 1, columns: int = 1, **options: object
-) -> tuple[Figure, Axes | np.ndarray]:
-    """Return a figure `height` inches high and its axes (one, or an array as by subplots)."""
+def new_figure(height: float, **options: object) -> tuple[Figure, Any]:
+    """Return a figure `height` inches high, and its axes as `Figure.subplots(**options)` does."""
     fig = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    return fig, fig.subplots(rows, columns, **options)
+    return fig, fig.subplots(**options)
 
 
-def _split_of(predictions: pd.DataFrame) -> str:
-    """Return the words for the split of `predictions`, such as "Test split, 1,305 images"."""
-    name = SPLIT_NAMES[predictions["split"].iloc[0]]
-    return f"{name.capitalize()} split, {len(predictions):,} images"
+def bars(axes: Axes, labels: Sequence[str] | None = None, **options: object) -> None:
+    """Draw `seaborn.barplot(**options)` with its value, or one of `labels`, at each bar's end."""
+    seaborn.barplot(ax=axes, saturation=1, errorbar=None, **options)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # lines may pass behind labels
+    for container in axes.containers:
+        axes.bar_label(container, labels, padding=3, fontsize=9, bbox=behind)
 
 
-def _absent_classes(table: pd.DataFrame) -> str:
-    """Return a line that names the classes without a case in `table` (from metrics.per_class)."""
-    names = table.loc[table["support"] == 0, "class_name"]
-    return f"\nno image in this split: {', '.join(names)}" if len(names) else ""
+def _title(predictions: pd.DataFrame, finding: str) -> str:
+    """Return a title such as "Test split, 1,305 images: <finding>"."""
+    name = SPLIT_NAMES[predictions["split"].iloc[0]].capitalize()
+    return f"{name} split, {len(predictions):,} images: {finding}"
+
+
+def _classes(predictions: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return `metrics.per_class` of the classes with images, and a line that names the others."""
+    table = metrics.per_class(predictions)
+    absent = ", ".join(table.loc[table["support"] == 0, "class_name"])
+    return table[table["support"] > 0], f"\nno images in this split: {absent}" if absent else ""
 
 
 def cases_and_errors_per_class(predictions: pd.DataFrame) -> Figure:
-    """Chart the cases of each class of one split beside the wrong predictions among them."""
-    table = metrics.per_class(predictions)
-    shown = table[table["support"] > 0].sort_values("support", kind="stable")
-    fig, axes = new_figure(1.5 + 0.33 * len(shown))
-    places = np.arange(len(shown))
-    for offset, column, colour, label in (
-        (0.2, "support", BLUE, "cases"),
-        (-0.2, "errors", RED, "wrong predictions"),
-    ):
-        bars = axes.barh(places + offset, shown[column], height=0.4, color=colour, label=label)
-        axes.bar_label(bars, padding=3, fontsize=9)
-    axes.set_yticks(places, shown["class_name"])
-    axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("images" + _absent_classes(table))
-    axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right")
-    errors = shown["errors"].sum()
-    axes.set_title(f"{_split_of(predictions)}: {errors:,} wrong ({errors / len(predictions):.1%})")
+    """Chart the number of images of each class beside the number of wrong predictions."""
+    table, absent = _classes(predictions)
+    table = table.sort_values("support", ascending=False, kind="stable")
+    counts = table.melt("class_name", ["support", "errors"])
+    fig, axes = new_figure(1.5 + 0.33 * len(table))
+    bars(axes, data=counts, x="value", y="class_name", hue="variable", palette=[BLUE, RED])
+    axes.legend(axes.containers, ["images", "wrong predictions"], loc="lower right")
+    errors = table["errors"].sum()
+    title = _title(predictions, f"{errors:,} wrong ({errors / len(predictions):.1%})")
+    axes.set(xlabel=f"images{absent}", ylabel="", title=title)
     return fig
 
 
 def error_rate_per_class(predictions: pd.DataFrame) -> Figure:
-    """Chart the percentage of wrong predictions among the cases of each class of one split."""
-    table = metrics.per_class(predictions)
-    shown = table[table["support"] > 0].assign(rate=100 * (1 - table["recall"]))
-    shown = shown.sort_values("rate", kind="stable")
-    fig, axes = new_figure(1.5 + 0.28 * len(shown))
-    labels = [
-        f"{row.class_name} ({row.errors} of {row.support})" for row in shown.itertuples(index=False)
-    ]
-    bars = axes.barh(np.arange(len(shown)), shown["rate"], color=RED)
-    axes.set_yticks(np.arange(len(shown)), labels)
-    # On white, because the line of all images passes through some of them.
-    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-    axes.bar_label(bars, fmt="%.0f%%", padding=3, fontsize=9, bbox=behind)
-    overall = 100 * shown["errors"].sum() / len(predictions)
+    """Chart the percentage of wrong predictions in each class, with its errors and images."""
+    table, absent = _classes(predictions)
+    table = table.sort_values("recall", kind="stable")
+    names = [f"{row.class_name} ({row.errors} of {row.support})" for row in table.itertuples()]
+    rates, overall = 100 * (1 - table["recall"]), 100 * table["errors"].sum() / len(predictions)
+    fig, axes = new_figure(1.5 + 0.28 * len(table))
+    bars(axes, [f"{rate:.0f}%" for rate in rates], x=rates, y=names, color=RED)
     axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
-    axes.set_xlim(0, 108)
-    axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("wrong predictions, % of the class" + _absent_classes(table))
-    axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
-    axes.set_title(f"{_split_of(predictions)}: percentage of errors per class")
+    axes.set(xlim=(0, 108), xlabel=f"wrong predictions, % of the class{absent}", ylabel="")
+    axes.set_title(_title(predictions, "error rate per class"))
     return fig
 
 
 def confusion_matrix(predictions: pd.DataFrame) -> Figure:
-    """Chart the confusion matrix of one split: counts, shaded by share of the true class."""
-    counts = metrics.confusion_matrix(predictions)
-    rows = np.flatnonzero(counts.sum(axis=1))
-    columns = np.flatnonzero(counts.sum(axis=1) + counts.sum(axis=0))
-    counts = counts[np.ix_(rows, columns)]
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    fig, axes = new_figure(2.6 + 0.27 * len(rows))
-    image = axes.imshow(100 * shares, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    for row, column in zip(*np.nonzero(counts), strict=True):
-        colour = "black" if shares[row, column] > 0.5 else "white"
-        value = str(counts[row, column])
-        axes.text(column, row, value, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(columns)), [data.CLASS_NAMES[k] for k in columns], rotation=90)
-    axes.set_yticks(range(len(rows)), [data.CLASS_NAMES[k] for k in rows])
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.grid(visible=False)
-    fig.colorbar(image, ax=axes, label="% of the true class", fraction=0.03, pad=0.01)
-    accuracy = (predictions["label"] == predictions["predicted"]).mean()
-    axes.set_title(f"{_split_of(predictions)}: accuracy {accuracy:.1%}")
+    """Chart the confusion matrix: counts, shaded by their share of the true class."""
+    names = [pd.Index(CLASS_NAMES, name=name) for name in ("true class", "predicted class")]
+    counts = pd.DataFrame(metrics.confusion_matrix(predictions), *names)
+    support = counts.sum(axis=1)
+    counts = counts.loc[support > 0, support + counts.sum() > 0]
+    shares, shown = 100 * counts.div(support[support > 0], axis=0), counts.astype(str)
+    fig, axes = new_figure(2.6 + 0.27 * len(counts))
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "linewidths": 0.5, "linecolor": "lightgray"}
+    look |= {"annot_kws": {"fontsize": 8}, "xticklabels": True, "yticklabels": True}
+    look["cbar_kws"] = {"label": "% of the true class", "fraction": 0.03, "pad": 0.01}
+    seaborn.heatmap(shares, annot=shown.where(counts > 0, ""), fmt="", ax=axes, **look)
+    axes.tick_params("x", rotation=90)
+    right = (predictions["label"] == predictions["predicted"]).mean()
+    axes.set_title(_title(predictions, f"accuracy {right:.1%}"))
     return fig
 
 
-def commonest_confusions(predictions: pd.DataFrame, limit: int = 12) -> Figure:
-    """Chart the commonest pairs of true and wrongly predicted class of one split."""
-    table = metrics.commonest_confusions(predictions, limit)
+def commonest_confusions(predictions: pd.DataFrame) -> Figure:
+    """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
+    table = metrics.commonest_confusions(predictions, 12)
+    labels = [f"{row['count']} ({row.share:.0%} of {row.true})" for _, row in table.iterrows()]
+    pairs = [f"{row.true} → {row.predicted}" for row in table.itertuples()]
     fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
-    names = [
-        f"{true} → {said}" for true, said in zip(table["true"], table["predicted"], strict=True)
-    ]
-    bars = axes.barh(names, table["count"], color=RED)
-    details = zip(table["count"], table["share"], table["true"], strict=True)
-    labels = [f"{count} ({share:.0%} of {name})" for count, share, name in details]
-    axes.bar_label(bars, labels, padding=3, fontsize=9)
-    axes.invert_yaxis()
+    bars(axes, labels, x=table["count"], y=pairs, color=RED)
     axes.margins(x=0.35)
-    axes.set_xlabel("images (true class → predicted class)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", visible=False)
-    errors = int((predictions["label"] != predictions["predicted"]).sum())
-    share = f"{table['count'].sum()} of {errors} errors shown"
-    axes.set_title(f"{_split_of(predictions)}: {share}")
+    errors = (predictions["label"] != predictions["predicted"]).sum()
+    title = _title(predictions, f"{table['count'].sum()} of {errors} errors shown")
+    axes.set(xlabel="images (true class → predicted class)", ylabel="", title=title)
     return fig
 
 
 def reliability_diagram(predictions: pd.DataFrame, note: str = "") -> Figure:
-    """Chart accuracy against confidence in 15 bins, above how many images each bin holds.
-
-    `note` is added to the title.
-    """
+    """Chart accuracy and number of images in 15 bins of confidence; `note` joins the title."""
     correct = (predictions["label"] == predictions["predicted"]).to_numpy()
-    bins = metrics.calibration_bins(predictions["confidence"].to_numpy(), correct)
-    error = metrics.summarize(predictions)["ece"]
-    width = 1 / len(bins)
-    centres = (bins.index + 0.5) * width
-    fig, (upper, lower) = new_figure(6.5, 2, sharex=True, height_ratios=[3, 1])
-    upper.bar(centres, bins["accuracy"], width=width, color=BLUE, edgecolor="white", label="bin")
-    upper.plot(
-        bins["confidence"], bins["accuracy"], "D", color=ORANGE, label="at its mean confidence"
-    )
-    upper.plot([0, 1], [0, 1], "--", color="black", label="perfectly calibrated")
-    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
+    table = metrics.calibration_bins(predictions["confidence"].to_numpy(), correct)
+    edges = np.linspace(0, 1, len(table) + 1)
+    centers = (edges[:-1] + edges[1:]) / 2
+    fig, (upper, lower) = new_figure(6.5, nrows=2, sharex=True, height_ratios=[3, 1])
+    options = {"x": centers, "bins": edges.tolist(), "color": BLUE, "alpha": 1}
+    seaborn.histplot(weights=table["accuracy"].fillna(0), ax=upper, **options)
+    seaborn.histplot(weights=table["count"], ax=lower, **options)
+    upper.axline((0, 0), slope=1, ls="--", color="black", label="perfectly calibrated")
+    style = {"color": ORANGE, "marker": "D", "s": 50, "zorder": 3, "clip_on": False}
+    label = "bin, at its mean confidence"
+    seaborn.scatterplot(table, x="confidence", y="accuracy", label=label, ax=upper, **style)
     upper.legend(loc="upper left")
-    upper.set_title(f"{_split_of(predictions)}: expected calibration error {error:.3f}{note}")
-    lower.bar(centres, bins["count"], width=width, color=BLUE, edgecolor="white")
+    error = metrics.summarize(predictions)["ece"]
+    title = _title(predictions, f"expected calibration error {error:.3f}{note}")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1), title=title)
     lower.set(xlabel="confidence of the prediction", ylabel="images")
     return fig
 
 
 def coverage_accuracy(predictions: pd.DataFrame, threshold: float = metrics.THRESHOLD) -> Figure:
-    """Chart coverage and accuracy of the images whose confidence reaches a threshold.
-
-    One threshold (0 to 1) is marked, and the title tells what it gives.
-    """
-    correct = (predictions["label"] == predictions["predicted"]).to_numpy()
-    confidence = predictions["confidence"].to_numpy()
-    thresholds = np.linspace(0, 1, 201)
-    covered = confidence >= thresholds[:, None]
-    count = covered.sum(axis=1)
-    accuracy = np.divide(
-        (covered & correct).sum(axis=1), count, out=np.full(len(count), np.nan), where=count > 0
+    """Chart coverage and the accuracy of covered images by confidence threshold, and mark one."""
+    correct = predictions["label"] == predictions["predicted"]
+    covered = {at: predictions["confidence"] >= at for at in (*np.linspace(0, 1, 201), threshold)}
+    curves = pd.DataFrame(
+        {at: (100 * correct[rows].mean(), 100 * rows.mean()) for at, rows in covered.items()},
+        index=["accuracy of the covered images", "coverage"],
     )
     fig, axes = new_figure(5)
-    axes.plot(thresholds, 100 * accuracy, color=BLUE, label="accuracy of the covered images")
-    axes.plot(thresholds, 100 * count / len(correct), "--", color=ORANGE, label="coverage")
+    seaborn.lineplot(curves.T, palette=[BLUE, ORANGE], ax=axes)
     axes.axvline(threshold, color="black", linewidth=1, linestyle=":")
-    shown = confidence >= threshold
-    text = f"at {threshold:g}: {shown.mean():.1%} of the images covered"
-    if shown.any():
-        text += f", {correct[shown].mean():.1%} of them right"
-    axes.set(xlabel="confidence threshold", ylabel="%", xlim=(0, 1), ylim=(0, 102))
     axes.legend(loc="lower left")
-    axes.set_title(f"{_split_of(predictions)}: {text}")
+    accuracy, coverage = curves[threshold]
+    finding = f"at {threshold:g}, {coverage:.1f}% covered"
+    finding += f", {accuracy:.1f}% of them right" if coverage else ""
+    axes.set(xlabel="confidence threshold", ylabel="%", xlim=(0, 1), ylim=(0, 102))
+    axes.set_title(_title(predictions, finding))
     return fig
 
 
 def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
-    """Chart right and wrong predictions of one split by camera and over the sols."""
-    table = product_ids(predictions)[["camera", "sol"]]
-    table["wrong"] = predictions["label"] != predictions["predicted"]
-    fig, (upper, lower) = new_figure(7, 2, height_ratios=[1, 1.6])
-    cameras = table.groupby("camera")["wrong"].agg(["size", "sum"])
-    names = [CAMERA_NAMES[camera] for camera in cameras.index]
-    _right_wrong(upper.barh, names, cameras)
-    ends = cameras["sum"].to_numpy()
-    for place, (size, wrong) in enumerate(zip(cameras["size"], ends, strict=True)):
-        upper.annotate(
-            f"{wrong} of {size} wrong ({wrong / size:.0%})",
-            (size, place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
-    upper.margins(x=0.25)
-    upper.set_xlabel("images")
-    upper.grid(axis="y", visible=False)
-    edges = np.linspace(table["sol"].min(), table["sol"].max() + 1, 31)
-    bins = table.groupby(np.digitize(table["sol"], edges) - 1)["wrong"].agg(["size", "sum"])
-    bins = bins.reindex(range(30), fill_value=0)
-    _right_wrong(lower.bar, edges[:-1], bins, width=0.95 * np.diff(edges)[0], align="edge")
-    lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
-    lower.legend(loc="upper right")
+    """Chart right and wrong predictions by camera and over the sols."""
+    wrong = (predictions["label"] != predictions["predicted"]).rename("wrong")
+    table = product_ids(predictions).join(wrong)
+    names = {
+        camera: f"{CAMERA_NAMES[camera]}\n{of.sum()} of {len(of)} wrong ({of.mean():.0%})"
+        for camera, of in table.groupby("camera")["wrong"]
+    }
+    fig, (upper, lower) = new_figure(7, nrows=2, height_ratios=[1, 1.6])
+    stacked = {"hue": wrong.map({True: "wrong", False: "right"}), "hue_order": ["right", "wrong"]}
+    stacked |= {"palette": [BLUE, RED], "multiple": "stack", "alpha": 1}
+    seaborn.histplot(y=table["camera"].map(names), shrink=0.8, legend=False, ax=upper, **stacked)
+    seaborn.histplot(x=table["sol"], bins=30, ax=lower, **stacked)
+    seaborn.move_legend(lower, "upper right", title=None)
     per_sol = table.groupby("sol")["wrong"].sum().sort_values(ascending=False)
-    half = int((per_sol.cumsum() < per_sol.sum() / 2).sum()) + 1
-    upper.set_title(
-        f"{_split_of(predictions)}: half of the {per_sol.sum()} errors fall on {half} of "
-        f"{len(per_sol)} sols"
-    )
+    half = (per_sol.cumsum().shift(fill_value=0) < per_sol.sum() / 2).sum()
+    finding = f"half of the {per_sol.sum()} errors fall on {half} of {len(per_sol)} sols"
+    upper.set(xlabel="images", ylabel="", title=_title(predictions, finding))
+    lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
     return fig
 
 
-def _right_wrong(
-    bar: Callable, places: Sequence | np.ndarray, table: pd.DataFrame, **options: object
-) -> None:
-    """Draw wrong ("sum") and right ("size" - "sum") stacked with `bar` (axes.bar or .barh)."""
-    base = "left" if bar.__name__ == "barh" else "bottom"
-    bar(places, table["sum"], color=RED, label="wrong", **options)
-    right = table["size"] - table["sum"]
-    bar(places, right, color=BLUE, label="right", **{base: table["sum"]}, **options)
-
-
 def learning_curves(history: Sequence[dict]) -> Figure:
-    """Chart loss and accuracy by epoch, from training.json's "history".
-
-    Each epoch is a dict with stage, loss, accuracy, val_loss and val_accuracy.
-    """
-    table = pd.DataFrame(history)
-    epochs = np.arange(1, len(table) + 1)
-    fig, panels = new_figure(4.2, 1, 2)
-    for axes, name, label in zip(
-        panels, ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True
-    ):
-        axes.plot(epochs, table[name], color=BLUE, label="training", marker=".")
-        axes.plot(epochs, table[f"val_{name}"], "--", color=ORANGE, label="validation", marker=".")
-        for start in np.flatnonzero(
-            table["stage"].to_numpy()[1:] != table["stage"].to_numpy()[:-1]
-        ):
+    """Chart loss and accuracy by epoch, from "history" in training.json."""
+    table = pd.DataFrame(history, index=range(1, len(history) + 1))
+    fig, panels = new_figure(4.2, ncols=2)
+    for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
+        curves = table[[name, f"val_{name}"]].set_axis(["training", "validation"], axis=1)
+        seaborn.lineplot(curves, palette=[BLUE, ORANGE], markers=["o", "o"], ax=axes)
+        for start in np.flatnonzero(table["stage"].ne(table["stage"].shift())[1:]):
             axes.axvline(start + 1.5, color="black", linestyle=":", label="fine-tuning starts")
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(xlabel="epoch", ylabel="loss (nats)" if name == "loss" else name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].legend()
+        axes.legend()
     best = table["val_accuracy"].max()
     panels[0].set_title(f"{len(table)} epochs, best validation accuracy {best:.1%}")
     return fig
 
 
 def ladder(rungs: Sequence[tuple[str, dict]]) -> Figure:
-    """Chart accuracy and macro-F1 of the three splits over rungs, each a name and its splits.
-
-    Bars at the test accuracy are its 95 % interval over sols.
-    """
-    fig, panels = new_figure(1.8 + 0.42 * len(rungs), 1, 2, sharey=True)
-    places = np.arange(len(rungs))
-    labels = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %"}
-    for axes, (number, label) in zip(panels, labels.items(), strict=True):
-        for split, name in SPLIT_NAMES.items():
-            values = [100 * splits[split][number] for _, splits in rungs]
-            axes.plot(values, places, marker="o", color=SPLIT_COLOURS[split], label=name)
-        axes.set_xlabel(label)
-        axes.grid(axis="y", visible=False)
+    """Chart accuracy, with its 95% interval in test, and macro-F1; a rung is (name, splits)."""
+    names = [f"+ {name}" if place else name for place, (name, _) in enumerate(rungs)]
+    table = pd.concat([pd.DataFrame(splits).T for _, splits in rungs], keys=names)
+    table = table.rename_axis(["rung", "split"]).reset_index()
+    fig, panels = new_figure(1.8 + 0.42 * len(rungs), ncols=2, sharey=True)
     intervals = 100 * np.array([splits["test"]["accuracy_ci95"] for _, splits in rungs])
-    panels[0].hlines(places, *intervals.T, color=SPLIT_COLOURS["test"], alpha=0.35, linewidth=5)
-    panels[0].set_yticks(places, [f"+ {name}" if n else name for n, (name, _) in enumerate(rungs)])
-    panels[0].invert_yaxis()
-    fig.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    fig.suptitle("Each step puts one more thing right", x=0.01, ha="left", fontsize=12.5)
+    panels[0].hlines(names, *intervals.T, color=GREEN, alpha=0.35, linewidth=5)
+    for axes, column in zip(panels, ("accuracy", "macro_f1"), strict=True):
+        options = {"errorbar": None, "linewidth": 2, "legend": column == "macro_f1"}
+        values = 100 * table[column].astype(float)
+        seaborn.pointplot(table, x=values, y="rung", ax=axes, **BY_SPLIT, **options)
+        axes.set(xlabel=f"{column.replace('_f', '-F')}, %", ylabel="")
+    seaborn.move_legend(panels[1], "center left", bbox_to_anchor=(1, 0.5), title=None)
+    panels[0].set_title("Each step fixes one more fault of the original recipe")
     return fig
 
 
@@ -333,38 +260,26 @@ def gallery(
 ) -> Figure:
     """Lay out RGB images (H, W, 3; uint8) in rows of `columns` tiles, each under its title.
 
-    Titles are set left, so a long one may run on over tiles with an empty title. A None leaves
-    its tile empty.
+    None leaves a tile empty. A long title may extend over neighbors without a title.
     """
-    tile = WIDTH_PIXELS // columns
-    line = 26  # pixels, for 8-point text at 200 dots an inch
-    above = line * (1 + max(text.count("\n") for text in titles)) + 10
+    tile, head = WIDTH_INCHES / columns, 0.4  # inches; head: room for the figure's title
+    above = 0.1 + 0.13 * (1 + max(text.count("\n") for text in titles))  # room for tile titles
     rows = -(-len(images) // columns)
-    canvas = np.full((rows * (tile + above), columns * tile, 3), 255, np.uint8)
-    head = 80  # pixels for the figure's title
-    height = canvas.shape[0] + head
-    fig = Figure(figsize=(WIDTH_INCHES, height * WIDTH_INCHES / WIDTH_PIXELS))
-    axes = fig.add_axes((0, 0, 1, canvas.shape[0] / height))
-    for place, (image, text) in enumerate(zip(images, titles, strict=True)):
-        top, left = place // columns * (tile + above) + above, place % columns * tile
-        axes.text(left + 4, top - 6, text, fontsize=8, va="bottom", linespacing=1.1)
+    height = head + rows * (tile + above)
+    fig = Figure(figsize=(WIDTH_INCHES, height))
+    fig.subplots_adjust(0.003, 0, 0.997, 1 - (head + above) / height, 0.04, above / tile)
+    panels = fig.subplots(rows, columns, squeeze=False, subplot_kw={"anchor": "NW"}).flat
+    for axes, image, text in zip_longest(panels, images, titles, fillvalue=None):
+        axes.set_axis_off()
+        axes.set_title(text or "", loc="left", fontsize=8, pad=4)
         if image is not None:
-            scale = (tile - 8) / max(image.shape[:2])
-            size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
-            canvas[top : top + size[1], left + 4 : left + 4 + size[0]] = Image.fromarray(
-                image
-            ).resize(size, Image.Resampling.BILINEAR)
-    axes.imshow(canvas)
-    axes.set_axis_off()
-    fig.suptitle(title, x=0.005, y=1 - 12 / height, ha="left", va="top", fontsize=12.5)
+            axes.imshow(image)
+    fig.suptitle(title, x=0.005, y=1 - 0.06 / height, ha="left", va="top", fontsize=12.5)
     return fig
 
 
 def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     """Blend a heatmap (h, w; 0 to 1), enlarged, half and half into `image` (H, W, 3; uint8)."""
-    size = image.shape[1::-1]
-    larger = np.asarray(
-        Image.fromarray(heatmap.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    )
-    colours = matplotlib.colormaps["inferno"](larger, bytes=True)[..., :3]
-    return (image // 2 + colours // 2).astype(np.uint8)
+    larger = cv2.resize(heatmap, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colors = matplotlib.colormaps["inferno"](larger, bytes=True)[..., :3]
+    return cv2.addWeighted(image, 0.5, np.ascontiguousarray(colors), 0.5, 0)

@@ -1,0 +1,35 @@
+"""Brightness and near-duplicates of images."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from marsclf.data.msl import Dataset
+from marsclf.figures import exploration
+
+
+def test_thumbnails_and_brightness(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    images = [noise, noise // 2, np.full_like(noise, 90)]
+    index = pd.DataFrame({"path": ["noise.png", "dark.png", "flat.png"]})
+    for name, pixels in zip(index["path"], images, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    thumbnails, brightness = exploration.measure_images(Dataset(tmp_path, "other", "", index))
+    assert brightness == pytest.approx([image.mean() for image in images])
+    small = [image.reshape(16, 4, 16, 4).mean(axis=(1, 3)).ravel() for image in images[:2]]
+    assert thumbnails[0] @ thumbnails[1] == pytest.approx(np.corrcoef(small)[0, 1], abs=0.01)
+    assert not thumbnails[2].any()  # correlates with nothing
+
+
+def test_nearest_finds_the_copy_and_never_the_image_itself() -> None:
+    thumbnails = np.random.default_rng(0).normal(size=(200, 256)).astype(np.float32)
+    thumbnails[150] = thumbnails[3]
+    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    rows = np.arange(200)
+    correlation, partner = exploration.nearest(thumbnails, rows, rows)
+    assert (partner[3], partner[150]) == (150, 3) and (partner != rows).all()
+    assert correlation[3] == pytest.approx(1, abs=1e-5) and correlation[:3].max() < 0.5
+    assert exploration.nearest(thumbnails, rows[:3], rows[100:])[1].min() >= 100

@@ -1,0 +1,113 @@
+"""Notebook controls, and the tables and figures behind them."""
+
+import re
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.display import Image
+from matplotlib.figure import Figure
+from PIL import Image as Picture
+
+from marsclf.data.msl import CLASS_NAMES
+from marsclf.errors import MarsclfError
+from marsclf.evaluation.predictions import as_predictions
+from marsclf.figures import widgets
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What is displayed, as in JupyterLab."""
+    displayed = []
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    monkeypatch.setattr(widgets, "display", lambda *items: displayed.extend(items))
+    return displayed
+
+
+def explore(folder: Path, choices: dict) -> bytes:
+    """Explore the choices from "b" on, and return the PNG file."""
+
+    def draw(choice: object) -> Figure:
+        figure = Figure((4, 2))
+        figure.suptitle(str(choice))
+        return figure
+
+    widgets.explore(draw, choices, "which", "b", folder=folder, name="x.png", sample=False)
+    return (folder / "x.png").read_bytes()
+
+
+def test_a_batch_run_has_no_controls(
+    shown: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classified: pd.DataFrame
+) -> None:
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    saved = explore(tmp_path, {"a": 1, "b": 2})
+    assert [item.data for item in shown] == [saved]
+    assert widgets.chooser(classified, 24) is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "kind"),
+    [({"a": 1, "b": 2.5}, ipywidgets.SelectionSlider), ({"a": "x", "b": "y"}, ipywidgets.Dropdown)],
+)
+def test_a_control_in_jupyterlab(choices: dict, kind: type, shown: list, tmp_path: Path) -> None:
+    saved = explore(tmp_path, choices)
+    control = shown[-1].children[0]
+    assert type(control) is kind and (control.value, control.description) == ("b", "which")
+    control.value = "a"
+    assert shown[-1].data != saved
+    control.value = "b"
+    assert shown[-1].data == saved == (tmp_path / "x.png").read_bytes()
+
+
+def test_chooser(shown: list, classified: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    menu, confidence, _ = widgets.chooser(classified, 2).children
+    assert [name for name, _ in menu.options] == ["all classes", "wheel", "ground"]
+    menu.value = "wheel"
+    assert shown[-2]["confidence"].tolist() == [0.35, 0.95] and isinstance(shown[-1], Image)
+    confidence.value = (0.5, 1.0)
+    assert shown[-2]["confidence"].tolist() == [0.95]
+    confidence.value = (0.96, 1.0)
+    printed = re.findall(r"(\d) images chosen, the first (\d)", capsys.readouterr().out)
+    assert printed == [("3", "2"), ("2", "2"), ("1", "1"), ("0", "0")]
+
+
+def test_counts_select_and_thumbnails(classified: pd.DataFrame) -> None:
+    found = widgets.counts(classified)
+    assert found.to_dict("list") == {
+        "images": [2, 1],
+        "uncertain": [1, 1],
+        "median_confidence": [pytest.approx(0.65), 0.6],
+    }
+    assert found.index.tolist() == ["wheel", "ground"]
+    selected = widgets.select(classified)
+    assert selected["confidence"].tolist() == [0.35, 0.6, 0.95]
+    assert widgets.select(classified, "wheel", least=0.5)["confidence"].tolist() == [0.95]
+    assert widgets.select(classified, most=0.6)["predicted"].tolist() == ["wheel", "ground"]
+    tiles = [
+        (axes.get_title("left"), len(axes.images)) for axes in widgets.thumbnails(selected).axes
+    ]
+    # The file of the second one is missing.
+    assert tiles[:4] == [("wheel\n0.35", 1), ("ground\n0.60", 0), ("wheel\n0.95", 1), ("", 0)]
+    with pytest.raises(MarsclfError, match="no class 'Wheel'"):
+        widgets.select(classified, "Wheel")
+    with pytest.raises(MarsclfError, match="No image is selected"):
+        widgets.thumbnails(classified[:0])
+
+
+def test_mistakes_by_class_pair(tmp_path: Path) -> None:
+    names = [f"0{sol}MR0036510000500684E01_DRCL.JPG" for sol in range(565, 598)]
+    for name in names[:25]:
+        Picture.new("RGB", (64, 48), "brown").save(tmp_path / name)
+    wheel, ground, horizon = (CLASS_NAMES.index(name) for name in ("wheel", "ground", "horizon"))
+    index = pd.DataFrame({"split": "test", "path": names, "label": [ground] * 26 + [wheel] * 7})
+    confidence = np.linspace(0.6, 0.9, len(names))[:, None]
+    predicted = np.eye(25)[[horizon] * 26 + [ground] * 5 + [wheel] * 2]
+    predictions = as_predictions(index, predicted * confidence + np.eye(25)[0] * (1 - confidence))
+    pairs = widgets.mistaken_pairs(predictions)
+    assert list(pairs) == ["ground → horizon (26)", "wheel → ground (5)"]
+    figure = widgets.mistakes(predictions, tmp_path, pairs["ground → horizon (26)"])
+    assert figure.get_suptitle() == "ground predicted as horizon: 24 of 26 images"
+    assert len(figure.axes) == 24 and figure.axes[0].get_title("left") == "sol 590, 0.83"
+    assert [len(axes.images) for axes in figure.axes] == [0] + [1] * 23  # one file is missing
