@@ -1,71 +1,81 @@
-# The front door: `make help` lists what there is.
+# `make help` lists the targets.
 #
 # Variables: PRESET (of presets/), DATA_DIR (folder of the images), SET ("seed=1 epochs=3"),
-#            WEIGHTS (file of ImageNet weights),
-#            LAB_OPTIONS ("--no-browser --port=9000"), PYTHON (the interpreter that makes the
-#            environment).
+#            WEIGHTS (file of ImageNet weights), LAB_OPTIONS ("--no-browser --port=9000"),
+#            PYTHON (the interpreter that creates the environment).
 
 PRESET ?= laptop
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Written when the environment is whole: a copy of the lock file it was made from.
+# Written when the environment is complete: a copy of the lock file it was made from.
 STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-OF_DATA = $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
-OF_WEIGHTS = $(if $(WEIGHTS),--weights '$(WEIGHTS)')
-SETTINGS = $(foreach setting,$(SET),--set '$(setting)')
-# A file's tests stay together, because some of them share what takes long to make.
-IN_PROCESSES := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+DATA_OPTION = $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+WEIGHTS_OPTION = $(if $(WEIGHTS),--weights '$(WEIGHTS)')
+SET_OPTIONS = $(foreach setting,$(SET),--set '$(setting)')
+# As in a run (see marsclf/pipeline/run.py); what the user has set takes precedence.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+lab: export JUPYTER_PATH ?= $(CURDIR)/marsclf/jupyter
+lab: export JUPYTER_PREFER_ENV_PATH ?= 1
+lab: export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+lab: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+lab: export MALLOC_TOP_PAD_ ?= 67108864
+# The tests of one file share fixtures that take long to make.
+TEST_OPTIONS := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run smoke ladder lab html test lint check-data compare adjust bench publish verify lock clean environment
+.PHONY: help run smoke ladder lab html test lint check-data compare bench gpu-cost publish verify lock clean environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: environment ## environment, data, the three notebooks, figures and metrics [PRESET DATA_DIR SET WEIGHTS]
-	$(BIN)/python -m marsclf run --preset '$(PRESET)' $(OF_DATA) $(OF_WEIGHTS) $(SETTINGS)
+run: environment ## environment, data, notebooks, figures and metrics [PRESET DATA_DIR SET WEIGHTS]
+	$(BIN)/python -m marsclf run --preset '$(PRESET)' $(DATA_OPTION) $(WEIGHTS_OPTION) $(SET_OPTIONS)
 
 smoke: environment ## notebooks 01 to 03 on generated images, in a few minutes
 	$(BIN)/python -m marsclf run --preset smoke --sample
 
-ladder: environment ## the reference reproduced, its oddities switched off one by one [DATA_DIR]
-	$(BIN)/python -m marsclf ladder $(OF_DATA)
+ladder: environment ## the reference reproduced, its faults corrected one by one [DATA_DIR]
+	$(BIN)/python -m marsclf run --preset ladder $(DATA_OPTION)
 
 lab: environment ## open the notebooks in JupyterLab [LAB_OPTIONS]
-	$(BIN)/python -m marsclf lab -- $(LAB_OPTIONS)
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
 
-html: environment ## make web pages of a run's notebooks [PRESET]
-	$(BIN)/python -m marsclf html --preset '$(PRESET)'
+html: environment ## web pages of a run's notebooks, in runs/PRESET/html [PRESET]
+	@ls 'runs/$(PRESET)'/*.ipynb >/dev/null 2>&1 || { echo "error: There are no executed notebooks" \
+		"in runs/$(PRESET): run \`make run PRESET=$(PRESET)\`." >&2; exit 1; }
+	$(BIN)/jupyter nbconvert --log-level=WARN --to html --embed-images \
+		--output-dir='runs/$(PRESET)/html' 'runs/$(PRESET)'/*.ipynb
 
 test: verify ## all tests, after verify
-	$(BIN)/python -m pytest $(IN_PROCESSES)
+	$(BIN)/python -m pytest $(TEST_OPTIONS)
 
-lint: environment ## check style and format
+lint: environment ## check style, format and imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 
 check-data: environment ## list every fault of the data [DATA_DIR]
-	$(BIN)/python -m marsclf check-data $(OF_DATA)
+	$(BIN)/python -m marsclf check-data $(DATA_OPTION)
 
-compare: environment ## how a recipe does on later sols, without test [PRESET DATA_DIR SET]
-	$(BIN)/python -m marsclf compare --preset '$(PRESET)' $(OF_DATA) $(SETTINGS)
+compare: environment ## compare a recipe on later sols, without the test split [PRESET DATA_DIR SET]
+	$(BIN)/python -m tools.compare --preset '$(PRESET)' $(DATA_OPTION) $(SET_OPTIONS)
 
-adjust: environment ## what class frequencies or the camera would do to stored predictions
-	$(BIN)/python -m marsclf adjust
+bench: environment ## measure what the work costs, in about half an hour [DATA_DIR]
+	$(BIN)/python -m tools.bench $(DATA_OPTION)
 
-bench: environment ## measure what the work costs, about half an hour [DATA_DIR]
-	$(BIN)/python -m marsclf bench $(OF_DATA)
+gpu-cost: environment ## measure what EfficientNetB7 costs [DATA_DIR]
+	$(BIN)/python -m tools.gpu_cost $(DATA_OPTION)
 
 publish: environment ## copy a run's results into the repository [PRESET]
-	$(BIN)/python -m marsclf publish --preset '$(PRESET)'
+	$(BIN)/python -m tools.publish --preset '$(PRESET)'
 
 verify: environment ## recompute every published number
-	$(BIN)/python -m marsclf verify
+	$(BIN)/python -m tools.verify
 
-lock: ## pin all dependencies anew, at their newest (needs uv)
+lock: ## pin all dependencies at their newest versions (needs uv)
 	uv pip compile --quiet --upgrade pyproject.toml --extra test --universal --python-version 3.11 \
 		--fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--custom-compile-command "make lock" -o requirements.lock
@@ -75,18 +85,18 @@ clean: ## remove the environment, the runs and the cache (not the data)
 
 environment: $(STAMP)
 
-# The lock file's time may change where its text does not, as in a checkout.
+# The lock file's time may change without its text, as after a checkout.
 $(STAMP): requirements.lock
 	@if cmp -s requirements.lock $(STAMP); then touch $(STAMP); exit 0; fi; \
 	for python in $(PYTHON); do \
 		if "$$python" -c '$(SUITS)' 2>/dev/null; then suitable=$$python; break; fi; \
 	done; \
 	if [ -z "$$suitable" ]; then \
-		echo "error: marsclf needs Python 3.11, 3.12 or 3.13 with its venv module, and none of" \
-			"these is one: $(PYTHON). Name one: make PYTHON=/path/to/python3.12 ..." >&2; \
+		echo "error: marsclf needs Python 3.11, 3.12 or 3.13 with its venv module, which none of" \
+			"these is: $(PYTHON). Name one: make PYTHON=/path/to/python3.12 ..." >&2; \
 		exit 1; \
 	fi; \
-	echo "Making the environment in $(VENV) with $$suitable; this takes some minutes once."; \
+	echo "Making the environment in $(VENV) with $$suitable; this takes some minutes, once."; \
 	rm -rf $(VENV) && \
 	"$$suitable" -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

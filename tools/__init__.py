@@ -1,1 +1,1 @@
-"""What measures and publishes this repository; run as python -m tools.NAME."""
+"""Commands that compare, measure, publish and verify; they run from a copy of the repository."""

@@ -1,45 +1,51 @@
-"""How a recipe does on later sols, without the test split: python -m tools.compare."""
+"""How a recipe does on later sols, without the test split: python -m tools.compare --set a=b."""
 
 import json
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from marsclf import paths
-from marsclf.data import msl as data
 from marsclf.data.open import open_dataset
-from marsclf.evaluation.ledger import SELECTION, append_row
-from marsclf.pipeline.presets import parameters_of
+from marsclf.errors import MarsclfError
+from marsclf.evaluation.ledger import SELECTION
+from marsclf.pipeline.presets import LADDERS, parameters_of
 from marsclf.provenance import commit
-from marsclf.training import recipe
 from marsclf.training.later_sols import CONDITIONS, FOLDS, criterion, fold, judge, log_loss
-from marsclf.training.recipe import Recipe
-from tools.publish import rewrite_tables
+from marsclf.training.recipe import Recipe, pseudo_labels, train_networks
+from tools.command import make_main
+from tools.documents import store
 
 
 def compare(preset: str, settings: dict[str, object], data_dir: str | Path | None) -> dict:
-    """Train a preset's recipe on each fold, print its criterion and, for the real data, store it.
+    """Train a changed recipe on early sols and judge it on later ones, without the test split.
 
-    A line is added to results/selection.csv. The best epoch is chosen on random views of the very
-    images that are judged, for every recipe alike: the figures compare recipes and promise nothing.
-    Self-training takes these images, as they are, for its unlabelled ones.
+    What the real data set gives is added to results/selection.csv; the documents are updated. The
+    best epoch is chosen on random views of the images that are judged, for every recipe alike: the
+    figures compare recipes and promise nothing.
     """
-    parameters = parameters_of(preset, settings)
-    members = Recipe.of(parameters).members(parameters["ensemble"])
+    if preset in LADDERS:
+        raise MarsclfError(
+            f"{preset} has several recipes; `make run PRESET={preset}` compares them."
+        )
+    recipe = Recipe(**parameters_of(preset, settings))
     dataset = open_dataset(data_dir)
     started, by_fold, by_condition, losses = time.monotonic(), {}, [], []
     for name in FOLDS:
         train, judged = fold(dataset.index, name)
-        folder = paths.RUNS / "compare" / name
-        learnt = recipe.learn_all(members, dataset.root, train, judged, judged, folder)
-        probabilities = judge(learnt, dataset.root, judged)
-        labels = judged["label"].to_numpy()
-        found = criterion(probabilities, labels)
+        networks = train_networks(recipe, dataset.root, train, judged)
+        if recipe.self_training:
+            guessed = pseudo_labels(networks, dataset.root, judged, recipe.self_training)
+            train = pd.concat([train, guessed])
+            networks = train_networks(recipe, dataset.root, train, judged)
+        probabilities, labels = judge(networks, dataset.root, judged), judged["label"].to_numpy()
+        by_fold[name], *recalls = criterion(probabilities, labels).values()
+        by_condition.append(recalls)
         losses.append(log_loss(probabilities, labels))
-        by_fold[name] = found.pop("criterion")
-        by_condition.append(list(found.values()))
         print(f"{name}: {by_fold[name]:.4f}, log loss {losses[-1]:.4f}", flush=True)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,15 +58,13 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
         "log loss": np.mean(losses),
         "wall_s": time.monotonic() - started,
     }
-    line = {k: round(float(v), 4) if isinstance(v, float) else v for k, v in line.items()}
-    print(
-        f"criterion {line['criterion']:.4f}, log loss {line['log loss']:.4f}, "
-        f"{line['wall_s']:.0f} s"
-    )
-    if dataset.name == "msl-v1":
-        append_row(paths.RESULTS / SELECTION, line)
-        rewrite_tables()
-        print(f"Added to {paths.RESULTS / SELECTION} and to the tables of the documents.")
-    else:
-        print(f"{data.SAMPLE_NOTICE} Nothing was stored.")
+    line = {k: v if isinstance(v, str) else round(float(v), 4) for k, v in line.items()}
+    print(f"criterion {line['criterion']:.4f}, log loss {line['log loss']:.4f}")
+    store(line, paths.RESULTS / SELECTION, dataset)
     return line
+
+
+main = make_main(compare, "preset", "set", "data_dir")
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What the commands of this folder share: their options, and errors as one sentence."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from marsclf.errors import MarsclfError
+from marsclf.pipeline.presets import DEFAULT_PRESET, parse_settings
+
+OPTIONS = {
+    "preset": {"default": DEFAULT_PRESET, "help": "one of presets/ (default: %(default)s)"},
+    "data_dir": {"type": os.path.abspath, "help": "folder of the images"},
+    "set": {
+        "dest": "settings",
+        "metavar": "NAME=VALUE",
+        "nargs": "+",
+        "action": "extend",
+        "default": [],
+        "help": "override parameters of the preset; values are YAML",
+    },
+}
+
+
+def make_main(work: Callable[..., object], *options: str) -> Callable[..., int]:
+    """Return a function that runs `work` with the options of a command line.
+
+    It takes the arguments as a list, by default those of this process, and returns the exit status:
+    0, or 1 after a MarsclfError, whose sentence is printed on stderr, or 130 after Ctrl-C.
+
+    Args:
+        work: takes the options as keyword arguments; its docstring is the help text.
+        options: names in OPTIONS.
+    """
+
+    def main(arguments: list[str] | None = None) -> int:
+        program = f"python -m tools.{Path(sys.argv[0]).stem}"
+        parser = argparse.ArgumentParser(program, description=work.__doc__.partition("\n")[0])
+        for option in options:
+            parser.add_argument(f"--{option.replace('_', '-')}", **OPTIONS[option])
+        chosen = vars(parser.parse_args(arguments))
+        try:
+            if "settings" in chosen:
+                chosen["settings"] = parse_settings(chosen["settings"])
+            work(**chosen)
+        except MarsclfError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            return 130
+        return 0
+
+    return main

@@ -1,0 +1,131 @@
+"""Results of presets, as a run writes them and as they are published, and what is wrong with them.
+
+A run writes runs/<preset>/metrics.json and predictions.csv. A ladder of recipes writes
+runs/<preset>/ladder.json and, for each recipe, a folder with a predictions.csv. Published are the
+same JSON file and the compressed predictions, all in results/<preset>/.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from marsclf import paths
+from marsclf.classify import classifier_file
+from marsclf.data.msl import MSL_V1_DIGEST
+from marsclf.errors import MarsclfError
+from marsclf.evaluation import ledger, metrics
+from marsclf.evaluation.predictions import read_predictions
+from marsclf.pipeline.presets import LADDERS
+
+IMAGES = {"train": 3746, "val": 1640, "test": 1305}  # in the MSL data set
+TOLERANCE = 1e-6  # numbers are stored with six digits
+
+
+class Result(NamedTuple):
+    """The result of a preset: its metrics.json or ladder.json, and that file's content.
+
+    `predictions` has the prediction files by their names in results/<preset>/, without suffix:
+    "predictions", or one name for each recipe of a ladder.
+    """
+
+    file: Path
+    record: dict
+    predictions: dict[str, Path]
+
+
+def read_run(preset: str) -> Result:
+    """Return the result of the last run of a preset; raise MarsclfError if there is none."""
+    folder = paths.RUNS / preset
+    if preset in LADDERS:
+        return _read(folder / "ladder.json", "{}/predictions.csv")
+    return _read(folder / "metrics.json", "{}.csv")
+
+
+def read_published() -> dict[str, Result]:
+    """Return the published results by preset, in alphabetical order."""
+    files = [*paths.RESULTS.glob("*/metrics.json"), *paths.RESULTS.glob("*/ladder.json")]
+    return {file.parent.name: _read(file, "{}.csv.gz") for file in sorted(files)}
+
+
+def _read(file: Path, pattern: str) -> Result:
+    remedy = f"run `make run PRESET={file.parent.name}`"
+    record = read_json(file, remedy)
+    try:
+        files = {name: file.parent / pattern.format(name) for name in scores(record)}
+        record["parameters"], record["commit"]
+    except (KeyError, TypeError) as error:
+        raise MarsclfError(f"{file} is not the result of a run ({error!r}): {remedy}.") from error
+    return Result(file, record, files)
+
+
+def read_json(file: Path, remedy: str) -> dict:
+    """Read a JSON file; raise MarsclfError, which ends with `remedy`, if that fails."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MarsclfError(f"There is no {file}: {remedy}.") from None
+    except (OSError, ValueError) as error:
+        raise MarsclfError(f"{file} cannot be read as JSON ({error}): {remedy}.") from error
+
+
+def scores(record: dict) -> dict[str, dict]:
+    """Return the metrics by split that a record holds, for each of its prediction files."""
+    if "rungs" in record:
+        return {name: rung["splits"] for name, rung in record["rungs"].items()}
+    return {"predictions": record["splits"]}
+
+
+def find_faults(result: Result) -> list[str]:
+    """Return what is wrong with a result: its data set, or a number that its predictions deny."""
+    record, faults = result.record, []
+    if (record.get("dataset"), record.get("data_digest")) != ("msl-v1", MSL_V1_DIGEST):
+        return [f"{result.file}: its data set is {record.get('dataset')!r}, not the real msl-v1"]
+    for name, splits in scores(record).items():
+        file = result.predictions[name]
+        recomputed = metrics.measure(read_predictions(file))
+        faults += [
+            f"{file}: {numbers['n']} images in the {split} split instead of {IMAGES[split]}"
+            for split, numbers in recomputed.items()
+            if numbers["n"] != IMAGES[split]
+        ]
+        stored, true = _flatten(splits, name), _flatten(recomputed, name)
+        faults += [
+            f"{result.file}: {field} is {stored.get(field)}, recomputed {true.get(field)}"
+            for field in true | stored
+            if not _is_same(stored.get(field), true.get(field))
+        ]
+        if ledger.digest_of(file) not in ledger.scored():
+            faults.append(f"{file}: {ledger.NAME}, the ledger of test scores, does not list it")
+    return faults
+
+
+def find_classifier_faults(path: Path, record: dict, *fields: str) -> list[str]:
+    """Return what differs in a classifier file, with these fields of `training`, from its run."""
+    try:
+        _, metadata, _ = classifier_file.read(path)
+    except MarsclfError as error:
+        return [str(error)]
+    pairs = {field: (metadata["training"].get(field), record.get(field)) for field in fields}
+    pairs["zooms"] = metadata["zooms"], record["parameters"].get("test_zooms")
+    pairs["temperature"] = metadata["calibration"]["temperature"], record.get("temperature")
+    return [
+        f"{path} belongs to another run: its {field} is {found!r}, not {expected!r}"
+        for field, (found, expected) in pairs.items()
+        if found != expected
+    ]
+
+
+def _flatten(tree: object, name: str) -> dict[str, object]:
+    """Flatten nested mappings and lists: {"test": {"n": 3}} gives {"name.test.n": 3}."""
+    if not isinstance(tree, dict | list):
+        return {name: tree}
+    leaves = {}
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        leaves |= _flatten(value, f"{name}.{key}")
+    return leaves
+
+
+def _is_same(stored: object, true: object) -> bool:
+    if isinstance(stored, int | float) and isinstance(true, int | float):
+        return abs(stored - true) <= TOLERANCE
+    return stored == true

@@ -1,0 +1,42 @@
+"""Verifying what is published: python -m tools.verify. Needs no images, network or Keras."""
+
+import sys
+from itertools import zip_longest
+
+from marsclf import paths
+from marsclf.errors import MarsclfError
+from marsclf.pipeline.presets import DEFAULT_PRESET
+from tools.command import make_main
+from tools.documents import update_documents
+from tools.results import find_classifier_faults, find_faults, read_published
+
+
+def verify() -> None:
+    """Recompute every published number and compare the documents with their templates.
+
+    Prints one line for each preset. Raises MarsclfError where a number is wrong, where the ledger
+    lacks a score, and where the library's classifier is not that of the published run.
+    """
+    published, faults = read_published(), []
+    for preset, result in published.items():
+        found = find_faults(result)
+        if preset == DEFAULT_PRESET:
+            fields = ("preset", "seed", "data_digest")
+            found += find_classifier_faults(paths.CLASSIFIER, result.record, *fields)
+        faults += found
+        print(f"{preset}: {'WRONG' if found else 'ok'}")
+    for file, expected in update_documents(published).items() if not faults else ():
+        lines = file.read_text(encoding="utf-8").splitlines(), expected.splitlines()
+        for number, (line, right) in enumerate(zip_longest(*lines), start=1):
+            if line != right:
+                faults.append(f"{file}, line {number}: is {line!r}, must be {right!r}")
+                break
+    if faults:
+        raise MarsclfError("What is published is not right:\n" + "\n".join(faults))
+    print(f"{len(published)} published results and the documents verified.")
+
+
+main = make_main(verify)
+
+if __name__ == "__main__":
+    sys.exit(main())
