@@ -74,15 +74,19 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return table[COLUMNS].astype({"label": int, "predicted": int})
 
 
-def about(predictions_file: Path) -> dict:
-    """Return what the run's JSON beside the file says: `dataset`, `temperature` and more.
+def run_record(predictions_file: Path) -> dict:
+    """Return the run's JSON beside a predictions file: `dataset`, `temperature` and more.
 
-    Empty where no such JSON is there.
+    That is training.json, else metrics.json; where neither exists the result is empty. Raises
+    MarsclfError for a file that is not a JSON mapping.
     """
     for name in ("training.json", "metrics.json"):
-        beside = predictions_file.with_name(name)
-        if beside.is_file():
-            return json.loads(beside.read_text(encoding="utf-8"))
+        path = predictions_file.with_name(name)
+        if path.is_file():
+            try:
+                return dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise MarsclfError(f"{path} cannot be read as JSON: {error}.") from error
     return {}
 
 

@@ -20,8 +20,7 @@ from marsclf.data import msl as data
 from marsclf.data.open import open_dataset
 from marsclf.data.sample import make_sample
 from marsclf.errors import MarsclfError
-from marsclf.evaluation import ledger, metrics
-from marsclf.evaluation.predictions import read_predictions
+from marsclf.evaluation import ledger
 from marsclf.files import write_json
 from marsclf.pipeline.presets import (
     DEFAULT_PRESET,
@@ -86,7 +85,7 @@ def run(
         fixed |= {"data_dir": None, "run_dir": str(run_dir / "published"), "dataset": "msl-v1"}
         fixed["predictions_file"] = str(published)
         execute(NOTEBOOKS[2], run_dir / PUBLISHED_RESULTS, parameters | fixed)
-    splits = metrics.measure(read_predictions(run_dir / "predictions.csv"))
+    splits = ledger.score(run_dir / "predictions.csv")
     wall_s |= training["wall_s"]
     wall_s["total"] = time.monotonic() - started
     result = {
@@ -104,8 +103,6 @@ def run(
         "peak_rss_mb": peak_rss_mb(),
         "splits": splits,
     }
-    if dataset.name == "msl-v1":
-        ledger.append(result, run_dir / "predictions.csv")
     write_json(run_dir / "metrics.json", result)
     _report(result, run_dir, load_preset(preset)["expected"])
     if (run_dir / PUBLISHED_RESULTS).is_file():

@@ -20,8 +20,8 @@ import pandas as pd
 
 from marsclf.data import msl as data
 from marsclf.errors import MarsclfError
-from marsclf.evaluation import ledger, metrics
-from marsclf.evaluation.predictions import read_predictions, write_predictions
+from marsclf.evaluation import ledger
+from marsclf.evaluation.predictions import write_predictions
 from marsclf.files import write_json
 from marsclf.images.views import AsRead, Augmentation
 from marsclf.networks.backbones import build_backbone
@@ -285,9 +285,8 @@ def _climbed(
         "settings": STEPS.get(rung, {}),
         "wall_s": round(time.monotonic() - started, 1),
         "history": history,
-        "splits": metrics.measure(read_predictions(predictions)),
     }
-    if dataset.name == "msl-v1":
-        ledger.append(record, predictions)
+    write_json(folder / "training.json", record)
+    record["splits"] = ledger.score(predictions)
     write_json(path, record)
     return record
