@@ -75,7 +75,7 @@ def test_no_figure_without_a_line(results: Path, tmp_path: Path) -> None:
     with pytest.raises(MarsclfError, match="lacks commit, parameters, preset, settings"):
         ledger.score(predictions)
     (tmp_path / "training.json").write_text("{")
-    with pytest.raises(MarsclfError, match=r"training\.json cannot be read as JSON"):
+    with pytest.raises(MarsclfError, match=r"training\.json cannot be read as a run"):
         ledger.score(predictions)
     assert ledger.rows() == []
 

@@ -4,11 +4,12 @@
 was looked at. Lines are only ever added.
 """
 
-import csv
 import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+
+import pandas as pd
 
 from marsclf import paths
 from marsclf.errors import MarsclfError
@@ -24,19 +25,15 @@ FIGURES = ("accuracy", "macro_f1", "ece")
 def score(predictions_file: Path) -> dict[str, dict]:
     """Return `metrics.measure` of a predictions file, and enter the file in the ledger first.
 
-    A line is added where the JSON beside the file says that the data set is "msl-v1" and no line
-    has the file's digest yet, so scoring a file again adds nothing.
-
-    Raises:
-        MarsclfError: for a faulty predictions file, for a JSON that lacks what the line needs, and
-            where the ledger cannot be written.
+    A line is added if the JSON beside the file says that the data set is "msl-v1" and no line has
+    the file's digest yet. Raises MarsclfError for a faulty predictions file, for a JSON that lacks
+    what the line needs, and if the ledger cannot be read or written.
     """
     splits = metrics.measure(read_predictions(predictions_file))
     record, digest = run_record(predictions_file), digest_of(predictions_file)
     if record.get("dataset") != "msl-v1" or digest in scored():
         return splits
-    missing = {"commit", "preset", "seed", "settings", "parameters"} - record.keys()
-    if missing:
+    if missing := {"commit", "preset", "seed", "settings", "parameters"} - record.keys():
         raise MarsclfError(
             f"{predictions_file} cannot be scored: the JSON file beside it lacks "
             f"{', '.join(sorted(missing))}; run notebook 02 again."
@@ -65,8 +62,12 @@ def recipe_digest(record: dict) -> str:
     return sha256_of(json.dumps(parameters, sort_keys=True).encode())[:16]
 
 
+def _figures(test: dict) -> dict[str, float]:
+    return {name: test[name] for name in FIGURES} | {"burst_accuracy": test["burst"]["accuracy"]}
+
+
 def seeds(result: dict) -> dict[str, dict[str, float]]:
-    """Return the test figures of every seed that the recipe of a run's metrics was scored with.
+    """Return, by seed, the test figures of all runs with the recipe of these metrics.
 
     The figures of the run's own seed are the run's; those of another seed are from its last line.
     """
@@ -78,22 +79,12 @@ def seeds(result: dict) -> dict[str, dict[str, float]]:
     return found | {str(result["seed"]): _figures(result["splits"]["test"])}
 
 
-def _figures(test: dict) -> dict[str, float]:
-    """Return the figures of the test split that a line holds."""
-    figures = {name: test[name] for name in FIGURES}
-    return figures | {"burst_accuracy": test["burst"]["accuracy"]}
-
-
 def append_row(path: Path, row: dict[str, object]) -> None:
-    """Append a row to a CSV file, after a header if the file is new; raise MarsclfError if not."""
+    """Append a row to a CSV file, after a header if it is new; raise MarsclfError if impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        options = {"mode": "a", "header": not path.exists(), "lineterminator": "\n"}
+        pd.DataFrame([row]).to_csv(path, index=False, **options)
     except OSError as error:
         raise MarsclfError(
             f"The score cannot be entered in {path} ({error.strerror}); make it writable."
@@ -106,9 +97,8 @@ def rows(path: Path | None = None) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    except (OSError, ValueError) as error:
         raise MarsclfError(f"{path} cannot be read: {error}.") from error
 
 
