@@ -1,6 +1,5 @@
 """The files around the code: versions, stored notebooks, presets, Makefile, licence, citation."""
 
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,6 @@ import yaml
 
 from marsclf import paths
 from marsclf.cli import main
-from marsclf.pipeline import presets
 
 ROOT = paths.PROJECT_ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -74,55 +72,6 @@ def test_every_locked_package_has_a_hash() -> None:
     entries = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())[1:]
     assert len(entries) > 50
     assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
-
-
-# The pipeline's, and the one that a run has no part in.
-NOTEBOOKS = (*presets.NOTEBOOKS, presets.LADDER_NOTEBOOK, "05_classify_new_images")
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_are_stored_clean(name: str) -> None:
-    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
-    assert notebook["metadata"]["kernelspec"] == {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": "python3",
-    }
-    assert "papermill" not in notebook["metadata"]
-    assert notebook["cells"][0]["cell_type"] == "markdown"
-    for cell in notebook["cells"]:
-        assert "papermill" not in cell["metadata"]
-        if cell["cell_type"] == "code":
-            assert (cell["outputs"], cell["execution_count"]) == ([], None)
-
-
-def test_there_are_no_other_notebooks() -> None:
-    assert sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")) == [*NOTEBOOKS]
-
-
-def test_notebooks_share_the_defaults_of_shared_parameters() -> None:
-    seen: dict[str, object] = {}
-    for name in presets.NOTEBOOKS:
-        declared = presets.notebook_parameters(paths.NOTEBOOKS / f"{name}.ipynb")
-        assert {"data_dir": None, "run_dir": "runs/by-hand"}.items() <= declared.items()
-        for parameter, default in declared.items():
-            assert seen.setdefault(parameter, default) == default, parameter
-
-
-def test_presets_are_sound() -> None:
-    names = [path.stem for path in paths.PRESETS.iterdir()]
-    assert {presets.DEFAULT_PRESET, "smoke"} <= set(names)
-    for name in names:
-        presets.parameters_of(name)
-
-
-def test_presets_expect_what_is_published() -> None:
-    published = [path.parent.name for path in paths.RESULTS.glob("*/metrics.json")]
-    assert presets.DEFAULT_PRESET in published
-    for name in published:
-        result = json.loads((paths.RESULTS / name / "metrics.json").read_text())
-        expected = presets.load_preset(name)["expected"]["test_accuracy"]
-        assert expected == round(result["splits"]["test"]["accuracy"], 3), name
 
 
 def test_make_help_lists_every_target() -> None:

@@ -80,13 +80,15 @@ def parse_settings(texts: list[str]) -> dict[str, object]:
     """
     settings = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise MarsclfError(f"A setting has the form name=value, unlike {text!r}.")
+        name, _, value = text.partition("=")
         try:
+            if not name or name == text:
+                raise ValueError
             settings[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise MarsclfError(f"The value of the setting {text!r} is not valid YAML.") from None
+        except (ValueError, yaml.YAMLError):
+            raise MarsclfError(
+                f"A setting is name=value with a value in YAML, unlike {text!r}."
+            ) from None
     return settings
 
 
