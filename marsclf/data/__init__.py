@@ -1,1 +1,1 @@
-"""What is labeled: the index of the images, their names, the download and generated sample data."""
+"""The labeled images: their names, the checked index, the download, and generated sample data."""

@@ -1,12 +1,10 @@
-"""The labelled Curiosity images as one checked table.
+"""The labeled Curiosity images as one checked table.
 
 The data set is *Mars surface image (Curiosity rover) labeled data set*, version 1,
 doi 10.5281/zenodo.1049137: JPEGs, three split files with lines "path label", and a class list.
 """
 
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -20,51 +18,26 @@ from marsclf.errors import MarsclfError
 from marsclf.files import sha256_of
 
 CLASS_NAMES = (
-    "apxs",
-    "apxs cal target",
-    "chemcam cal target",
-    "chemin inlet open",
-    "drill",
-    "drill holes",
-    "drt front",
-    "drt side",
-    "ground",
-    "horizon",
-    "inlet",
-    "mahli",
-    "mahli cal target",
-    "mastcam",
-    "mastcam cal target",
-    "observation tray",
-    "portion box",
-    "portion tube",
-    "portion tube opening",
-    "rems uv sensor",
-    "rover rear deck",
-    "scoop",
-    "sun",
-    "turret",
-    "wheel",
-)
+    "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill", "drill holes",
+    "drt front", "drt side", "ground", "horizon", "inlet", "mahli", "mahli cal target", "mastcam",
+    "mastcam cal target", "observation tray", "portion box", "portion tube",
+    "portion tube opening", "rems uv sensor", "rover rear deck", "scoop", "sun", "turret", "wheel",
+)  # fmt: skip
 NUM_CLASSES = len(CLASS_NAMES)
 SPLITS = ("train", "val", "test")
 CLASS_FILE = "msl_synset_words-indexed.txt"
 SAMPLE_MARKER = "SAMPLE_DATA.txt"
 MSL_V1_DIGEST = "23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b"
 
-# The real images are about 256 pixels wide; the cameras' full frames have 1648 x 1200 pixels.
+# The images are about 256 pixels wide; a full frame of the cameras has 1648 x 1200 pixels.
 MAX_PIXELS = 20_000_000
 MAX_BYTES = 50_000_000
-END_OF_JPEG = b"\xff\xd9"
 
 SAMPLE_NOTICE = (
-    "SAMPLE DATA: this run uses generated pictures of geometric shapes, not Curiosity's images. "
-    "Its numbers and figures say nothing about Mars. For the real images run with a network "
-    "connection (they are downloaded once, 61 MB), or set MARSCLF_DATA_DIR to a folder that holds "
-    "them."
+    "SAMPLE DATA: this run uses generated pictures of geometric shapes, not images from Curiosity. "
+    "Its numbers and figures say nothing about Mars. To use the real images, run with a network "
+    "connection (they are downloaded once, 61 MB) or set MARSCLF_DATA_DIR to their folder."
 )
-
-_LINE = re.compile(r"(?P<path>\S.*?)\s+(?P<label>-?\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -72,7 +45,7 @@ class Dataset:
     """A checked data set.
 
     `index` has one row per image, ordered by split and path: split, path (relative to `root`),
-    label (0-24), class_name, sol, camera, sequence, product_type, frame, width and height in
+    label (0-24), class_name, sol, camera, sequence, frame, product_type, width and height in
     pixels, channels (1 or 3), sha256. `name` is "msl-v1", "sample" or "other". `digest` is the
     SHA-256 of all contents (images, split files, class list).
     """
@@ -89,160 +62,121 @@ def split_file(split: str) -> str:
 
 
 def load_dataset(root: str | Path) -> Dataset:
-    """Check every listed file beneath `root` and return the index.
+    """Check every listed file in the folder `root` and return the data set.
 
-    Reads each image's bytes and header but decodes no pixels. A relative `root` counts from the
-    project's root. Raises MarsclfError with the first fault.
+    Reads the bytes and the header of each image but decodes no pixels. A relative `root` counts
+    from the project folder. Raises MarsclfError with the first fault.
     """
     root = paths.resolve(root)
-    scan = _Scan(root, decode=False)
-    if scan.faults:
-        others = len(scan.faults) - 1
-        more = f" ({others} more: `make check-data` lists all faults.)" if others else ""
-        raise MarsclfError(f"{scan.faults[0]}{more}")
-    lines = sorted(f"{sha256}  {path}\n" for path, sha256 in scan.hashes.items())
+    faults, rows, hashes = _scan(root, decode=False)
+    if faults:
+        others = f" ({len(faults) - 1} more: `python -m marsclf check-data` lists all faults.)"
+        raise MarsclfError(faults[0] + (others if len(faults) > 1 else ""))
+    lines = sorted(f"{sha256}  {path}\n" for path, sha256 in hashes.items())
     digest = sha256_of("".join(lines).encode())
+    name = "msl-v1" if digest == MSL_V1_DIGEST else "other"
     if (root / SAMPLE_MARKER).is_file():
         name = "sample"
-    else:
-        name = "msl-v1" if digest == MSL_V1_DIGEST else "other"
-    index = pd.DataFrame(scan.rows)
-    index.insert(3, "class_name", index["label"].map(dict(enumerate(CLASS_NAMES))))
-    index = index.sort_values("path").sort_values(
-        "split", key=lambda split: split.map(SPLITS.index), kind="stable", ignore_index=True
-    )
+    rows.sort(key=lambda row: (SPLITS.index(row["split"]), row["path"]))
+    index = pd.DataFrame(rows)
+    index.insert(3, "class_name", [CLASS_NAMES[label] for label in index["label"]])
     return Dataset(root=root, name=name, digest=digest, index=index)
 
 
 def find_faults(root: str | Path) -> list[str]:
-    """Return every fault of the data beneath `root`, one sentence each; decodes every image."""
-    return _Scan(paths.resolve(root), decode=True).faults
+    """Return every fault of the data in `root`, one sentence each; decodes every image."""
+    return _scan(paths.resolve(root), decode=True)[0]
 
 
-class _Scan:
-    """One pass over a data folder: the rows of the index, all hashes, and the faults."""
+def leaves_folder(path: str) -> bool:
+    """Tell whether a relative path in POSIX style could lead out of its folder on any system."""
+    posix = PurePosixPath(path)
+    return posix.is_absolute() or ".." in posix.parts or bool(re.search(r"[\\:\0]", path))
 
-    def __init__(self, root: Path, decode: bool) -> None:
-        self.root, self.decode = root, decode
-        self.rows: list[dict[str, object]] = []
-        self.hashes: dict[str, str] = {}
-        self.faults: list[str] = []
-        self.places: dict[str, str] = {}
-        self.split_of_sol: dict[int, str] = {}
-        if not root.is_dir():
-            self.faults.append(
-                f"The data folder {root} is missing or not a folder: name one that holds the split "
-                f"files, such as {split_file('train')}, with --data-dir or MARSCLF_DATA_DIR."
-            )
-            return
-        self._check_classes()
-        for split in SPLITS:
-            self._read_split(split)
 
-    def _lines(self, name: str) -> Iterator[tuple[str, str]]:
-        """Yield (place, line) for each line of a text file that is not blank."""
-        path = self.root / name
-        try:
-            content = path.read_bytes()
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            self.faults.append(f"{path}, line {line}: this is not UTF-8 text.")
-            return
-        except OSError as error:
-            self.faults.append(f"{path} cannot be read ({error.strerror}): it belongs to the data.")
-            return
-        self.hashes[name] = sha256_of(content)
-        if not text.strip():
-            self.faults.append(f"{path} is empty.")
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield f"{path}, line {number}", line.strip()
-
-    def _check_classes(self) -> None:
-        found = list(self._lines(CLASS_FILE))
-        if not found:
-            return
-        for class_id, (place, line) in enumerate(found[:NUM_CLASSES]):
-            expected = f"{class_id} {CLASS_NAMES[class_id]}"
-            if " ".join(line.split()) != expected:
-                self.faults.append(f"{place}: expected class {expected!r}, found {line!r}.")
-        if len(found) != NUM_CLASSES:
-            self.faults.append(
-                f"{self.root / CLASS_FILE} lists {len(found)} classes instead of {NUM_CLASSES}."
-            )
-
-    def _read_split(self, split: str) -> None:
-        for place, line in self._lines(split_file(split)):
-            match = _LINE.fullmatch(line)
-            if match is None:
-                self.faults.append(
-                    f"{place}: {line[:80]!r} is not an image's path, a space and a label."
-                )
-                continue
+def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, str]]:
+    """Return all faults, one row of the index per image, and the SHA-256 of each file by path."""
+    if not root.is_dir():
+        fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {split_file('train')}"
+        return [f"The data folder {root} is missing or not a folder: {fix}."], [], {}
+    faults, rows, hashes, places, split_of_sol = [], [], {}, {}, {}
+    classes = _read_lines(root, CLASS_FILE, faults, hashes)
+    for (place, line), (label, name) in zip(classes, enumerate(CLASS_NAMES), strict=False):
+        if line.split() != [str(label), *name.split()]:
+            faults.append(f"{place}: expected class '{label} {name}', found {line!r}.")
+    if classes and len(classes) != NUM_CLASSES:
+        faults.append(f"{root / CLASS_FILE} lists {len(classes)} classes instead of 25.")
+    for split in SPLITS:
+        for place, line in _read_lines(root, split_file(split), faults, hashes):
             try:
-                self._read_entry(split, place, match["path"], int(match["label"]))
+                path, label = _parse_line(line)
+                product = parse_product_id(path)
+                if path in places:
+                    raise MarsclfError(f"{path} is already listed in {places[path]}")
+                places[path] = place
+                if not 0 <= label < NUM_CLASSES:
+                    faults.append(f"{place}: label {label} of {path} is outside 0-24.")
+                other = split_of_sol.setdefault(product.sol, split)
+                if other != split:
+                    faults.append(f"{place}: sol {product.sol} is already in the {other} split.")
+                image = _check_image(root, path, decode)
             except MarsclfError as error:
-                self.faults.append(f"{place}: {error}.")
-
-    def _read_entry(self, split: str, place: str, listed: str, label: int) -> None:
-        """Check one line of a split file and its image; raises what ends the check of this line."""
-        if PurePosixPath(listed).is_absolute() or ".." in listed or re.search(r"[\\:\0]", listed):
-            raise MarsclfError(f"the path {listed!r} leads out of the data folder")
-        path = str(PurePosixPath(listed))
-        product = parse_product_id(path)
-        if path in self.places:
-            raise MarsclfError(f"{path} is listed already in {self.places[path]}")
-        self.places[path] = place
-        if not 0 <= label < NUM_CLASSES:
-            self.faults.append(f"{place}: label {label} of {path} is outside 0-{NUM_CLASSES - 1}.")
-        other = self.split_of_sol.setdefault(product.sol, split)
-        if other != split:
-            self.faults.append(
-                f"{place}: sol {product.sol} of {path} is already in the {other} split."
-            )
-        content = _read_image(self.root / path)
-        width, height, channels = _check_image(path, content, self.decode)
-        self.hashes[path] = sha256_of(content)
-        size = {"width": width, "height": height, "channels": channels}
-        row = {"split": split, "path": path, "label": label} | product._asdict() | size
-        self.rows.append(row | {"sha256": self.hashes[path]})
+                faults.append(f"{place}: {error}.")
+            else:
+                hashes[path] = image["sha256"]
+                row = {"split": split, "path": path, "label": label}
+                rows.append(row | product._asdict() | image)
+    return faults, rows, hashes
 
 
-def _read_image(path: Path) -> bytes:
+def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:
+    """Return (place, line) for each line of a text file that is not blank."""
+    path = root / name
     try:
-        if not path.is_file():
-            raise MarsclfError(f"the image {path} is not there")
-        if path.stat().st_size > MAX_BYTES:
-            raise MarsclfError(f"the image {path} is enormous (over {MAX_BYTES:,} bytes)")
-        return path.read_bytes()
+        content = path.read_bytes()
+        lines = enumerate(content.decode("utf-8-sig").split("\n"), start=1)
     except OSError as error:
-        raise MarsclfError(f"the image {path} cannot be read ({error.strerror})") from error
+        faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
+        return []
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        faults.append(f"{path}, line {number}: this is not UTF-8 text.")
+        return []
+    hashes[name] = sha256_of(content)
+    found = [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
+    if not found:
+        faults.append(f"{path} is empty.")
+    return found
 
 
-def _check_image(path: str, content: bytes, decode: bool) -> tuple[int, int, int]:
-    """Return (width, height, channels); raises MarsclfError if this is not a whole JPEG."""
-    if not content:
-        raise MarsclfError(f"the image {path} is empty")
+def _parse_line(line: str) -> tuple[str, int]:
+    """Return the normalized path and the label of a split file's line."""
+    match = re.fullmatch(r"(\S.*?)\s+(-?\d{1,9})", line, re.ASCII)
+    if match is None:
+        raise MarsclfError(f"{line[:80]!r} is not an image path, a space and a label")
+    if leaves_folder(match[1]):
+        raise MarsclfError(f"the path {match[1]!r} leads out of the data folder")
+    return str(PurePosixPath(match[1])), int(match[2])
+
+
+def _check_image(root: Path, path: str, decode: bool) -> dict:
+    """Return width, height, channels and sha256; raises MarsclfError if it is not a valid JPEG."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(content), formats=["JPEG"])
-    except Image.DecompressionBombError as error:
-        raise MarsclfError(f"the image {path} is enormous ({error})") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise MarsclfError(f"the file {path} is not a JPEG image") from error
-    width, height = image.size
-    channels = len(image.getbands())
-    if width * height > MAX_PIXELS:
-        raise MarsclfError(f"the image {path} is enormous ({width} x {height} pixels)")
-    if channels not in (1, 3):
-        raise MarsclfError(f"the image {path} has {channels} channels instead of 1 or 3")
-    if not content.endswith(END_OF_JPEG):
-        raise MarsclfError(f"the image {path} is truncated: it has no end-of-image marker")
-    if decode:
-        try:
+        if (root / path).stat().st_size > MAX_BYTES:
+            raise MarsclfError(f"the image {path} is too large (over {MAX_BYTES:,} bytes)")
+        content = (root / path).read_bytes()
+        image = Image.open(BytesIO(content), formats=["JPEG"])
+        (width, height), channels = image.size, len(image.getbands())
+        if width * height > MAX_PIXELS:
+            raise MarsclfError(f"the image {path} is too large ({width} x {height} pixels)")
+        if channels not in (1, 3):
+            raise MarsclfError(f"the image {path} has {channels} channels instead of 1 or 3")
+        if not content.endswith(b"\xff\xd9"):
+            raise MarsclfError(f"the image {path} is truncated: it has no end-of-image marker")
+        if decode:
             image.load()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise MarsclfError(f"the image {path} cannot be decoded ({error})") from error
-    return width, height, channels
+    except UnidentifiedImageError as error:
+        raise MarsclfError(f"the file {path} is not a JPEG image") from error
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        raise MarsclfError(f"the image {path} cannot be read ({error})") from error
+    return {"width": width, "height": height, "channels": channels, "sha256": sha256_of(content)}

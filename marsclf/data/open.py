@@ -1,4 +1,4 @@
-"""Finding the images: a folder that is named, the download, or the generated sample."""
+"""Finding the data set: a given folder, the download, or the generated sample data."""
 
 import os
 from pathlib import Path
@@ -9,22 +9,22 @@ from marsclf.data.msl import SAMPLE_NOTICE, Dataset, load_dataset
 
 
 def locate(data_dir: str | Path | None = None) -> Path | None:
-    """Return the data folder: the argument, else $MARSCLF_DATA_DIR, else data/msl-images, or None.
+    """Return the data folder: `data_dir`, else $MARSCLF_DATA_DIR, else data/msl-images, else None.
 
-    A folder that was named is returned whether it exists or not: nothing else may stand in for it.
+    A folder that the user gave is returned even if it does not exist: no other data replaces it.
     """
-    named = data_dir or os.environ.get("MARSCLF_DATA_DIR")
-    if named:
-        return paths.resolve(Path(named).expanduser())
+    given = data_dir or os.environ.get("MARSCLF_DATA_DIR")
+    if given:
+        return paths.resolve(Path(given).expanduser())
     return paths.DATA if paths.DATA.exists() else None
 
 
 def open_dataset(data_dir: str | Path | None = None) -> Dataset:
-    """Find and load the data; download it where no folder was named and none is there.
+    """Find and load the data set, downloading it if no folder was given and none exists.
 
-    Where the network cannot be reached, load the generated sample set instead; whenever sample
-    data is loaded, print SAMPLE_NOTICE. Raises MarsclfError on the first fault of the data, or if
-    the download fails half-way.
+    Without a network connection, the generated sample data replaces the download. Prints
+    SAMPLE_NOTICE whenever it loads sample data. Raises MarsclfError if the data has a fault or
+    the download fails after a server answered.
     """
     root = locate(data_dir)
     if root is None:

@@ -1,4 +1,4 @@
-"""What the file name of a Curiosity image tells: sol, camera, sequence, frame and product type."""
+"""The parts of a Curiosity image's file name: sol, camera, sequence, frame and product type."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ _PRODUCT_ID = re.compile(
 
 
 class Product(NamedTuple):
-    """What the file name of an image tells about it."""
+    """The parts of a file name, as described at `parse_product_id`."""
 
     sol: int
     camera: str
@@ -24,20 +24,17 @@ class Product(NamedTuple):
 
 
 def parse_product_id(path: str | Path) -> Product:
-    """Read sol, camera and so on from a name like `0830MR0036510000500684E01_DRCL.JPG`.
+    """Parse a file name such as `0830MR0036510000500684E01_DRCL.JPG`.
 
-    That is sol 0830, camera MR (ML and MR: Mastcam left and right, MH: MAHLI), sequence number
-    003651, position in the sequence 000, data product 0500684, product type E, version 01,
-    processing DRCL. `sequence` joins sol, camera and sequence number, because the numbers are used
-    again on other sols; `frame` names one exposure, all of whose product types share it.
-    Raises MarsclfError for any other name.
+    It consists of sol 0830, camera MR (ML and MR: Mastcam left and right, MH: MAHLI), sequence
+    number 003651, position in the sequence 000, data product 0500684, product type E, version 01
+    and processing code DRCL. Numbers repeat on other sols, so `sequence` is sol, camera and number;
+    `frame` is one exposure, shared by its product types. Raises MarsclfError for any other name.
     """
     name = PurePosixPath(path).name
     match = _PRODUCT_ID.fullmatch(name)
     if match is None:
-        raise MarsclfError(
-            f"{name!r} is not the name of a Curiosity image such as "
-            "0830MR0036510000500684E01_DRCL.JPG"
-        )
+        example = "0830MR0036510000500684E01_DRCL.JPG"
+        raise MarsclfError(f"{name!r} is not the name of a Curiosity image such as {example}")
     parts = match.groupdict()
     return Product(sol=int(parts.pop("sol")), **parts)

@@ -69,6 +69,14 @@ class Condition:
 WHOLE_IMAGE = Condition()
 
 
+def check_zooms(zooms: list[float]) -> None:
+    """Raise MarsclfError unless there are 1 to 16 zooms, each from 0.1 to 10."""
+    if not 1 <= len(zooms) <= MOST_ZOOMS or not all(ZOOMS[0] <= z <= ZOOMS[1] for z in zooms):
+        raise MarsclfError(
+            f"test_zooms is {zooms}; it must hold 1 to {MOST_ZOOMS} zooms, each from 0.1 to 10."
+        )
+
+
 @dataclass(frozen=True)
 class AsRead:
     """How a notebook reads its images, right or wrong.

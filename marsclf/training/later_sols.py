@@ -1,8 +1,8 @@
-"""Choosing a recipe without the test split: how it does on sols later than those it learnt from.
+"""Comparing recipes without the test split: how they do on later sols.
 
-Test differs from train in time: the same parts come back at other scales, turned, over-exposed, and
-with other frequencies. So each fold learns from early sols of train and validation and is judged on
-later ones, which are shown under conditions changed on purpose, all classes alike.
+Test differs from training in time: the same parts come back at other scales, rotated, over-exposed,
+and with other frequencies. Each fold therefore trains on early sols of train and validation and is
+judged on later ones, under changed conditions and with all classes weighted equally.
 """
 
 from pathlib import Path
@@ -13,11 +13,10 @@ import pandas as pd
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.images.views import Condition
 from marsclf.paths import CACHE
-from marsclf.training import recipe
-from marsclf.training.recipe import Learnt
+from marsclf.training.recipe import TrainedNetwork, predict
 from marsclf.training.stages import class_weights
 
-# The last sol to learn from and the last to be judged on; the second is the data set's own split.
+# The last sol to train on and the last to be judged on; "late" is the data set's own split.
 FOLDS = {"early": (150, 320), "late": (181, 564)}
 CONDITIONS = {
     "as it is": Condition(),
@@ -29,36 +28,36 @@ CONDITIONS = {
     "bright": Condition(gain=1.6),
     "grey": Condition(grey=True),
 }
-IMAGES_A_CLASS = 40
+IMAGES_PER_CLASS = 40
 
 
 def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows to learn from and those to be judged on; no row of test is in either."""
-    learnt_until, judged_until = FOLDS[name]
+    """Return the rows to train on and the rows to be judged on; neither has a row of test."""
+    train_until, judge_until = FOLDS[name]
     usable = index[index["split"] != "test"].sort_values(["sol", "path"])
-    train = usable[usable["sol"] <= learnt_until]
-    later = usable[(usable["sol"] > learnt_until) & (usable["sol"] <= judged_until)]
+    train = usable[usable["sol"] <= train_until]
+    later = usable[(usable["sol"] > train_until) & (usable["sol"] <= judge_until)]
     known = later[later["label"].isin(train["label"])]
     return train, spread_over_sols(known)
 
 
 def spread_over_sols(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return at most IMAGES_A_CLASS rows a class, from as many of its sols as possible."""
+    """Return at most IMAGES_PER_CLASS rows of each class, from as many of its sols as possible."""
     order = rows.sample(frac=1, random_state=0)
     turn = order.groupby(["label", "sol"]).cumcount()
     order = order.assign(turn=turn).sort_values("turn", kind="stable").drop(columns="turn")
-    return order.groupby("label").head(IMAGES_A_CLASS).sort_values(["sol", "path"])
+    return order.groupby("label").head(IMAGES_PER_CLASS).sort_values(["sol", "path"])
 
 
-def judge(members: list[Learnt], root: Path, rows: pd.DataFrame, cache: Path = CACHE) -> np.ndarray:
-    """Return the probabilities that networks give under each condition, (conditions, rows, 25)."""
-    return np.stack(
-        [recipe.predict(members, root, rows, cache, condition) for condition in CONDITIONS.values()]
-    )
+def judge(
+    networks: list[TrainedNetwork], root: Path, rows: pd.DataFrame, cache: Path = CACHE
+) -> np.ndarray:
+    """Return the probabilities under each condition, (conditions, rows, 25)."""
+    return np.stack([predict(networks, root, rows, how, cache) for how in CONDITIONS.values()])
 
 
 def criterion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the mean class recall, over all conditions and under each.
+    """Return the mean class recall: "criterion" over all conditions, and under each by its name.
 
     Args:
         probabilities: (conditions, rows, 25), as from `judge`.
@@ -72,12 +71,12 @@ def criterion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean log loss at the temperature that suits best, nats, the classes alike.
+    """Return the mean log loss in nats, at the best temperature and with classes weighted equally.
 
-    It takes what `criterion` takes and tells recipes apart that get the same images right: recalls
-    of classes with few images move in steps of a point.
+    It distinguishes recipes that get the same images right: the recall of a class with few images
+    moves in large steps. The arguments are those of `criterion`.
     """
     rows, labels = np.concatenate(probabilities), np.tile(labels, len(probabilities))
-    weights = class_weights(labels, 1.0)
+    weights = class_weights(labels)
     calibrated = with_temperature(rows, fit_temperature(rows, labels, weights))
     return float(-np.average(np.log(calibrated[np.arange(len(labels)), labels]), weights=weights))

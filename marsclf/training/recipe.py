@@ -1,7 +1,9 @@
-"""A recipe: everything that decides what a network learns, and its steps in order."""
+"""A recipe: everything that decides what a network learns, and its steps in order.
 
-import time
-from dataclasses import dataclass, fields, replace
+Notebook 02 shows the steps of `train_network` one by one.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,17 +13,32 @@ import pandas as pd
 
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool
-from marsclf.images.views import MOST_ZOOMS, WHOLE_IMAGE, ZOOMS, Augmentation, Condition
+from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, check_zooms
 from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import has_gpu
 from marsclf.paths import CACHE
-from marsclf.training.features import Features, embed_images, embed_views, pass_on, view_counts
-from marsclf.training.stages import History, Schedule, build_head, draw_shares, join, train
+from marsclf.training.features import (
+    apply_network,
+    image_features,
+    view_counts,
+    view_features,
+)
+from marsclf.training.stages import (
+    Batches,
+    Checkpoints,
+    Examples,
+    History,
+    RandomBatches,
+    build_head,
+    compile_model,
+    draw_shares,
+    join,
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The parameters of notebook 02, which explains them."""
+    """The parameters of notebook 02, which explains them. Raises MarsclfError for unusable ones."""
 
     backbone: str
     image_size: int | None
@@ -47,270 +64,206 @@ class Recipe:
     finetune_learning_rate: float
     finetune_patience: int
     finetune_ema: float
+    ensemble: list[int]
     test_zooms: list[float]
     self_training: float
+    learn_from: list[str]
+    temperature: float | None
 
     def __post_init__(self) -> None:
-        low, high = ZOOMS
-        few = 1 <= len(self.test_zooms) <= MOST_ZOOMS
-        if not few or not all(low <= zoom <= high for zoom in self.test_zooms):
+        stages = ("head", "finetune") if self.finetune_epochs else ("head",)
+        names = ("epochs", "batch_size", "learning_rate", "patience")
+        positive = [f"{stage}_{name}" for stage in stages for name in names]
+        for name in [*positive, "finetune_accumulate"]:
+            if getattr(self, name) <= 0:
+                raise MarsclfError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if not 0 <= self.finetune_ema < 1:
             raise MarsclfError(
-                f"test_zooms is {self.test_zooms}; it must hold 1 to {MOST_ZOOMS} zooms, each from "
-                f"{low} to {high}."
+                f"finetune_ema is {self.finetune_ema}; it must be at least 0 and below 1."
             )
         if not 0 <= self.self_training <= 1:
+            raise MarsclfError(f"self_training is {self.self_training}; it must be from 0 to 1.")
+        if not self.learn_from or not set(self.learn_from) <= {"train", "val"}:
             raise MarsclfError(
-                f"self_training is {self.self_training}; it is a share of the images, 0 to 1."
+                f"learn_from is {self.learn_from}; it must be ['train'] or ['train', 'val']."
             )
-
-    @classmethod
-    def of(cls, parameters: dict[str, object]) -> "Recipe":
-        """Return the recipe in a run's parameters, which hold others besides."""
-        return cls(**{field.name: parameters[field.name] for field in fields(cls)})
-
-    def members(self, changes: list[dict]) -> list["Recipe"]:
-        """Return the recipes of an ensemble, each with its changes to this one; or this alone."""
-        names = [field.name for field in fields(self)]
-        for name in (name for change in changes for name in change if name not in names):
-            raise MarsclfError(f"ensemble: no recipe has {name!r}; it has {', '.join(names)}.")
-        return [replace(self, **change) for change in changes or [{}]]
-
-    def schedule(self, stage: str, images: int) -> Schedule:
-        """Return how the stage "head" or "finetune" learns from so many training images."""
-        own = ("epochs", "batch_size", "learning_rate", "patience")
-        return Schedule(
-            epoch_size=images,
-            weight_decay=self.weight_decay,
-            label_smoothing=self.label_smoothing,
-            ema=self.finetune_ema if stage == "finetune" else 0.0,
-            accumulate=self.finetune_accumulate if stage == "finetune" else 1,
-            **{name: getattr(self, f"{stage}_{name}") for name in own},
-        )
+        if not all(type(seed) is int for seed in self.ensemble):
+            raise MarsclfError(f"ensemble is {self.ensemble}; it must be a list of seeds.")
+        check_zooms(self.test_zooms)
+        Augmentation(**self.augmentation)
 
 
-def learning_rows(index: pd.DataFrame, splits: list[str]) -> pd.DataFrame:
-    """Return the rows of a data set's index to learn from: train, val or both.
-
-    Raises MarsclfError for any other split: nothing may learn from the labels of test.
-    """
-    if not splits or not set(splits) <= {"train", "val"}:
-        raise MarsclfError(f"learn_from is {splits}; it must be ['train'] or ['train', 'val'].")
-    return index[index["split"].isin(splits)]
-
-
-class Network(NamedTuple):
-    """A backbone, whole and in two parts that share its weights.
-
-    `frozen` stays as it is; `upper` learns in the second stage, and is None where there is none.
-    """
-
-    whole: keras.Model
-    frozen: keras.Model
-    upper: keras.Model | None
-
-
-class Seen(NamedTuple):
-    """What the frozen part gave for random views, their labels 0-24, and their shares of draws."""
-
-    views: Features | np.ndarray
-    labels: np.ndarray
-    shares: np.ndarray
-
-
-class Learnt(NamedTuple):
-    """A trained network.
+class TrainedNetwork(NamedTuple):
+    """A trained network in two parts.
 
     Attributes:
-        recipe: how it learnt.
-        network: its backbone.
-        head: features (n, width) to probabilities (n, 25).
-        classifier: what the frozen part gives to probabilities (n, 25); shares the weights.
-        history: a record an epoch, of both stages.
-        wall_s: seconds of "features", "head" and "finetune".
+        frozen: images (n, height, width, 3), 0-255, to features: what did not learn.
+        classifier: features to probabilities (n, 25).
+        complete: both in one, images to probabilities.
+        zooms: at which it classifies an image; the predictions are pooled.
+        history: one record per epoch, of both stages.
     """
 
-    recipe: Recipe
-    network: Network
-    head: keras.Model
+    frozen: keras.Model
     classifier: keras.Model
+    complete: keras.Model
+    zooms: list[float]
     history: History
-    wall_s: dict[str, float]
 
 
-def learn(
+def load_backbone(name: str, image_size: int | None, mixed_precision: bool) -> keras.Model:
+    """Return a backbone with ImageNet weights; with mixed precision on a GPU it uses bfloat16.
+
+    bfloat16 needs no loss scaling. Weights, and the head, stay float32.
+    """
+    policy = keras.config.dtype_policy()
+    if mixed_precision and has_gpu():
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return build_backbone(name, image_size)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def train_network(
     recipe: Recipe,
     root: Path,
     train_rows: pd.DataFrame,
     validation_rows: pd.DataFrame,
-    folder: Path,
     cache: Path = CACHE,
-) -> Learnt:
-    """Train a network by all steps of a recipe; what an equal one did before is not done again.
+) -> TrainedNetwork:
+    """Train a network by both stages of a recipe; a part that is in the cache is not repeated.
 
     Args:
         recipe: what to do.
-        root: folder that the paths in the rows count from.
-        train_rows, validation_rows: parts of a data set's index, to learn from and to choose the
+        root: folder that the paths in the rows are relative to.
+        train_rows, validation_rows: rows of a data set's index, to learn from and to choose the
             best epoch on.
-        folder: of the checkpoints.
-        cache: of what the frozen part sees.
+        cache: of features, exported networks and checkpoints.
     """
-    times = [time.monotonic()]
-    network = build(recipe)
-    counts = view_counts(train_rows["label"].to_numpy(), recipe.views, recipe.views_rare)
-    train_on = see(recipe, network, root, train_rows, counts, cache)
-    once = np.ones(len(validation_rows), int)
-    validation = see(recipe, network, root, validation_rows, once, cache)
-    times.append(time.monotonic())
+    backbone = load_backbone(recipe.backbone, recipe.image_size, recipe.mixed_precision)
+    blocks = recipe.finetune_blocks if recipe.finetune_epochs else []
+    frozen, upper = split_frozen(backbone, blocks)
+
+    def examples(rows: pd.DataFrame, counts: np.ndarray) -> Examples:
+        views_of = Augmentation(**recipe.augmentation)
+        views = view_features(root, rows, counts, frozen, views_of, recipe.seed, cache)
+        labels = rows["label"].to_numpy().repeat(counts)
+        return Examples(
+            views, labels, draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
+        )
+
+    counts = view_counts(train_rows["label"], recipe.views, recipe.views_rare)
+    train = examples(train_rows, counts)
+    validation = examples(validation_rows, np.ones(len(validation_rows), int))
     images = len(train_rows)
-    head, history = train_head(recipe, network, train_on, validation, images, folder, cache)
-    times.append(time.monotonic())
-    classifier, more = fine_tune(recipe, network, head, train_on, validation, images, folder)
-    times.append(time.monotonic())
-    wall_s = dict(zip(("features", "head", "finetune"), np.diff(times).tolist(), strict=True))
-    return Learnt(recipe, network, head, classifier, history + more, wall_s)
+
+    keras.utils.set_random_seed(recipe.seed)
+    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
+    history = fit_stage(
+        "head",
+        head,
+        train.after(upper, cache),
+        validation.after(upper, cache),
+        images,
+        recipe,
+        cache,
+    )
+    classifier = head
+    if upper:
+        classifier = join(upper, head)
+        unfreeze_blocks(classifier, blocks)
+        history += fit_stage("finetune", classifier, train, validation, images, recipe, cache)
+    return TrainedNetwork(frozen, classifier, join(backbone, head), recipe.test_zooms, history)
 
 
-def learn_all(
-    recipes: list[Recipe],
+def train_networks(
+    recipe: Recipe,
     root: Path,
     train_rows: pd.DataFrame,
     validation_rows: pd.DataFrame,
-    unlabelled: pd.DataFrame,
-    folder: Path,
     cache: Path = CACHE,
-) -> list[Learnt]:
-    """Train the networks of an ensemble, each in a folder of its own (see `learn`).
+) -> list[TrainedNetwork]:
+    """Train one network for each seed of the recipe's ensemble, or one (see `train_network`)."""
+    seeds = recipe.ensemble or [recipe.seed]
+    return [
+        train_network(replace(recipe, seed=seed), root, train_rows, validation_rows, cache)
+        for seed in seeds
+    ]
 
-    Where the first recipe says so they then learn again, with pseudo-labels for `unlabelled`: the
-    rows to be predicted, whose labels are not looked at.
-    """
 
-    def each(rows: pd.DataFrame, within: Path) -> list[Learnt]:
-        return [
-            learn(how, root, rows, validation_rows, within / str(number), cache)
-            for number, how in enumerate(recipes)
-        ]
-
-    learnt, share = each(train_rows, folder), recipes[0].self_training
-    if not share:
-        return learnt
-    guessed = pseudo_labels(learnt, root, unlabelled, share, cache)
-    return each(pd.concat([train_rows, guessed]), folder / "self_training")
+def fit_stage(
+    stage: str,
+    model: keras.Model,
+    train: Examples,
+    validation: Examples,
+    epoch_size: int,
+    recipe: Recipe,
+    cache: Path = CACHE,
+) -> History:
+    """Compile and fit one stage ("head" or "finetune"); return its history."""
+    epochs, batch_size, patience, learning_rate = (
+        getattr(recipe, f"{stage}_{name}")
+        for name in ("epochs", "batch_size", "patience", "learning_rate")
+    )
+    batches = RandomBatches(train, batch_size, epoch_size, recipe.seed)
+    check = Batches(validation, batch_size)
+    finetunes = stage == "finetune"
+    compile_model(
+        model,
+        learning_rate,
+        steps=epochs * len(batches),
+        weight_decay=recipe.weight_decay,
+        label_smoothing=recipe.label_smoothing,
+        ema=recipe.finetune_ema if finetunes else 0.0,
+        accumulate=recipe.finetune_accumulate if finetunes else 1,
+    )
+    checkpoints = Checkpoints(stage, batches, check, epochs, patience, cache)
+    model.fit(
+        batches,
+        validation_data=check,
+        initial_epoch=checkpoints.resume(model),
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[checkpoints],
+    )
+    return checkpoints.history
 
 
 def pseudo_labels(
-    members: list[Learnt], root: Path, rows: pd.DataFrame, share: float, cache: Path = CACHE
+    networks: list[TrainedNetwork],
+    root: Path,
+    rows: pd.DataFrame,
+    share: float,
+    cache: Path = CACHE,
 ) -> pd.DataFrame:
-    """Return those rows that networks are surest of, labelled with what they say (Lee 2013).
+    """Return the rows that the networks are most confident of, labeled by them (Lee 2013).
 
-    Args:
-        share: how many of the rows, 0 to 1.
+    Labels in `rows` are not used. `share` is the part of the rows to return, 0 to 1.
     """
-    bare = rows.drop(columns=["label", "class_name"])
-    probabilities = predict(members, root, bare, cache)
-    surest = np.argsort(-probabilities.max(axis=1), kind="stable")[: round(share * len(rows))]
-    surest = np.sort(surest)
-    return bare.iloc[surest].assign(label=probabilities[surest].argmax(axis=1))
+    unlabeled = rows.drop(columns=["label", "class_name"])
+    probabilities = predict(networks, root, unlabeled, cache=cache)
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")
+    chosen = np.sort(order[: round(share * len(rows))])
+    return unlabeled.iloc[chosen].assign(label=probabilities[chosen].argmax(axis=1))
 
 
 def predict(
-    members: list[Learnt],
+    networks: list[TrainedNetwork],
     root: Path,
     rows: pd.DataFrame,
-    cache: Path = CACHE,
     condition: Condition = WHOLE_IMAGE,
+    cache: Path = CACHE,
 ) -> np.ndarray:
     """Return the probabilities of images under a condition (rows, 25).
 
-    Pooled over the members of an ensemble and the zooms at which each looks at an image.
+    Predictions are pooled over the networks of an ensemble and over the zooms of each.
     """
-    answers = []
-    for learnt in members:
-        for zoom in learnt.recipe.test_zooms:
-            looked = replace(condition, zoom=condition.zoom * zoom)
-            seen = embed_images(root, rows, learnt.network.frozen, cache, looked)
-            answers.append(pass_on(seen, learnt.classifier, cache).read())
-    return pool(np.stack(answers))
-
-
-def build(recipe: Recipe) -> Network:
-    """Build the recipe's backbone and split it before the first block that will learn.
-
-    In mixed precision it computes in bfloat16, which needs no scaling of the loss; its weights, and
-    the head, stay float32. That is for a GPU, and left out where there is none.
-    """
-    policy = keras.config.dtype_policy()
-    if recipe.mixed_precision and has_gpu():
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        whole = build_backbone(recipe.backbone, recipe.image_size)
-    finally:
-        keras.config.set_dtype_policy(policy)
-    blocks = recipe.finetune_blocks if recipe.finetune_epochs else []
-    return Network(whole, *split_frozen(whole, blocks))
-
-
-def see(
-    recipe: Recipe,
-    network: Network,
-    root: Path,
-    rows: pd.DataFrame,
-    counts: np.ndarray,
-    cache: Path = CACHE,
-) -> Seen:
-    """Return what the frozen part sees in `counts[i]` random views of each image i of `rows`."""
-    views_of = Augmentation(**recipe.augmentation)
-    views = embed_views(root, rows, counts, network.frozen, views_of, recipe.seed, cache)
-    labels = rows["label"].to_numpy().repeat(counts)
-    bursts = rows.groupby(["label", "sequence"]).ngroup().to_numpy().repeat(counts)
-    return Seen(views, labels, draw_shares(labels, bursts, recipe.balance, recipe.burst_balance))
-
-
-def train_head(
-    recipe: Recipe,
-    network: Network,
-    train_on: Seen,
-    validation: Seen,
-    epoch_size: int,
-    folder: Path,
-    cache: Path = CACHE,
-) -> tuple[keras.Model, History]:
-    """Stage 1: train a head on what the whole backbone, still frozen, makes of each view."""
-    if network.upper:
-        train_on, validation = (
-            seen._replace(views=pass_on(seen.views, network.upper, cache))
-            for seen in (train_on, validation)
-        )
-    # One vector a view: few enough to be held at once, which saves opening files for each batch.
-    train_on, validation = (
-        seen._replace(views=seen.views.read()) for seen in (train_on, validation)
-    )
-    keras.utils.set_random_seed(recipe.seed)
-    head = build_head(network.whole.output_shape[1], recipe.head_hidden, recipe.head_dropout)
-    schedule = recipe.schedule("head", epoch_size)
-    return head, train("head", head, train_on, validation, schedule, recipe.seed, folder)
-
-
-def fine_tune(
-    recipe: Recipe,
-    network: Network,
-    head: keras.Model,
-    train_on: Seen,
-    validation: Seen,
-    epoch_size: int,
-    folder: Path,
-) -> tuple[keras.Model, History]:
-    """Stage 2, if the recipe has one: train the named blocks and the head together.
-
-    Returns:
-        What the frozen part gives to probabilities (n, 25), with the weights of `network` and
-        `head`; and the history.
-    """
-    if network.upper is None:
-        return head, []
-    classifier = join(network.upper, head)
-    unfreeze_blocks(classifier, recipe.finetune_blocks)
-    schedule = recipe.schedule("finetune", epoch_size)
-    history = train("finetune", classifier, train_on, validation, schedule, recipe.seed, folder)
-    return classifier, history
+    probabilities = []
+    for network in networks:
+        for zoom in network.zooms:
+            view = replace(condition, zoom=condition.zoom * zoom)
+            features = image_features(root, rows, network.frozen, view, cache)
+            probabilities.append(apply_network(features, network.classifier, cache).read())
+    return pool(np.stack(probabilities))

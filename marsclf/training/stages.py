@@ -1,70 +1,46 @@
-"""The stages of transfer learning: a head on a frozen network's features, then blocks of it too.
+"""The parts of both training stages: the head, balanced batches, and checkpoints.
 
-Each stage draws its batches balanced over classes and bursts, stops early on validation, keeps the
-best epoch, and goes on after a kill exactly where the last whole epoch ended. Validation is judged
-as training is drawn, on random views weighted alike: whole images of the commonest two classes are
-solved in the first epoch and tell later ones apart by chance.
+Every epoch draws its batches balanced over classes and bursts. Validation uses random views with
+the same weights: complete images of the two most common classes are solved in the first epoch and
+would rank later epochs by chance.
 """
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
+import pandas as pd
 
 from marsclf.data.msl import NUM_CLASSES
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.networks.engine import network_digest
-from marsclf.training.features import Features
+from marsclf.paths import CACHE
+from marsclf.training.features import Features, apply_network
 
 History = list[dict]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast one stage learns.
+class Examples(NamedTuple):
+    """Features (n, ...), their labels 0-24 (n,), and the share of draws of each (n,), sum 1."""
 
-    Attributes:
-        epochs: at most so many.
-        epoch_size: views drawn an epoch.
-        batch_size: examples a step.
-        learning_rate: of AdamW at the start; it falls to zero along a cosine.
-        weight_decay: of AdamW.
-        label_smoothing: share of the probability spread over all classes (0-1).
-        ema: what is judged and kept are weights averaged over the steps, the average before
-            counting by this, the newest weights by the rest (Polyak and Juditsky 1992); 0 not
-            averaged.
-        patience: epochs without a lower validation loss before the stage ends.
-        accumulate: batches whose mean gradient makes one step; several where memory has no room
-            for one large batch.
-    """
+    features: Features | np.ndarray
+    labels: np.ndarray
+    shares: np.ndarray
 
-    epochs: int
-    epoch_size: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    ema: float
-    patience: int
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        positive = ("epochs", "epoch_size", "batch_size", "learning_rate", "patience", "accumulate")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise MarsclfError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not 0 <= self.ema < 1:
-            raise MarsclfError(f"finetune_ema is {self.ema}; it must be from 0 to below 1")
+    def after(self, network: keras.Model | None, cache: Path = CACHE) -> "Examples":
+        """Return these examples with the network's outputs as features, held in memory."""
+        features = apply_network(self.features, network, cache) if network else self.features
+        return self._replace(features=features.read())
 
 
 def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
     """Return an untrained head: features (n, width) to probabilities (n, 25).
 
-    With `hidden` = 0 it is linear, else it has one hidden layer of that many units.
+    It has one hidden layer of `hidden` units, or is linear where that is 0.
     """
     layers = keras.layers
     stack = [layers.Input((width,), name="features"), layers.Dropout(dropout, name="head_dropout")]
@@ -78,204 +54,233 @@ def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
 
 
 def join(backbone: keras.Model, head: keras.Model) -> keras.Model:
-    """Return one flat model, images to probabilities, that shares both parts' weights."""
+    """Return one flat model, images to probabilities, that shares the weights of both parts."""
     tensor = backbone.output
     for layer in head.layers:
         tensor = layer(tensor)
     return keras.Model(backbone.input, tensor, name=f"{backbone.name}_classifier")
 
 
-def train(
-    stage: str,
+def compile_model(
     model: keras.Model,
-    seen: tuple[Features, np.ndarray, np.ndarray],
-    validation: tuple[Features, np.ndarray, np.ndarray],
-    schedule: Schedule,
-    seed: int,
-    folder: Path,
-) -> History:
-    """Train epoch by epoch, each ending in a checkpoint; the best epoch's weights stay.
+    learning_rate: float,
+    steps: int,
+    weight_decay: float,
+    label_smoothing: float,
+    ema: float = 0.0,
+    accumulate: int = 1,
+) -> None:
+    """Compile a model for a stage of so many steps, as notebook 02 explains.
 
     Args:
-        stage: its name, in the history and the checkpoints' names.
-        model: features (n, ...) to probabilities (n, 25); what of it may learn is trainable.
-        seen, validation: features of views (n, ...), their labels 0-24 (n,), and how often each
-            is to be drawn, or how much it counts (n,), as from `draw_shares`.
-        schedule: how long and how fast.
-        seed: of what is drawn, and of dropout.
-        folder: of the checkpoints; an equal stage that was killed goes on from them.
-
-    Returns:
-        A record an epoch: stage, epoch, and loss and accuracy of both sides.
+        model: gives probabilities (n, 25).
+        learning_rate: of AdamW at the start; it falls to 0 along a cosine.
+        steps: batches of all epochs together.
+        weight_decay: of AdamW.
+        label_smoothing: share of the probability that is spread over all classes (0-1).
+        ema: momentum per step of the exponential moving average of the weights; 0 for none.
+        accumulate: batches whose mean gradient makes one step.
     """
-    evaluation = Batches.in_order(*validation, schedule)
-    first = Batches.drawn(*seen, schedule, seed, epoch=0)
-    keras.utils.set_random_seed(seed)
-    compile_stage(model, schedule, schedule.epochs * len(first))
-    model.optimizer.build(model.trainable_variables)
-    # What the run depends on, as far as a batch of each side shows it: only an equal one goes on.
-    recipe = sha256_of(
-        network_digest(model).encode(),
-        repr((schedule, seed, len(first))).encode(),
-        *(shares.tobytes() for _, _, shares in (seen, validation)),
-        np.ascontiguousarray(first[0][0]),
-        np.ascontiguousarray(evaluation[0][0]),
-    )
-    progress, best = folder / f"{stage}.json", folder / f"{stage}.best.weights.h5"
-    # Two names in turn: the record in `progress` never points to a file that is being replaced.
-    latest = [folder / f"{stage}.{turn}.weights.h5" for turn in ("even", "odd")]
-    state = json.loads(progress.read_text()) if progress.exists() else {}
-    if state.get("recipe") == recipe:
-        model.load_weights(latest[len(state["history"]) % 2])
-    else:
-        state = {"recipe": recipe, "history": []}
-    history = state["history"]
-    while len(history) < schedule.epochs and not _is_stale(history, schedule.patience):
-        epoch = len(history)
-        _reseed_dropout(model, seed, epoch)
-        now = latest[(epoch + 1) % 2]
-        keep = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda *_, path=now: _save_weights(model, path)
-        )
-        batches = Batches.drawn(*seen, schedule, seed, epoch)
-        logs = model.fit(batches, shuffle=False, verbose=0, callbacks=[keep]).history
-        # Where weights are averaged, `fit` has by now put the averages in the place of those in
-        # `now`, from which training goes on.
-        judged = model.evaluate(evaluation, verbose=0, return_dict=True)
-        logs |= {f"val_{name}": [value] for name, value in judged.items()}
-        numbers = {name: round(values[0], 6) for name, values in logs.items()}
-        if not math.isfinite(numbers["val_loss"]):
-            raise MarsclfError(
-                f"{stage} diverged in epoch {epoch + 1}: lower its learning rate, now "
-                f"{schedule.learning_rate}"
-            )
-        history.append({"stage": stage, "epoch": epoch + 1} | numbers)
-        if _best_epoch(history) == epoch:
-            _save_weights(model, best)
-        if schedule.ema:
-            model.load_weights(now)
-        write_json(progress, state)
-        print(
-            f"{stage} epoch {epoch + 1}/{schedule.epochs}: "
-            + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()),
-            flush=True,
-        )
-    model.load_weights(best)
-    return history
-
-
-def compile_stage(model: keras.Model, schedule: Schedule, steps: int) -> None:
-    """Compile a model for a stage of so many steps."""
     model.compile(
         keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(schedule.learning_rate, steps),
-            weight_decay=schedule.weight_decay,
-            use_ema=schedule.ema > 0,
-            # Keras averages after every batch, also where several make one step.
-            ema_momentum=schedule.ema ** (1 / schedule.accumulate),
-            gradient_accumulation_steps=schedule.accumulate if schedule.accumulate > 1 else None,
+            keras.optimizers.schedules.CosineDecay(learning_rate, steps),
+            weight_decay=weight_decay,
+            use_ema=ema > 0,
+            # Keras averages after every batch, even where several batches make one step.
+            ema_momentum=ema ** (1 / accumulate),
+            gradient_accumulation_steps=accumulate if accumulate > 1 else None,
         ),
-        keras.losses.CategoricalCrossentropy(label_smoothing=schedule.label_smoothing),
+        keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         metrics=["accuracy"],
         # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
-        jit_compile=keras.backend.backend() == "jax",
+        jit_compile=False,
     )
 
 
-def class_weights(labels: np.ndarray, balance: float) -> np.ndarray:
-    """Return a weight an example (n,): the size of its class to the power of -balance."""
-    return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -float(balance)
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """Return a weight for each example (n,), such that all classes count the same."""
+    return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -1.0
 
 
 def draw_shares(
-    labels: np.ndarray, bursts: np.ndarray, balance: float, burst_balance: float
+    rows: pd.DataFrame, counts: np.ndarray, balance: float, burst_balance: float
 ) -> np.ndarray:
-    """Return how often each example is to be drawn (n,), as shares that add up to 1.
+    """Return how often each view is drawn, as shares that add up to 1.
 
     Args:
-        labels: 0-24 (n,).
-        bursts: numbers of the bursts that the examples come from (n,): images of one thing within
-            minutes, of which many tell little more than one. Examples of two classes are of two
-            bursts.
-        balance: a class of so many examples gets a share of size**(1 - balance): 0 as they come,
-            1 all classes alike.
-        burst_balance: likewise for the bursts of a class.
+        rows: images, with columns label and sequence. A burst is the images of one class and one
+            sequence: they show one thing within minutes, so many tell little more than one.
+        counts: views per image, (rows,).
+        balance: a class of n views gets a share of n ** (1 - balance): with 1 all classes are drawn
+            equally often, with 0 all views.
+        burst_balance: the same for the bursts of a class.
     """
+    labels = rows["label"].to_numpy().repeat(counts)
+    bursts = rows.groupby(["label", "sequence"]).ngroup().to_numpy().repeat(counts)
     within = np.bincount(bursts)[bursts] ** -float(burst_balance)
     within /= np.bincount(labels, weights=within)[labels]
     shares = within * np.bincount(labels)[labels] ** (1 - float(balance))
     return shares / shares.sum()
 
 
-def one_hot(labels: np.ndarray) -> np.ndarray:
-    """Return labels 0-24 (n,) as float32 (n, 25)."""
-    return np.eye(NUM_CLASSES, dtype="float32")[labels]
-
-
 class Batches(keras.utils.PyDataset):
-    """Batches of features (n, ...), targets (n, 25) and weights (n,), read when asked for."""
+    """Batches of features (n, ...), one-hot targets (n, 25) and weights (n,).
 
-    def __init__(
-        self,
-        features: Features,
-        labels: np.ndarray,
-        rows: np.ndarray,
-        weights: np.ndarray,
-        batch_size: int,
-    ) -> None:
+    All examples come once, in order, weighted by their share of draws (1 on average).
+    """
+
+    def __init__(self, examples: Examples, batch_size: int) -> None:
         super().__init__()
-        self.features, self.labels, self.batch_size = features, labels, batch_size
-        self.rows, self.weights = rows, weights
-
-    @classmethod
-    def drawn(
-        cls,
-        features: Features,
-        labels: np.ndarray,
-        shares: np.ndarray,
-        schedule: Schedule,
-        seed: int,
-        epoch: int,
-    ) -> "Batches":
-        """One epoch, drawn with replacement by shares that add up to 1.
-
-        Equal seed and epoch give equal batches.
-        """
-        rng = np.random.default_rng((seed, epoch))
-        rows = rng.choice(len(labels), schedule.epoch_size, p=shares)
-        return cls(features, labels, rows, np.ones(len(labels)), schedule.batch_size)
-
-    @classmethod
-    def in_order(
-        cls, features: Features, labels: np.ndarray, shares: np.ndarray, schedule: Schedule
-    ) -> "Batches":
-        """All views once, each weighing what it is drawn in `drawn`: 1 on average."""
-        rows = np.arange(len(labels))
-        return cls(features, labels, rows, shares / shares.mean(), schedule.batch_size)
+        self.examples, self.batch_size = examples, batch_size
+        self.rows = np.arange(len(examples.labels))
+        self.weights = examples.shares / examples.shares.mean()
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.features[rows], one_hot(self.labels[rows]), self.weights[rows]
+        targets = np.eye(NUM_CLASSES, dtype="float32")[self.examples.labels[rows]]
+        return self.examples.features[rows], targets, self.weights[rows]
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the features, labels and shares."""
+        features, labels, shares = self.examples
+        if isinstance(features, Features):  # its files are named by their content
+            content = "".join(file.name for file in features.files).encode()
+        else:
+            content = np.ascontiguousarray(features)
+        return sha256_of(content, np.ascontiguousarray(labels), np.ascontiguousarray(shares))
 
 
-def _reseed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
-    """Checkpoints do not hold the state of dropout, so every epoch starts it anew."""
-    states = [v for v in model.non_trainable_variables if "seed_generator" in v.path]
-    for number, state in enumerate(states):
-        state.assign(np.array([hash((seed, epoch, number)) % 2**31, 0]))
+class RandomBatches(Batches):
+    """Batches of examples that are drawn with replacement, by their shares, for every epoch.
+
+    Equal seed and epoch give equal batches.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, epoch_size: int, seed: int) -> None:
+        super().__init__(examples, batch_size)
+        self.epoch_size, self.seed = epoch_size, seed
+        self.weights = np.ones(len(examples.labels))
+        self.draw(epoch=0)
+
+    def draw(self, epoch: int) -> None:
+        """Draw the examples of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        shares = self.examples.shares
+        self.rows = rng.choice(len(shares), self.epoch_size, p=shares)
 
 
-def _best_epoch(history: History) -> int:
-    return int(np.argmin([record["val_loss"] for record in history]))
+class Checkpoints(keras.callbacks.Callback):
+    """Keeps the best epoch, stops early, and resumes a training that was killed exactly.
 
+    Keras's own ModelCheckpoint, EarlyStopping and BackupAndRestore forget the best epoch and their
+    patience when a run is resumed, and SwapEMAWeights rounds the weights. Pass `resume(model)` to
+    `fit` as `initial_epoch`. When `fit` ends, the model has the weights of the epoch with the
+    lowest validation loss: their EMA, where the optimizer averages them.
 
-def _is_stale(history: History, patience: int) -> bool:
-    return bool(history) and len(history) - 1 - _best_epoch(history) >= patience
+    Attributes:
+        history: one record per epoch: stage, epoch, and loss and accuracy on both splits.
+    """
 
+    def __init__(
+        self,
+        stage: str,
+        batches: RandomBatches,
+        validation: Batches,
+        epochs: int,
+        patience: int,
+        cache: Path = CACHE,
+    ) -> None:
+        super().__init__()
+        self.stage, self.batches, self.validation = stage, batches, validation
+        self.epochs, self.patience, self.cache = epochs, patience, cache
+        self.history: History = []
 
-def _save_weights(model: keras.Model, path: Path) -> None:
-    with replace_atomically(path) as temporary:
-        model.save_weights(temporary)
+    def resume(self, model: keras.Model) -> int:
+        """Load the last epoch of an equal training, if there is one; return the first epoch to do.
+
+        Two trainings are equal if their networks, optimizers, losses, data and seeds are. One that
+        has ended has no epoch to do: the result is then `epochs`.
+        """
+        model.optimizer.build(model.trainable_variables)
+        drawn = (self.batches.batch_size, self.batches.epoch_size, self.batches.seed)
+        described = [self.stage, self.epochs, self.patience, drawn, model.get_compile_config()]
+        trained = [variable.path for variable in model.trainable_variables]
+        key = sha256_of(
+            network_digest(model).encode(),
+            json.dumps([described, trained], sort_keys=True, default=str).encode(),
+            self.batches.digest().encode(),
+            self.validation.digest().encode(),
+        )
+        self.folder = self.cache / "training" / key[:32]
+        progress = self.folder / "progress.json"
+        if progress.exists():
+            self.history = json.loads(progress.read_text(encoding="utf-8"))
+        if self._has_ended():
+            return self.epochs
+        if self.history:
+            model.load_weights(self._weights(len(self.history)))
+        return len(self.history)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Draw the epoch's batches and reset dropout, whose state no checkpoint holds."""
+        self.batches.draw(epoch)
+        states = [v for v in self.model.non_trainable_variables if "seed_generator" in v.path]
+        for number, state in enumerate(states):
+            state.assign(np.array([hash((self.batches.seed, epoch, number)) % 2**31, 0]))
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Validate the averaged weights, where there are any."""
+        if self.model.optimizer.use_ema:
+            self.newest = [variable.numpy() for variable in self.model.trainable_variables]
+            self._average()
+
+    def on_test_end(self, logs: dict | None = None) -> None:
+        """Go on from the weights that were not averaged."""
+        if self.model.optimizer.use_ema:
+            for variable, value in zip(self.model.trainable_variables, self.newest, strict=True):
+                variable.assign(value)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Record the epoch, save its weights, and stop after `patience` epochs without a gain."""
+        numbers = {name: round(float(value), 6) for name, value in (logs or {}).items()}
+        if not math.isfinite(numbers["val_loss"]):
+            raise MarsclfError(
+                f"The loss of stage {self.stage} is not finite in epoch {epoch + 1}: lower "
+                f"{self.stage}_learning_rate."
+            )
+        self.history.append({"stage": self.stage, "epoch": epoch + 1} | numbers)
+        with replace_atomically(self._weights(epoch + 1)) as temporary:
+            self.model.save_weights(temporary)
+        write_json(self.folder / "progress.json", self.history)
+        for number in range(1, epoch + 1):
+            if number != self._best_epoch():
+                self._weights(number).unlink(missing_ok=True)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+        print(f"{self.stage} epoch {epoch + 1}/{self.epochs}: {shown}", flush=True)
+        self.model.stop_training = self._has_ended()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Load the best epoch's weights, and keep only those."""
+        best = self._best_epoch()
+        self.model.load_weights(self._weights(best))
+        if len(self.history) != best:
+            self._weights(len(self.history)).unlink(missing_ok=True)
+        if self.model.optimizer.use_ema:
+            self._average()
+
+    def _average(self) -> None:
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+
+    def _weights(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch}.weights.h5"
+
+    def _best_epoch(self) -> int:
+        """Return the number of the epoch with the lowest validation loss, from 1 up."""
+        return 1 + int(np.argmin([record["val_loss"] for record in self.history]))
+
+    def _has_ended(self) -> bool:
+        done = len(self.history)
+        return done >= self.epochs or (done > 0 and done - self._best_epoch() >= self.patience)

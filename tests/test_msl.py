@@ -1,0 +1,208 @@
+"""Every fault of a data folder is reported in one sentence, with the file and the line."""
+
+import os
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marsclf.data import msl as data
+from marsclf.data.product_id import Product, parse_product_id
+from marsclf.errors import MarsclfError
+
+TRAIN, VAL, TEST = (data.split_file(split) for split in data.SPLITS)
+
+
+@pytest.fixture
+def folder(sample_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the sample data that a test may damage."""
+    return Path(shutil.copytree(sample_dir, tmp_path / "copy"))
+
+
+def lines_of(folder: Path, name: str) -> list[str]:
+    return (folder / name).read_text().splitlines()
+
+
+def set_line(name: str, number: int, line: str) -> Callable[[Path], None]:
+    """Replace a line, of which `{path}` is the old first word."""
+
+    def damage(folder: Path) -> None:
+        lines = lines_of(folder, name)
+        lines[number - 1] = line.format(path=lines[number - 1].split()[0])
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+    return damage
+
+
+def append(name: str, content: bytes) -> Callable[[Path], None]:
+    """Append bytes, of which `%s` is the first line of the train split."""
+
+    def damage(folder: Path) -> None:
+        first = lines_of(folder, TRAIN)[0].encode()
+        (folder / name).write_bytes((folder / name).read_bytes() + content.replace(b"%s", first))
+
+    return damage
+
+
+def image_of(folder: Path, name: str = TRAIN, number: int = 1) -> Path:
+    return folder / lines_of(folder, name)[number - 1].split()[0]
+
+
+def encoded(kind: str, mode: str = "RGB") -> bytes:
+    buffer = BytesIO()
+    Image.new(mode, (9, 9)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def with_header_size(width: int, height: int) -> bytes:
+    """Return a JPEG with another size in its header, so that no large image is ever made."""
+    content = encoded("JPEG")
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + height.to_bytes(2) + width.to_bytes(2) + content[at + 4 :]
+
+
+def replace_image(content: bytes) -> Callable[[Path], object]:
+    return lambda folder: image_of(folder).write_bytes(content)
+
+
+def move_sol(folder: Path) -> None:
+    """List an image of a train sol, with a new name, in the test split."""
+    image = image_of(folder)
+    other = image.with_name(image.name[:6] + "999999" + image.name[12:])
+    shutil.copy(image, other)
+    append(TEST, f"calibrated/{other.name} 8".encode())(folder)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "missing or not a folder"),
+    "no split file": (lambda f: (f / VAL).unlink(), f"{VAL}, which cannot be read"),
+    "empty split file": (lambda f: (f / TEST).write_text(" \n"), f"{TEST} is empty"),
+    "not text": (append(VAL, b"\xff\xfe"), f"{VAL}, line [0-9]+: this is not UTF-8 text"),
+    "no label": (set_line(TRAIN, 3, "calibrated/x.JPG"), f"{TRAIN}, line 3: 'calibrated"),
+    "label not a number": (set_line(VAL, 2, "{path} wheel"), f"{VAL}, line 2: "),
+    "label 25": (set_line(VAL, 2, "{path} 25"), f"{VAL}, line 2: label 25 of"),
+    "label -1": (set_line(VAL, 2, "{path} -1"), f"{VAL}, line 2: label -1 of"),
+    "long label": (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),
+    "other name": (set_line(TRAIN, 1, "calibrated/cat.JPG 8"), "line 1: 'cat.JPG' is not the name"),
+    "missing": (lambda f: image_of(f).unlink(), f"{TRAIN}, line 1: the image .* cannot be read"),
+    "a folder": (lambda f: (image_of(f).unlink(), image_of(f).mkdir()), "cannot be read"),
+    "listed twice": (append(TRAIN, b"%s"), f"is already listed in .*{TRAIN}, line 1"),
+    "in two splits": (append(TEST, b"%s"), f"{TEST}, line .* already listed in .*{TRAIN}, line 1"),
+    "sol in two splits": (move_sol, "is already in the train split"),
+    "empty": (replace_image(b""), "is not a JPEG image"),
+    "truncated": (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* is truncated"),
+    "not an image": (replace_image(b"<html>" * 99), "is not a JPEG image"),
+    "a PNG": (replace_image(encoded("PNG")), "is not a JPEG image"),
+    "four channels": (replace_image(encoded("JPEG", "CMYK")), "has 4 channels"),
+    "enormous": (replace_image(with_header_size(10_000, 2_001)), r"too large \(10000 x 2001 pix"),
+    "beyond Pillow's limit": (replace_image(with_header_size(65_000, 65_000)), "exceeds limit"),
+    "many bytes": (lambda f: os.truncate(image_of(f), data.MAX_BYTES + 1), "is too large"),
+    "no class list": (lambda f: (f / data.CLASS_FILE).unlink(), "cannot be read"),
+    "another class": (set_line(data.CLASS_FILE, 9, "8 soil"), "line 9: expected class '8 ground'"),
+    "extra class": (append(data.CLASS_FILE, b"25 x"), "lists 26 classes instead of 25"),
+} | {
+    f"path {path!r}": (
+        lambda f, path=path: set_line(TRAIN, 1, f"{path}{image_of(f).name} 8")(f),
+        f"{TRAIN}, line 1: .* leads out of the data folder",
+    )
+    for path in ("../x/", "/tmp/", "calibrated/../../", "..\\", "C:", "a\0/")
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_reported(folder: Path, name: str) -> None:
+    damage, message = FAULTS[name]
+    damage(folder)
+    faults = data.find_faults(folder)
+    assert len(faults) == 1
+    with pytest.raises(MarsclfError, match=message) as raised:
+        data.load_dataset(folder)
+    assert str(raised.value) == faults[0]
+
+
+def test_all_faults_are_listed(folder: Path) -> None:
+    image_of(folder, TRAIN, 4).unlink()
+    set_line(VAL, 2, "{path} 25")(folder)
+    image_of(folder, TEST, 1).write_bytes(b"")
+    faults = data.find_faults(folder)
+    places = [f"{TRAIN}, line 4", f"{VAL}, line 2", f"{TEST}, line 1"]
+    assert [place in fault for place, fault in zip(places, faults, strict=True)] == [True] * 3
+    with pytest.raises(MarsclfError, match="2 more: `python -m marsclf check-data`") as raised:
+        data.load_dataset(folder)
+    assert str(raised.value).startswith(faults[0])
+
+
+def test_damage_that_only_decoding_finds(folder: Path) -> None:
+    content = image_of(folder).read_bytes()
+    table = content.index(b"\xff\xc4") + 5  # Huffman codes
+    replace_image(content[:table] + bytes(16) + content[table + 16 :])(folder)
+    data.load_dataset(folder)
+    (fault,) = data.find_faults(folder)
+    assert "cannot be read" in fault
+
+
+def test_line_endings_do_not_matter(folder: Path, sample_dataset: data.Dataset) -> None:
+    (folder / data.SAMPLE_MARKER).unlink()
+    content = (folder / TRAIN).read_bytes().replace(b"\n", b"\r\n")
+    (folder / TRAIN).write_bytes(b"\xef\xbb\xbf" + content + b"\r\n\r\n")
+    dataset = data.load_dataset(folder)
+    assert dataset.index.equals(sample_dataset.index)
+    assert (sample_dataset.name, dataset.name) == ("sample", "other")
+
+
+def test_digest_depends_on_every_byte(folder: Path, sample_dataset: data.Dataset) -> None:
+    (folder / "calibrated" / "notes.txt").write_text("not listed, so no part of the data")
+    digests = [data.load_dataset(folder).digest]
+    assert digests == [sample_dataset.digest]
+    content = bytearray(image_of(folder).read_bytes())
+    content[-10] ^= 1
+    for damage in (replace_image(content), append(TRAIN, b"\n"), append(data.CLASS_FILE, b"\n")):
+        damage(folder)
+        digests.append(data.load_dataset(folder).digest)
+    assert len(set(digests)) == 4
+
+
+def test_index(sample_dataset: data.Dataset) -> None:
+    index = sample_dataset.index
+    first = index.iloc[0]
+    with Image.open(sample_dataset.root / first["path"]) as image:
+        assert (first["width"], first["height"]) == image.size
+    assert list(index["split"].unique()) == list(data.SPLITS)
+    for _, part in index.groupby("split"):
+        assert part["path"].is_monotonic_increasing
+    assert list(index.index) == list(range(len(index)))
+    assert (index["class_name"] == np.array(data.CLASS_NAMES)[index["label"]]).all()
+
+
+def test_parse_product_id() -> None:
+    product = parse_product_id("calibrated/0830MR0036510000500684E01_DRCL.JPG")
+    assert product == Product(830, "MR", "0830MR003651", "0830MR0036510000500684", "E")
+    other = parse_product_id("0830MR0036510000500684I01_DRCL.JPG")
+    assert other == product._replace(product_type="I")
+    assert parse_product_id("0292MH0002810020103587C00_DRCL.JPG").camera == "MH"
+
+
+@pytest.mark.parametrize("old", ["0830", "MR", "0684", "_DRCL", ".JPG"])
+@pytest.mark.parametrize("new", ["", "AB", "٠٨٣٠", ".JPG\n"])
+def test_bad_product_id(old: str, new: str) -> None:
+    name = "0830MR0036510000500684E01_DRCL.JPG".replace(old, new)
+    with pytest.raises(MarsclfError, match="is not the name of a Curiosity image"):
+        parse_product_id(name)
+
+
+@pytest.mark.realdata
+def test_real_data(real_data_dir: Path) -> None:
+    dataset = data.load_dataset(real_data_dir)
+    index = dataset.index
+    assert (dataset.name, dataset.digest) == ("msl-v1", data.MSL_V1_DIGEST)
+    assert index["split"].value_counts().to_dict() == {"train": 3746, "val": 1640, "test": 1305}
+    assert (index["channels"] == 1).sum() == 172
+    assert (index.groupby("frame")["split"].nunique() == 1).all()
+    assert index["label"].nunique() == 24 and 22 not in set(index["label"])
+    test = index[index["split"] == "test"]
+    assert [test[column].nunique() for column in ("frame", "sequence", "sol")] == [820, 326, 97]
+    assert set(range(25)) - set(test["label"]) == {5, 22, 23}

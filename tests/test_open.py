@@ -1,0 +1,71 @@
+"""A given folder is never replaced; only without any network does the sample data step in."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from marsclf import paths
+from marsclf.data import download
+from marsclf.data import msl as data
+from marsclf.data.open import locate, open_dataset
+from marsclf.errors import MarsclfError
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No folder is given and nothing is downloaded; new data goes to the returned folder."""
+    monkeypatch.delenv("MARSCLF_DATA_DIR", raising=False)
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data" / "msl-images")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def test_locate(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert locate() is None
+    paths.DATA.mkdir(parents=True)
+    assert locate() == paths.DATA
+    monkeypatch.setenv("MARSCLF_DATA_DIR", "")
+    assert locate() == paths.DATA
+    monkeypatch.setenv("MARSCLF_DATA_DIR", str(no_data / "from-environment"))
+    assert locate() == no_data / "from-environment"
+    assert locate(no_data / "argument") == no_data / "argument"
+    assert locate("somewhere") == paths.PROJECT_ROOT / "somewhere"
+    assert locate("~/images") == Path.home() / "images"
+
+
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_given_folder_is_never_replaced(
+    no_data: Path, monkeypatch: pytest.MonkeyPatch, from_environment: bool
+) -> None:
+    missing = no_data / "missing"
+    if from_environment:
+        monkeypatch.setenv("MARSCLF_DATA_DIR", str(missing))
+    with pytest.raises(MarsclfError, match=f"{missing} is missing or not a folder"):
+        open_dataset(None if from_environment else missing)
+    assert list(no_data.iterdir()) == []
+
+
+def test_without_a_network_the_sample_replaces_the_download(
+    no_data: Path,
+    sample_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(download, "ZENODO_URL", "http://127.0.0.1:1/msl-images.zip")
+    shutil.copytree(sample_dir, paths.CACHE / "sample")
+    dataset = open_dataset()
+    assert (dataset.name, dataset.root) == ("sample", paths.CACHE / "sample")
+    printed = capsys.readouterr().out
+    assert "127.0.0.1 cannot be reached" in printed and data.SAMPLE_NOTICE in printed
+    assert list(paths.DATA.parent.iterdir()) == []
+
+
+def test_failed_download_is_an_error(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> Path:
+        raise MarsclfError("the download failed")
+
+    monkeypatch.setattr(download, "fetch_msl_images", fail)
+    with pytest.raises(MarsclfError, match="the download failed"):
+        open_dataset()
+    assert not paths.CACHE.exists()
