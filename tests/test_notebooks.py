@@ -3,7 +3,8 @@
 import gzip
 import json
 import shutil
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,18 +16,16 @@ import psutil
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from tiny_project import SIZE, SMALL, enter_project, environment_of, write_preset
+from tiny_project import SIZE, SMALL, environment_of, write_preset
 
 from marsclf import paths
 from marsclf.data.msl import SAMPLE_NOTICE, Dataset
-from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, read_predictions, run_record
 from marsclf.figures import results as figures
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import fit_view
-from marsclf.pipeline import run
 from marsclf.pipeline.presets import NOTEBOOKS, parse_settings
 
 FIGURES = {
@@ -50,20 +49,24 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.fixture
-def environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process and its kernels use the copied project."""
-    enter_project(monkeypatch, project)
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")
-    for variable, value in environment_of(project).items():
-        monkeypatch.setenv(variable, value)
+def start(name: str, project: Path, output: Path, **parameters: object) -> subprocess.Popen:
+    """Start to execute one notebook of the copied project into `output`."""
+    code = "import json, sys; from pathlib import Path; from marsclf.pipeline.run import execute; "
+    code += "name, output, parameters = json.loads(sys.argv[1]); "
+    code += "execute(name, Path(output), parameters)"
+    given = [name, str(output / f"{name}.ipynb"), {"run_dir": str(output)} | parameters]
+    command, environment = [sys.executable, "-c", code, json.dumps(given)], environment_of(project)
+    return subprocess.Popen(
+        command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
-def execute(name: str, output: Path, **parameters: object) -> tuple[str, int]:
-    """Run one notebook; return what it printed, and how many pictures it shows."""
-    path = output / f"{name}.ipynb"
-    run.execute(name, path, {"run_dir": str(output)} | parameters)
-    return check_outputs(path)
+def execute(name: str, project: Path, output: Path, **parameters: object) -> tuple[str, int]:
+    """Execute one notebook; return what it printed, and how many pictures it shows."""
+    with start(name, project, output, **parameters) as process:
+        _, message = process.communicate()
+    assert process.returncode == 0, message
+    return check_outputs(output / f"{name}.ipynb")
 
 
 def check_outputs(path: Path) -> tuple[str, int]:
@@ -157,51 +160,39 @@ def test_the_saved_model_gives_the_stored_predictions(
 
 
 def test_a_killed_training_resumes(
-    smoke_run: tuple[Path, str],
-    project: Path,
-    sample_dir: Path,
-    environment: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    smoke_run: tuple[Path, str], project: Path, sample_dir: Path, tmp_path: Path
 ) -> None:
     """Notebook 02 by hand, with a preset in its first cell, killed after the first epoch."""
-    root = tmp_path / "project"
+    root, settings = tmp_path / "project", parse_settings(SMALL)
     shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs", "training"))
-    enter_project(monkeypatch, root)
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    settings = parse_settings(SMALL)
-    write_preset(paths.PRESETS / "tiny.yaml", f"extends: smoke\nparameters: {json.dumps(settings)}")
+    text = f"extends: smoke\nparameters: {json.dumps(settings)}"
+    write_preset(root / "presets" / "tiny.yaml", text)
     by_hand = {"preset": "tiny", "data_dir": str(sample_dir)}
-
-    def kill_after_the_first_epoch() -> None:
-        while not list((root / "cache" / "training").glob("*/progress.json")):
+    with start("02_fine_tuning", root, tmp_path, **by_hand) as process:
+        deadline = time.monotonic() + 200
+        while not (found := list(root.glob("cache/training/*/progress.json"))):
+            assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        for child in psutil.Process().children():
-            child.kill()
-
-    killer = threading.Thread(target=kill_after_the_first_epoch)
-    killer.start()
-    with pytest.raises(MarsclfError, match="02_fine_tuning failed .*process was killed"):
-        execute("02_fine_tuning", tmp_path, **by_hand)
-    killer.join()
-    (progress,) = (root / "cache" / "training").glob("*/progress.json")
-    begun = progress.read_text()
-    execute("02_fine_tuning", tmp_path, **by_hand)
-    assert progress.read_text().startswith(begun.rstrip().rstrip("]").rstrip())
+        kernels = psutil.Process(process.pid).children()
+        process.kill()
+    psutil.wait_procs(kernels, timeout=20)
+    begun = json.loads(found[0].read_text())
+    execute("02_fine_tuning", root, tmp_path, **by_hand)
+    assert json.loads(found[0].read_text())[: len(begun)] == begun
     stored = (smoke_run[0] / "predictions.csv").read_bytes()
     assert (tmp_path / "predictions.csv").read_bytes() == stored
 
 
 def test_error_analysis_of_the_published_predictions_alone(
-    smoke_run: tuple[Path, str], project: Path, environment: None, tmp_path: Path
+    smoke_run: tuple[Path, str], project: Path, tmp_path: Path
 ) -> None:
-    published = paths.RESULTS / "laptop" / "predictions.csv.gz"
+    published = project / "results" / "laptop" / "predictions.csv.gz"
     published.parent.mkdir(parents=True)
     published.write_bytes(gzip.compress((smoke_run[0] / "predictions.csv").read_bytes()))
     try:
-        printed, pictures = execute("03_error_analysis", tmp_path)
+        printed, pictures = execute("03_error_analysis", project, tmp_path)
     finally:
-        shutil.rmtree(paths.RESULTS)
+        shutil.rmtree(project / "results")
     drawn = figures_of("03", left_out=NEED_IMAGES | {"reliability_before"})
     assert names_in(tmp_path / "figures") == drawn and pictures == len(drawn)
     assert SAMPLE_NOTICE not in printed  # nothing says what the predictions are of
@@ -209,14 +200,14 @@ def test_error_analysis_of_the_published_predictions_alone(
     assert "375 predictions in predictions.csv.gz" in printed
 
 
-def test_classify_new_images(sample_dir: Path, environment: None, tmp_path: Path) -> None:
+def test_classify_new_images(sample_dir: Path, project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "my images"
     folder.mkdir()
     for path in sorted((sample_dir / "calibrated").iterdir())[:30]:
         shutil.copy(path, folder)
     (folder / "broken.jpg").write_text("no image")
     parameters = {"folder": str(folder), "shown_images": 8, "threshold": 0.5}
-    printed, pictures = execute("05_classify_new_images", tmp_path, **parameters)
+    printed, pictures = execute("05_classify_new_images", project, tmp_path, **parameters)
     assert "31 images" in printed and "1 could not be read" in printed
     assert "30 images chosen, the first 8 shown" in printed
     assert SAMPLE_NOTICE not in printed
@@ -224,10 +215,10 @@ def test_classify_new_images(sample_dir: Path, environment: None, tmp_path: Path
     assert "broken.jpg" in (tmp_path / "05_classify_new_images.ipynb").read_text()
 
 
-def test_the_ladder(sample_dir: Path, environment: None, tmp_path: Path) -> None:
+def test_the_ladder(sample_dir: Path, project: Path, tmp_path: Path) -> None:
     tiny = {"backbone": "EfficientNetLite0", "sides": [33, 44], "side": 40, "views": 1}
     tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": [], "data_dir": str(sample_dir)}
-    printed, pictures = execute("04_reference_reproduction", tmp_path, **tiny)
+    printed, pictures = execute("04_reference_reproduction", project, tmp_path, **tiny)
     assert SAMPLE_NOTICE in printed
     assert names_in(tmp_path / "figures") == figures_of("04") and pictures == 2
     ((name, rung),) = json.loads((tmp_path / "rungs.json").read_text()).items()
@@ -237,15 +228,15 @@ def test_the_ladder(sample_dir: Path, environment: None, tmp_path: Path) -> None
     predictions = read_predictions(tmp_path / "original" / "predictions.csv")
     assert rung["splits"] == metrics.measure(predictions)
     assert rung["dataset"] == "sample" and rung["commit"] == "unknown"
-    assert not paths.RESULTS.exists()  # sample data is never entered in the ledger
+    assert not (project / "results").exists()  # sample data is never entered in the ledger
 
 
 @pytest.mark.realdata
 def test_data_exploration_of_the_real_images(
-    real_data_dir: Path, environment: None, tmp_path: Path
+    real_data_dir: Path, project: Path, tmp_path: Path
 ) -> None:
     data_dir = str(real_data_dir.resolve())
-    printed, pictures = execute("01_data_exploration", tmp_path, data_dir=data_dir)
+    printed, pictures = execute("01_data_exploration", project, tmp_path, data_dir=data_dir)
     assert "Data set: msl-v1, 6,691 images" in printed
     assert SAMPLE_NOTICE not in printed
     assert names_in(tmp_path / "figures") == figures_of("01") and pictures == 8
