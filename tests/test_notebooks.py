@@ -164,7 +164,8 @@ def test_a_killed_training_resumes(
 ) -> None:
     """Notebook 02 by hand, with a preset in its first cell, killed after the first epoch."""
     root, settings = tmp_path / "project", parse_settings(SMALL)
-    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs", "training"))
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs"))
+    shutil.rmtree(root / "cache" / "training")
     text = f"extends: smoke\nparameters: {json.dumps(settings)}"
     write_preset(root / "presets" / "tiny.yaml", text)
     by_hand = {"preset": "tiny", "data_dir": str(sample_dir)}
