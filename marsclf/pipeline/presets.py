@@ -105,15 +105,11 @@ def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dic
     values = {name: value for name, value in declared.items() if name not in SET_BY_RUN}
     for origin, layer in layers.items():
         for name, value in layer.items():
-            if name in SET_BY_RUN:
-                raise MarsclfError(
-                    f"{origin}: {name} is set by the run itself; choose the data with --data-dir "
-                    "and the preset with --preset."
-                )
             if name not in values:
                 near = ", ".join(difflib.get_close_matches(str(name), values) or sorted(values))
                 raise MarsclfError(
-                    f"{origin}: no notebook has a parameter {name!r}; did you mean {near}?"
+                    f"{origin}: {name!r} is not a parameter that can be set; did you mean {near}? "
+                    "(Choose the data with --data-dir and the preset with --preset.)"
                 )
             values[name] = _checked(origin, name, value, declared[name])
     return values
