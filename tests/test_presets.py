@@ -56,7 +56,7 @@ def test_settings_are_read_as_yaml(project: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("epoch=3", r"^--set: .*'epoch'; did you mean epochs\?"),
+        ("epoch=3", r"^--set: 'epoch' is not a parameter .* did you mean epochs\?"),
         ("zzz=3", r"did you mean backbone, blocks, epochs, rate, seed\?"),
         ("data_dir=x", "not a parameter that can be set; .* the data with --data-dir"),
         ("preset=x", "the preset with --preset"),
@@ -115,8 +115,7 @@ def test_notebooks_are_stored_without_outputs() -> None:
     assert sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")) == [*NOTEBOOKS]
     for name in NOTEBOOKS:
         notebook = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
-        kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-        assert notebook["metadata"]["kernelspec"] == kernel
+        assert notebook["metadata"]["kernelspec"]["name"] == "python3"
         assert notebook["cells"][0]["cell_type"] == "markdown"
         for part in (notebook, *notebook["cells"]):
             assert "papermill" not in part["metadata"]
