@@ -1,11 +1,9 @@
-"""What machine this is, and how much memory was used on it."""
+"""The code, the machine and the memory behind a result."""
 
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,27 +15,24 @@ _limit: int | None = None
 
 
 def limit_cores(number: int) -> None:
-    """Let this process use no more than so many cores, because others share the machine."""
+    """Make `cores` return at most `number` in this process, which shares its machine."""
     global _limit
     _limit = number
 
 
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        there = len(os.sched_getaffinity(0))
-    else:
-        there = os.cpu_count() or 1
-    return min(there, _limit or there)
+    has_affinity = hasattr(os, "sched_getaffinity")
+    available = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(available, _limit or available)
 
 
 def hardware() -> dict[str, object]:
     """Return processor, usable cores, memory (GB), GPU name or None, and software versions."""
     cpu, gpu = platform.processor() or platform.machine(), None
-    with suppress(OSError, StopIteration):  # Linux tells the processor's name here alone
+    with suppress(OSError, StopIteration):  # platform does not know the name on Linux
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        line = next(line for line in lines if line.startswith("model name"))
-        cpu = line.partition(":")[2].strip()
+        cpu = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
     with suppress(OSError, subprocess.CalledProcessError):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
@@ -54,22 +49,24 @@ def hardware() -> dict[str, object]:
     }
 
 
-def peak_rss_mb() -> int:
-    """Return the most memory (10^6 bytes) that this process or one of its kernels held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    own, kernels = (
-        resource.getrusage(user).ru_maxrss
-        for user in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    # What getrusage says of a process begins with what the one that started it held.
+def peak_rss_mb(pid: int | None = None) -> int:
+    """Return the peak resident memory (10^6 bytes) of a process (None: this one), children apart.
+
+    On Linux it is VmHWM, on Windows the peak working set. macOS reports no peak for another
+    process, so there it is the memory at the time of the call. 0 if the process has ended.
+    """
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        own = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return round(max(own, kernels) * unit / 1e6)
+        lines = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="utf-8").splitlines()
+        kibibytes = next(line for line in lines if line.startswith("VmHWM:")).split()[1]
+        return round(int(kibibytes) * 1024 / 1e6)
+    with suppress(psutil.Error):
+        memory = psutil.Process(pid).memory_info()
+        return round(getattr(memory, "peak_wset", memory.rss) / 1e6)
+    return 0
 
 
 def commit() -> str:
-    """Return the commit of the code that runs, with "-dirty" where files differ, or "unknown"."""
+    """Return the commit of this code, with "-dirty" if files differ from it, or "unknown"."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(paths.PROJECT_ROOT), *arguments]
@@ -78,10 +75,9 @@ def commit() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != paths.PROJECT_ROOT.resolve():
             return "unknown"
-        # Only what decides the numbers: the figures and tables of an earlier run may differ.
-        changed = git(
-            "status", "--porcelain", "marsclf", "notebooks", "presets", "requirements.lock"
-        )
+        # Only what determines the numbers: figures and tables of an earlier run may differ.
+        code = ("marsclf", "notebooks", "presets", "requirements.lock")
+        changed = git("status", "--porcelain", *code)
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

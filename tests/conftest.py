@@ -1,6 +1,5 @@
-"""What all tests share: the sample data, made once, and the real data where it is at hand."""
+"""What all tests share: the sample data, made once, and the real data if it is available."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 from PIL import Image
 from tiny_project import SMALL, environment_of
 
@@ -20,13 +20,13 @@ from marsclf.classify.table import Row, table
 from marsclf.data import msl as data
 from marsclf.data import sample
 
-# The files of a minute and more, the longest first, so that no process ends long before another.
-# Not the notebooks early: they would wait for the run that JupyterLab's tests have begun.
+# The slow files, the longest first, so that no process ends long before another. The notebooks are
+# late, or they would wait for the run that JupyterLab's tests have started.
 LONG = ("jupyterlab", "bench", "ray_engine", "notebooks", "backbones", "training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take long."""
+    """Start with the slow files."""
     order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
@@ -45,13 +45,13 @@ def sample_dataset(sample_dir: Path) -> data.Dataset:
 def real_data_dir() -> Path:
     folder = os.environ.get("MARSCLF_DATA_DIR")
     if not folder:
-        pytest.skip("the real images are not at hand: set MARSCLF_DATA_DIR to test with them")
+        pytest.skip("the real images are not available: set MARSCLF_DATA_DIR to test with them")
     return Path(folder)
 
 
 @pytest.fixture(scope="session")
 def small_model():
-    """A small classifier's network, which has learnt nothing, but differs from its backbone."""
+    """The network of a small classifier: untrained, but different from its backbone."""
     import keras
 
     from marsclf.networks.backbones import build_backbone
@@ -68,11 +68,10 @@ def small_model():
 def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from marsclf.classify.classifier_file import save_classifier
 
-    path = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
+    path = tmp_path_factory.mktemp("classifier") / paths.CLASSIFIER.name
     training = {"preset": "none", "seed": 0, "commit": "unknown", "dataset": "none"}
-    save_classifier(
-        small_model, path, backbone="EfficientNetLite0", training=training, temperature=0.5
-    )
+    options = {"backbone": "EfficientNetLite0", "zooms": [1.0], "temperature": 0.5}
+    save_classifier(small_model, path, training=training, **options)
     return path
 
 
@@ -91,7 +90,7 @@ def classifier(classifier_path: Path, prepared: Path):
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is the same for all processes of the tests, and that one at a time may fill."""
+    """A folder that is the same for all processes of the tests (see `alone_in`)."""
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     return folder / "shared"
@@ -99,10 +98,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Let the other processes of the tests wait until this one has filled the shared folder."""
+    """Make other processes of the tests wait until this one has filled the shared folder."""
     folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         yield
 
 
@@ -126,12 +124,9 @@ def smoke_run(project: Path, shared: Path, sample_dir: Path) -> tuple[Path, str]
     printed = shared / "printed.txt"
     with alone_in(shared):
         if not printed.exists():
+            environment = environment_of(project)
             ended = subprocess.run(
-                command,
-                cwd=project,
-                env=environment_of(project),
-                capture_output=True,
-                text=True,
+                command, cwd=project, env=environment, capture_output=True, text=True
             )
             assert ended.returncode == 0, ended.stderr
             printed.write_text(ended.stdout)
@@ -140,7 +135,7 @@ def smoke_run(project: Path, shared: Path, sample_dir: Path) -> tuple[Path, str]
 
 @pytest.fixture
 def classified(tmp_path: Path) -> pd.DataFrame:
-    """What a classifier said of two images, one that is gone, and one that cannot be read."""
+    """Predictions for two images, one that is gone since, and one that could not be read."""
     for name in ("a", "b"):
         Image.new("RGB", (1500, 900), "brown").save(tmp_path / f"{name}.png")
     return table(

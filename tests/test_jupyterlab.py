@@ -1,4 +1,7 @@
-"""`make lab` as a person uses it: each notebook opened in a browser and all its cells run."""
+"""`make lab` as a person uses it: notebooks with controls opened in a browser, all cells run.
+
+The tests of the notebooks execute the others, and these, with papermill.
+"""
 
 import json
 import os
@@ -13,37 +16,19 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
-from tiny_project import SMALL, environment_of
+from tiny_project import environment_of
 
 from marsclf import paths
-from marsclf.data import msl as data
-from marsclf.pipeline import presets
+from marsclf.data.msl import SAMPLE_NOTICE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = pytest.mark.browser
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TOKEN = "of-this-test-alone"
-MINUTES = 5
-# In their order, because 03 looks at the predictions that 02 makes; and how many pictures each has.
-PICTURES = {
-    "01_data_exploration": 8,
-    "02_fine_tuning": 2,
-    "03_error_analysis": 12,
-    "04_reference_reproduction": 2,
-    "05_classify_new_images": 2,
-}
-# What a person with a laptop would choose, smaller still.
-TINY = {
-    "02_fine_tuning": ("smoke", presets.parse_settings(SMALL)),
-    "04_reference_reproduction": (
-        "ladder",
-        {"sides": [36, 48], "side": 40, "steps": [], "frozen_epochs": 1, "upper_epochs": 0},
-    ),
-}
+PICTURES = {"03_error_analysis": 12, "05_classify_new_images": 2}
 SETTINGS = {
-    # All cells on the page, even those far beneath its edge; and no question about news.
+    # All cells on the page, even those far below its edge; and no question about news.
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false"},
 }
@@ -62,9 +47,11 @@ def browser() -> Iterator["playwright.Browser"]:
 
 @pytest.fixture(scope="module")
 def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project as it is after a run of the preset `smoke`, whose cache it has."""
+    """A copy of the project as it is after notebook 02 was run by hand."""
     root = tmp_path_factory.mktemp("lab") / "project"
-    shutil.copytree(smoke_run[0].parents[1], root, ignore=shutil.ignore_patterns("runs"))
+    project = smoke_run[0].parents[1]
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(smoke_run[0], root / "runs" / "by-hand")
     for name in ("Makefile", "requirements.lock"):
         shutil.copy(paths.PROJECT_ROOT / name, root)
     # This environment stands for the one that `make` would make.
@@ -73,10 +60,6 @@ def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPath
         if path.name != "made-from.lock":
             (root / ".venv" / path.name).symlink_to(path)
     shutil.copy(root / "requirements.lock", root / ".venv" / "made-from.lock")
-    for notebook, (preset, smaller) in TINY.items():
-        tiny = presets.load_preset(preset)
-        tiny["parameters"] |= smaller
-        (root / "presets" / f"tiny-{notebook}.yaml").write_text(yaml.safe_dump(tiny))
     return root
 
 
@@ -94,8 +77,7 @@ def lab(copy: Path, sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
         path.write_text(json.dumps(values))
     own = {"MARSCLF_DATA_DIR": str(sample_dir), "JUPYTER_TOKEN": TOKEN}
     own |= {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTERLAB_SETTINGS_DIR": str(folder)}
-    log = folder / "log"
-    with log.open("w") as output:
+    with (folder / "log").open("w") as output:
         process = subprocess.Popen(
             ["make", "lab", f"LAB_OPTIONS={options}"],
             cwd=copy,
@@ -128,30 +110,24 @@ def page(lab: str, browser: "playwright.Browser") -> "playwright.Page":
 def test_run_all_cells(
     name: str, copy: Path, lab: str, page: "playwright.Page", tmp_path: Path
 ) -> None:
-    path = copy / "notebooks" / f"{name}.ipynb"
-    if name in TINY:
-        text = path.read_text(encoding="utf-8")
-        assert text.count("preset = None") == 1
-        chosen = text.replace("preset = None", f'preset = \\"tiny-{name}\\"')
-        path.write_text(chosen, encoding="utf-8")
-    cells = nbformat.read(path, as_version=4).cells
-    page.goto(f"{lab}/lab/tree/notebooks/{path.name}?reset")
+    cells = nbformat.read(copy / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
-    # Cells that are run before the kernel is there are passed over.
+    # JupyterLab skips cells that are run before the kernel is ready.
     page.wait_for_selector("#jp-main-statusbar :text('Python 3 (ipykernel) | Idle')")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     code = sum(cell.cell_type == "code" for cell in cells)
     done = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[\d+\]"))
     try:
-        playwright.expect(done).to_have_count(code, timeout=MINUTES * 60_000)
+        playwright.expect(done).to_have_count(code, timeout=300_000)
     finally:
         page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
     outputs = page.locator(".jp-CodeCell .jp-OutputArea-output")
     kinds = set(outputs.evaluate_all("all => all.map(one => one.dataset.mimeType)"))
     assert "application/vnd.jupyter.error" not in kinds, outputs.all_inner_texts()
     assert "application/vnd.jupyter.stderr" not in kinds, outputs.all_inner_texts()
-    assert data.SAMPLE_NOTICE in " ".join("\n".join(outputs.all_inner_texts()).split())
+    assert SAMPLE_NOTICE in " ".join("\n".join(outputs.all_inner_texts()).split())
     widths = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.naturalWidth)")
     assert len(widths) == PICTURES[name] and min(widths) >= 1500
     if name == "03_error_analysis":
@@ -162,12 +138,11 @@ def check_controls(page: "playwright.Page") -> None:
     """Another choice gives another picture."""
     menu = page.locator(".widget-dropdown select")
     slider = page.locator(".widget-hslider [role=slider]")
-    boxes = page.locator(".widget-vbox")
     for control, act in (
         (menu, lambda: menu.select_option(index=1)),
         (slider, lambda: slider.press("ArrowLeft")),
     ):
-        picture = boxes.filter(has=control).locator("img")
+        picture = page.locator(".widget-vbox").filter(has=control).locator("img")
         before = picture.get_attribute("src")
         act()
         playwright.expect(picture).not_to_have_attribute("src", before)

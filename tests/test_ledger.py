@@ -1,74 +1,111 @@
-"""The ledger of test scores: lines are added, none is lost, and no score goes unwritten."""
+"""The ledger of test scores: no score goes unrecorded, none is recorded twice, no line is lost."""
 
-import csv
+import gzip
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
+from tiny_project import write_predictions
 
 from marsclf import paths
 from marsclf.errors import MarsclfError
-from marsclf.evaluation import ledger
+from marsclf.evaluation import ledger, metrics
+from marsclf.evaluation.predictions import read_predictions
 
-RESULT = {
+RECORD = {
+    "dataset": "msl-v1",
     "commit": "c" * 40,
     "preset": "laptop",
     "seed": 3,
     "settings": {"seed": 3},
     "parameters": {"seed": 3, "rate": 0.1},
-    "splits": {
-        "test": {"accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125, "burst": {"accuracy": 0.75}}
-    },
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     return tmp_path / "results"
 
 
-def test_every_score_is_a_line(results: Path, tmp_path: Path) -> None:
+def make_run(folder: Path, images_per_split: int = 40, **record: object) -> Path:
+    write_predictions(folder / "predictions.csv", images_per_split)
+    (folder / "training.json").write_text(json.dumps(RECORD | record))
+    return folder / "predictions.csv"
+
+
+def test_predictions_are_entered_once(results: Path, tmp_path: Path) -> None:
     assert ledger.scored() == set()
-    digests = []
-    for content in (b"one", b"two", b"one"):
-        (tmp_path / "predictions.csv").write_bytes(content)
-        ledger.append(RESULT, tmp_path / "predictions.csv")
-        digests.append(hashlib.sha256(content).hexdigest())
-    with (results / ledger.NAME).open() as file:
-        rows = list(csv.DictReader(file))
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", 50)
+    for predictions in (first, second, first):
+        assert ledger.score(predictions) == metrics.measure(read_predictions(predictions))
+    zipped = tmp_path / "c" / "predictions.csv.gz"
+    make_run(zipped.parent)
+    zipped.write_bytes(gzip.compress(first.read_bytes()))
+    ledger.score(zipped)  # the same predictions
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)]
+    rows = ledger.rows()
     assert [row["predictions_sha256"] for row in rows] == digests
-    assert ledger.scored() == set(digests)
-    first = rows[0]
-    assert (first["preset"], first["seed"], first["settings"]) == ("laptop", "3", '{"seed": 3}')
-    assert (first["accuracy"], first["macro_f1"], first["ece"]) == ("0.5", "0.25", "0.125")
+    test = metrics.measure(read_predictions(first))["test"]
+    expected = {"preset": "laptop", "seed": "3", "settings": '{"seed": 3}'}
+    expected |= {name: str(test[name]) for name in ("accuracy", "macro_f1", "ece")}
+    assert (
+        rows[0].items() >= (expected | {"burst_accuracy": str(test["burst"]["accuracy"])}).items()
+    )
 
 
-def test_seeds_of_one_recipe(tmp_path: Path) -> None:
-    predictions = tmp_path / "predictions.csv"
-    predictions.touch()
+@pytest.mark.parametrize("dataset", ["sample", "custom", None])
+def test_other_data_is_not_entered(results: Path, tmp_path: Path, dataset: str | None) -> None:
+    assert ledger.score(make_run(tmp_path, dataset=dataset))["test"]["n"] == 40
+    assert not results.exists()
 
-    def score(seed: int, rate: float, accuracy: float) -> dict:
-        test = RESULT["splits"]["test"] | {"accuracy": accuracy}
-        parameters = {"rate": rate, "seed": seed}
-        result = RESULT | {"seed": seed, "parameters": parameters, "splits": {"test": test}}
-        ledger.append(result, predictions)
-        return result
+
+def test_no_figure_without_a_line(results: Path, tmp_path: Path) -> None:
+    predictions = make_run(tmp_path)
+    results.touch()  # not a folder
+    with pytest.raises(MarsclfError, match=r"cannot be entered in .*test_ledger\.csv"):
+        ledger.score(predictions)
+    results.unlink()
+    (results / ledger.NAME).mkdir(parents=True)
+    with pytest.raises(MarsclfError, match=r"test_ledger\.csv cannot be read"):
+        ledger.score(predictions)
+    (results / ledger.NAME).rmdir()
+    (tmp_path / "training.json").write_text('{"dataset": "msl-v1", "seed": 0}')
+    with pytest.raises(MarsclfError, match="lacks commit, parameters, preset, settings"):
+        ledger.score(predictions)
+    (tmp_path / "training.json").write_text("{")
+    with pytest.raises(MarsclfError, match=r"training\.json cannot be read as a run"):
+        ledger.score(predictions)
+    assert ledger.rows() == []
+
+
+def test_seeds_of_one_recipe(results: Path) -> None:
+    def enter(seed: int, rate: float, accuracy: float) -> dict:
+        test = {"accuracy": accuracy, "macro_f1": 0.2, "ece": 0.1, "burst": {"accuracy": 0.75}}
+        result = RECORD | {"seed": seed, "parameters": {"rate": rate, "seed": seed}}
+        row = {"seed": seed, "recipe": ledger.recipe_digest(result), "burst_accuracy": 0.75}
+        ledger.append_row(results / ledger.NAME, row | {k: test[k] for k in ledger.FIGURES})
+        return result | {"splits": {"test": test}}
 
     def accuracies(result: dict) -> dict[str, float]:
         return {seed: figures["accuracy"] for seed, figures in ledger.seeds(result).items()}
 
-    assert accuracies(RESULT) == {"3": 0.5}
-    first = score(0, 0.1, 0.5)
+    first = enter(0, 0.1, 0.5)
     for seed, rate, accuracy in ((1, 0.1, 0.6), (0, 0.2, 0.7), (0, 0.1, 0.9), (1, 0.1, 0.8)):
-        last = score(seed, rate, accuracy)
+        last = enter(seed, rate, accuracy)
     assert accuracies(first) == {"0": 0.5, "1": 0.8}  # not the 0.9 of a later run
     assert accuracies(last) == {"0": 0.9, "1": 0.8}
     assert ledger.seeds(last)["0"]["burst_accuracy"] == 0.75
 
 
-def test_a_ledger_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
-    (results / ledger.NAME).mkdir(parents=True)
-    (tmp_path / "predictions.csv").touch()
-    with pytest.raises(MarsclfError, match=r"cannot be entered in .*test_ledger\.csv"):
-        ledger.append(RESULT, tmp_path / "predictions.csv")
+@pytest.mark.parametrize("folder", sorted(paths.RESULTS.glob("*/metrics.json")), ids=str)
+def test_published_figures_and_recipes_are_recomputed(folder: Path) -> None:
+    result = json.loads(folder.read_text(encoding="utf-8"))
+    predictions = folder.with_name("predictions.csv.gz")
+    before = (paths.RESULTS / ledger.NAME).read_bytes()
+    assert ledger.score(predictions) == result["splits"]
+    assert (paths.RESULTS / ledger.NAME).read_bytes() == before
+    digest = ledger.digest_of(predictions)
+    recipes = {row["recipe"] for row in ledger.rows() if row["predictions_sha256"] == digest}
+    assert ledger.recipe_digest(result) in recipes

@@ -1,296 +1,243 @@
-"""The three notebooks, run once on the sample data by the command line, and what they leave."""
+"""The notebooks on the sample data: a run of 01 to 03 from the command line, and each one alone."""
 
 import gzip
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import keras
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
-from tiny_project import SIZE, enter_project, environment_of
+from tiny_project import SIZE, SMALL, environment_of, write_preset
 
-from marsclf.data import msl as data
-from marsclf.data.msl import Dataset
+from marsclf import paths
+from marsclf.data.msl import SAMPLE_NOTICE, Dataset
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import with_temperature
-from marsclf.evaluation.predictions import COLUMNS, PROBABILITY_COLUMNS, read_predictions
+from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, read_predictions, run_record
 from marsclf.figures import results as figures
-from marsclf.figures.results import WIDTH_INCHES
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import fit_view
-from marsclf.pipeline import run
-from marsclf.pipeline.presets import NOTEBOOKS
+from marsclf.pipeline.presets import NOTEBOOKS, parse_settings
 
 FIGURES = {
-    "01": [
-        "bursts",
-        "class_counts",
-        "class_gallery",
-        "class_shift",
-        "look_alikes",
-        "near_duplicates",
-        "sizes_and_brightness",
-        "sols_and_cameras",
-    ],
-    "02": ["learning_curves", "random_views"],
-    "03": [
-        "commonest_confusions",
-        "confident_mistakes",
-        "confusion_matrix",
-        "coverage_accuracy",
-        "error_rate_per_class",
-        "errors_by_camera_and_sol",
-        "errors_per_class",
-        "gradcam_right",
-        "gradcam_wrong",
-        "mistakes_by_pair",
-        "reliability",
-        "reliability_before",
-    ],
+    "01": "bursts class_counts class_gallery class_shift look_alikes near_duplicates "
+    "sizes_and_brightness sols_and_cameras",
+    "02": "learning_curves random_views",
+    "03": "commonest_confusions confident_mistakes confusion_matrix coverage_accuracy "
+    "error_rate_per_class errors_by_camera_and_sol errors_per_class gradcam_right gradcam_wrong "
+    "mistakes_by_pair reliability reliability_before",
+    "04": "as_read ladder",
+    "05": "thumbnails",
 }
-NUMBERS = ["n", "accuracy", "accuracy_ci95", "macro_f1", "top3", "nll", "ece"]
-NUMBERS += ["coverage_at_0.9", "accuracy_at_0.9"]
+NEED_IMAGES = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
 
 
-@pytest.fixture(scope="session")
-def predictions(smoke_run: tuple[Path, str]) -> pd.DataFrame:
-    return pd.read_csv(smoke_run[0] / "predictions.csv")
+def figures_of(number: str, left_out: set[str] = frozenset()) -> set[str]:
+    return {f"{number}_{name}.png" for name in set(FIGURES[number].split()) - left_out}
 
 
-def execute_alone(
-    name: str, project: Path, monkeypatch: pytest.MonkeyPatch, output: Path, **parameters: object
-) -> nbformat.NotebookNode:
-    """Run one notebook of the copied project into `output` and return it."""
-    enter_project(monkeypatch, project)
-    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
-    for variable, value in environment_of(project).items():
-        monkeypatch.setenv(variable, value)
-    run.execute(name, output / f"{name}.ipynb", {"run_dir": str(output)} | parameters)
-    return nbformat.read(output / f"{name}.ipynb", as_version=4)
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
-def outputs_of(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+def start(name: str, project: Path, output: Path, **parameters: object) -> subprocess.Popen:
+    """Start to execute one notebook of the copied project into `output`."""
+    code = "import json, sys; from pathlib import Path; from marsclf.pipeline.run import execute; "
+    code += "name, output, parameters = json.loads(sys.argv[1]); "
+    code += "execute(name, Path(output), parameters)"
+    given = [name, str(output / f"{name}.ipynb"), {"run_dir": str(output)} | parameters]
+    command, environment = [sys.executable, "-c", code, json.dumps(given)], environment_of(project)
+    return subprocess.Popen(
+        command, cwd=project, env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
-def printed_by(notebook: nbformat.NotebookNode) -> str:
-    streams = [output for output in outputs_of(notebook) if output.output_type == "stream"]
-    return "".join(output.text for output in streams if output.name == "stdout")
+def execute(name: str, project: Path, output: Path, **parameters: object) -> tuple[str, int]:
+    """Execute one notebook; return what it printed, and how many pictures it shows."""
+    with start(name, project, output, **parameters) as process:
+        _, message = process.communicate()
+    assert process.returncode == 0, message
+    return check_outputs(output / f"{name}.ipynb")
 
 
-def pictures_in(notebook: nbformat.NotebookNode) -> int:
-    return sum("image/png" in output.get("data", {}) for output in outputs_of(notebook))
+def check_outputs(path: Path) -> tuple[str, int]:
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source]
+    assert all(cell.execution_count for cell in code)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert "error" not in {output.output_type for output in outputs}
+    streams = [output for output in outputs if output.output_type == "stream"]
+    assert [output.text for output in streams if output.name == "stderr"] == []
+    assert path.stat().st_size < 5e6
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    return "".join(output.text for output in streams), pictures
 
 
-def test_the_run_is_whole_and_stays_in_its_folder(
+def test_the_run_is_complete_and_stays_in_its_folder(
     smoke_run: tuple[Path, str], project: Path
 ) -> None:
     folder, printed = smoke_run
-    left = {path.name for path in folder.iterdir()} - {"html"}  # made by the tests of web pages
-    files = {"model.keras", "classifier.npz", "predictions.csv", "metrics.json", "training.json"}
-    files.add("test_errors.csv")
-    assert left == files | {f"{name}.ipynb" for name in NOTEBOOKS} | {"figures", "checkpoints"}
-    made = {"marsclf", "notebooks", "presets", "runs", "cache"}
-    assert {path.name for path in project.iterdir()} == made
-    assert {path.name for path in (project / "runs").iterdir()} == {"smoke"}
-    assert data.SAMPLE_NOTICE in printed
+    files = {"model.keras", paths.CLASSIFIER.name, "predictions.csv", "metrics.json", "figures"}
+    files |= {"training.json", "test_errors.csv", *(f"{name}.ipynb" for name in NOTEBOOKS)}
+    assert names_in(folder) - {"html"} == files  # web pages are made by other tests
+    assert names_in(project) == {"marsclf", "notebooks", "presets", "runs", "cache"}
+    assert names_in(project / "runs") - {".smoke.lock"} == {"smoke"}
+    assert SAMPLE_NOTICE in printed
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_executed_notebooks(name: str, smoke_run: tuple[Path, str]) -> None:
-    path = smoke_run[0] / f"{name}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
-    assert all(cell.execution_count for cell in code)
-    kinds = [output.output_type for output in outputs_of(notebook)]
-    assert "error" not in kinds
-    streams = [output for output in outputs_of(notebook) if output.output_type == "stream"]
-    assert [output.text for output in streams if output.name == "stderr"] == []
-    assert pictures_in(notebook) == len(FIGURES[name[:2]])
-    assert data.SAMPLE_NOTICE in printed_by(notebook)
-    assert path.stat().st_size < 5e6
+    printed, pictures = check_outputs(smoke_run[0] / f"{name}.ipynb")
+    assert SAMPLE_NOTICE in printed
+    assert pictures == len(figures_of(name[:2]))
 
 
 def test_every_figure_is_wide_and_stamped(smoke_run: tuple[Path, str], tmp_path: Path) -> None:
-    expected = [f"{number}_{name}.png" for number, names in FIGURES.items() for name in names]
+    expected = figures_of("01") | figures_of("02") | figures_of("03")
     folder = smoke_run[0] / "figures"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    assert names_in(folder) == expected
     for name in expected:
-        pixels = grey_pixels(folder / name)
+        pixels = gray_pixels(folder / name)
         height, width = pixels.shape
         assert width >= 1500 and height >= 300
-        assert np.ptp(pixels) > 100
-        # Its letters are dark and have a white rim, whatever is beneath them.
-        empty = Figure((WIDTH_INCHES, height * WIDTH_INCHES / width), facecolor="grey")
-        stamp = grey_pixels(figures.save_figure(empty, tmp_path, name, sample=True))
+        # The stamp's letters are dark and have a white rim, whatever is beneath them.
+        empty = Figure((figures.WIDTH_INCHES, height * figures.WIDTH_INCHES / width))
+        empty.set_facecolor("gray")
+        stamp = gray_pixels(figures.save_figure(empty, tmp_path, name, sample=True))
         letters, rim = stamp < 100, stamp > 155
         assert letters.any() and rim.any()
         assert np.percentile(pixels[letters], 99) < 190, name
         assert np.percentile(pixels[rim], 1) > 70, name
 
 
-def grey_pixels(path: Path) -> np.ndarray:
+def gray_pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("L"))
 
 
-def test_predictions_of_every_image(predictions: pd.DataFrame, sample_dataset: Dataset) -> None:
-    assert list(predictions.columns) == COLUMNS
-    index = sample_dataset.index
-    for column in ("split", "path", "label"):
-        assert predictions[column].tolist() == index[column].tolist()
-    probabilities = predictions[PROBABILITY_COLUMNS].to_numpy()
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-3)
-    np.testing.assert_array_equal(probabilities.argmax(axis=1), predictions["predicted"])
-    np.testing.assert_array_equal(probabilities.max(axis=1), predictions["confidence"])
-    assert predictions["predicted"].nunique() > 5
-
-
-def test_metrics_json(smoke_run: tuple[Path, str], sample_dataset: Dataset) -> None:
-    result = json.loads((smoke_run[0] / "metrics.json").read_text())
-    assert result["dataset"] == "sample"
-    assert result["data_digest"] == sample_dataset.digest
-    assert (result["preset"], result["backbone"]) == ("smoke", "EfficientNetLite0")
-    assert result["seed"] == 0
+def test_the_results_of_the_run(smoke_run: tuple[Path, str], sample_dataset: Dataset) -> None:
+    folder, _ = smoke_run
+    result = json.loads((folder / "metrics.json").read_text())
+    about = {"dataset": "sample", "data_digest": sample_dataset.digest, "preset": "smoke"}
+    about |= {"seed": 0, "commit": "unknown"}
+    assert about.items() <= result.items()
     assert result["parameters"]["image_size"] == SIZE
-    assert result["commit"] == "unknown"
-    assert {"cpu", "cores", "memory_gb", "gpu", "python"} <= set(result["hardware"])
-    stages = {"total", "data", "features", "head", "finetune", *NOTEBOOKS}
-    assert set(result["wall_s"]) == stages
-    assert all(seconds > 0 for stage, seconds in result["wall_s"].items() if stage != "data")
+    assert set(result["wall_s"]) == {"total", "data", "features", "head", "finetune", *NOTEBOOKS}
+    assert all(seconds >= 0 for seconds in result["wall_s"].values())
     assert 100 < result["peak_rss_mb"] < 30_000
-    assert list(result["splits"]) == ["train", "val", "test"]
-    for split, numbers in result["splits"].items():
-        assert list(numbers) == [*NUMBERS, "burst"] and list(numbers["burst"]) == NUMBERS
-        assert numbers["n"] == (sample_dataset.index["split"] == split).sum()
-        low, high = numbers["accuracy_ci95"]
-        assert low < numbers["accuracy"] < high
-
-
-def test_metrics_agree_with_scikit_learn(
-    smoke_run: tuple[Path, str], predictions: pd.DataFrame
-) -> None:
-    stored = json.loads((smoke_run[0] / "metrics.json").read_text())["splits"]
-    for split, rows in predictions.groupby("split"):
-        label, predicted, numbers = rows["label"], rows["predicted"], stored[split]
-        probabilities = rows[PROBABILITY_COLUMNS].to_numpy()
-        top3 = top_k_accuracy_score(label, probabilities, k=3, labels=range(25))
-        f1 = f1_score(label, predicted, labels=label.unique(), average="macro", zero_division=0)
-        normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
-        assert numbers["accuracy"] == pytest.approx(accuracy_score(label, predicted), abs=1e-6)
-        assert numbers["macro_f1"] == pytest.approx(f1, abs=1e-6)
-        assert numbers["top3"] == pytest.approx(top3, abs=1e-6)
-        expected = log_loss(label, normalized, labels=range(25))
-        assert numbers["nll"] == pytest.approx(expected, abs=2e-3)
-
-
-def test_both_stages_were_trained(smoke_run: tuple[Path, str]) -> None:
-    training = json.loads((smoke_run[0] / "training.json").read_text())
-    assert training["dataset"] == "sample"
+    predictions = read_predictions(folder / "predictions.csv")
+    assert result["splits"] == metrics.measure(predictions)
+    columns = ["split", "path", "label"]
+    pd.testing.assert_frame_equal(predictions[columns], sample_dataset.index[columns])
+    assert predictions["predicted"].nunique() > 5
+    training = run_record(folder / "predictions.csv")
+    assert about.items() <= training.items()
+    for part in ("settings", "parameters", "temperature", "backbone"):
+        assert training[part] == result[part], part
     stages = [(record["stage"], record["epoch"]) for record in training["history"]]
     assert stages == [("head", 1), ("head", 2), ("finetune", 1)]
 
 
 def test_the_saved_model_gives_the_stored_predictions(
-    smoke_run: tuple[Path, str], predictions: pd.DataFrame, sample_dir: Path
+    smoke_run: tuple[Path, str], sample_dir: Path
 ) -> None:
+    stored = read_predictions(smoke_run[0] / "predictions.csv")
     model = keras.saving.load_model(smoke_run[0] / "model.keras")
-    views = [fit_view(read_rgb(sample_dir / path), SIZE) for path in predictions["path"]]
-    temperature = json.loads((smoke_run[0] / "training.json").read_text())["temperature"]
+    views = [fit_view(read_rgb(sample_dir / path), SIZE) for path in stored["path"]]
+    temperature = run_record(smoke_run[0] / "predictions.csv")["temperature"]
     found = with_temperature(model.predict(np.stack(views), verbose=0), temperature)
-    stored = predictions[PROBABILITY_COLUMNS].to_numpy()
-    np.testing.assert_allclose(found, stored, atol=1e-3)
+    np.testing.assert_allclose(found, stored[PROBABILITY_COLUMNS], atol=1e-3)
+
+
+def test_a_killed_training_resumes(
+    smoke_run: tuple[Path, str], project: Path, sample_dir: Path, tmp_path: Path
+) -> None:
+    """Notebook 02 by hand, with a preset in its first cell, killed after the first epoch."""
+    root, settings = tmp_path / "project", parse_settings(SMALL)
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs"))
+    shutil.rmtree(root / "cache" / "training")
+    text = f"extends: smoke\nparameters: {json.dumps(settings)}"
+    write_preset(root / "presets" / "tiny.yaml", text)
+    by_hand = {"preset": "tiny", "data_dir": str(sample_dir)}
+    with start("02_fine_tuning", root, tmp_path, **by_hand) as process:
+        deadline = time.monotonic() + 200
+        while not (found := list(root.glob("cache/training/*/progress.json"))):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        kernels = psutil.Process(process.pid).children()
+        process.kill()
+    psutil.wait_procs(kernels, timeout=20)
+    begun = json.loads(found[0].read_text())
+    execute("02_fine_tuning", root, tmp_path, **by_hand)
+    assert json.loads(found[0].read_text())[: len(begun)] == begun
+    stored = (smoke_run[0] / "predictions.csv").read_bytes()
+    assert (tmp_path / "predictions.csv").read_bytes() == stored
 
 
 def test_error_analysis_of_the_published_predictions_alone(
-    smoke_run: tuple[Path, str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smoke_run: tuple[Path, str], project: Path, tmp_path: Path
 ) -> None:
     published = project / "results" / "laptop" / "predictions.csv.gz"
     published.parent.mkdir(parents=True)
     published.write_bytes(gzip.compress((smoke_run[0] / "predictions.csv").read_bytes()))
     try:
-        notebook = execute_alone("03_error_analysis", project, monkeypatch, tmp_path)
+        printed, pictures = execute("03_error_analysis", project, tmp_path)
     finally:
         shutil.rmtree(project / "results")
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
-    galleries = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
-    drawn = set(FIGURES["03"]) - galleries - {"reliability_before"}
-    assert names == {f"03_{name}.png" for name in drawn}
-    assert pictures_in(notebook) == len(names)
-    printed = printed_by(notebook)
-    assert "the galleries are left out" in printed and "Grad-CAM is left out" in printed
-    assert data.SAMPLE_NOTICE not in printed  # nothing says what they are of
-    own = tmp_path / "predictions.csv"
-    assert f"There is no {own} yet: these are the published predictions." in printed
-    assert "Data set: unknown, 375 predictions in predictions.csv.gz" in printed
+    drawn = figures_of("03", left_out=NEED_IMAGES | {"reliability_before"})
+    assert names_in(tmp_path / "figures") == drawn and pictures == len(drawn)
+    assert SAMPLE_NOTICE not in printed  # nothing says what the predictions are of
+    assert str(tmp_path / "predictions.csv") in printed and "published predictions" in printed
+    assert "375 predictions in predictions.csv.gz" in printed
 
 
-def test_classify_new_images(
-    sample_dir: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classify_new_images(sample_dir: Path, project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "my images"
     folder.mkdir()
     for path in sorted((sample_dir / "calibrated").iterdir())[:30]:
         shutil.copy(path, folder)
     (folder / "broken.jpg").write_text("no image")
     parameters = {"folder": str(folder), "shown_images": 8, "threshold": 0.5}
-    name = "05_classify_new_images"
-    notebook = execute_alone(name, project, monkeypatch, tmp_path, **parameters)
-    printed = printed_by(notebook)
+    printed, pictures = execute("05_classify_new_images", project, tmp_path, **parameters)
     assert "31 images" in printed and "1 could not be read" in printed
     assert "30 images chosen, the first 8 shown" in printed
-    assert data.SAMPLE_NOTICE not in printed
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["05_thumbnails.png"]
-    assert pictures_in(notebook) == 1
-    tables = [output.get("data", {}).get("text/html", "") for output in outputs_of(notebook)]
-    assert ["broken.jpg" in text for text in tables if text] == [False, False, True, False]
-    assert [o for o in outputs_of(notebook) if o.get("name") == "stderr"] == []
+    assert SAMPLE_NOTICE not in printed
+    assert names_in(tmp_path / "figures") == figures_of("05") and pictures == 1
+    assert "broken.jpg" in (tmp_path / "05_classify_new_images.ipynb").read_text()
 
 
-def test_the_ladder(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_ladder(sample_dir: Path, project: Path, tmp_path: Path) -> None:
     tiny = {"backbone": "EfficientNetLite0", "sides": [33, 44], "side": 40, "views": 1}
-    tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": []}
-    name = "04_reference_reproduction"
-    notebook = execute_alone(name, project, monkeypatch, tmp_path, **tiny)
-    printed = printed_by(notebook)
-    assert data.SAMPLE_NOTICE in printed
-    assert pictures_in(notebook) == 2
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        "04_as_read.png",
-        "04_ladder.png",
-    }
-    rungs = json.loads((tmp_path / "rungs.json").read_text())
-    assert list(rungs) == ["original"]
-    record = rungs["original"]
-    epochs = [(epoch["stage"], epoch["epoch"]) for epoch in record["history"]]
-    assert epochs == [("frozen", 1), ("frozen", 2), ("upper", 1)]
-    # The head does learn.
-    assert record["history"][1]["loss"] < record["history"][0]["loss"]
+    tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": [], "data_dir": str(sample_dir)}
+    printed, pictures = execute("04_reference_reproduction", project, tmp_path, **tiny)
+    assert SAMPLE_NOTICE in printed
+    assert names_in(tmp_path / "figures") == figures_of("04") and pictures == 2
+    ((name, rung),) = json.loads((tmp_path / "rungs.json").read_text()).items()
+    assert name == "original"
+    assert [epoch["stage"] for epoch in rung["history"]] == ["frozen", "frozen", "upper"]
+    assert rung["history"][1]["loss"] < rung["history"][0]["loss"]
     predictions = read_predictions(tmp_path / "original" / "predictions.csv")
-    assert metrics.measure(predictions) == record["splits"]
-    assert record["dataset"] == "sample" and record["commit"] == "unknown"
-    # Sample data is never entered in the ledger of test scores.
-    assert not (project / "results").exists()
+    assert rung["splits"] == metrics.measure(predictions)
+    assert rung["dataset"] == "sample" and rung["commit"] == "unknown"
+    assert not (project / "results").exists()  # sample data is never entered in the ledger
 
 
 @pytest.mark.realdata
 def test_data_exploration_of_the_real_images(
-    real_data_dir: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    real_data_dir: Path, project: Path, tmp_path: Path
 ) -> None:
-    notebook = execute_alone(
-        "01_data_exploration", project, monkeypatch, tmp_path, data_dir=str(real_data_dir.resolve())
-    )
-    printed = printed_by(notebook)
+    data_dir = str(real_data_dir.resolve())
+    printed, pictures = execute("01_data_exploration", project, tmp_path, data_dir=data_dir)
     assert "Data set: msl-v1, 6,691 images" in printed
-    assert data.SAMPLE_NOTICE not in printed
-    assert pictures_in(notebook) == len(FIGURES["01"])
-    assert (tmp_path / "01_data_exploration.ipynb").stat().st_size < 5e6
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {f"01_{name}.png" for name in FIGURES["01"]}
+    assert SAMPLE_NOTICE not in printed
+    assert names_in(tmp_path / "figures") == figures_of("01") and pictures == 8

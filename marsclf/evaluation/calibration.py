@@ -1,4 +1,4 @@
-"""Confidence that can be believed: one answer of several, and a temperature for it."""
+"""Pooling of several predictions, and the temperature that calibrates their confidence."""
 
 import numpy as np
 
@@ -6,20 +6,20 @@ TEMPERATURES = np.geomspace(0.1, 10, 461)  # each 1 % above the one before
 
 
 def pool(probabilities: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Return one answer of several: the normalised geometric mean along an axis, not the last.
+    """Return the normalized geometric mean of probabilities along an axis other than the last.
 
-    That is the mean of the logits. Two answers that agree stay as sure as they are, where the mean
-    of the probabilities doubts with whichever doubts more.
+    It is the mean of the logits: predictions that agree keep their confidence, and one that rules
+    a class out outweighs the others more than in the arithmetic mean.
     """
     logs = np.log(np.maximum(probabilities, 1e-7)).mean(axis=axis)
-    shares = np.exp(logs - logs.max(axis=-1, keepdims=True))
-    return shares / shares.sum(axis=-1, keepdims=True)
+    means = np.exp(logs - logs.max(axis=-1, keepdims=True))
+    return means / means.sum(axis=-1, keepdims=True)
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return softmax(logits / temperature), from softmax(logits) (..., classes).
+    """Return softmax(logits / temperature), given softmax(logits) of shape (..., classes).
 
-    Below 1 it makes every answer surer, above 1 less sure; the order of the classes stays.
+    A temperature below 1 raises the confidence, one above 1 lowers it; the class order stays.
     """
     logits = np.log(np.maximum(probabilities, 1e-12)) / temperature
     raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -29,16 +29,15 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
 def fit_temperature(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Return the temperature with the least weighted mean log loss (Guo et al. 2017).
+    """Return the temperature with the lowest weighted mean log loss (Guo et al. 2017).
 
     Args:
-        probabilities: (n, classes).
-        labels: 0-24 (n,).
-        weights: how much each row counts (n,); without them all alike.
+        probabilities: of shape (n, classes).
+        labels: class ids (n,).
+        weights: of the rows (n,); None weighs all rows equally.
     """
-    of_labels = [
-        np.log(with_temperature(probabilities, t)[np.arange(len(labels)), labels])
-        for t in TEMPERATURES
-    ]
-    losses = [-np.average(logs, weights=weights) for logs in of_labels]
+    losses = []
+    for temperature in TEMPERATURES:
+        of_label = with_temperature(probabilities, temperature)[np.arange(len(labels)), labels]
+        losses.append(-np.average(np.log(of_label), weights=weights))
     return float(TEMPERATURES[np.argmin(losses)])

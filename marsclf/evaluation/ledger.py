@@ -1,79 +1,90 @@
-"""The ledger: one line for every time that predictions of the real test split were scored.
+"""The ledger: one line for every set of test predictions that was scored, good or bad.
 
-It is written by the run itself, good result or bad, so that nobody has to take on trust how often
-the test split was looked at. Lines are only ever added.
+`score` writes the line before it returns any figure, so the ledger shows how often the test split
+was looked at. Lines are only ever added.
 """
 
-import csv
 import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
+
 from marsclf import paths
 from marsclf.errors import MarsclfError
+from marsclf.evaluation import metrics
+from marsclf.evaluation.predictions import read_predictions, run_record
 from marsclf.files import sha256_of
 
 NAME = "test_ledger.csv"
-SELECTION = "selection.csv"  # what recipes did in validation; nothing of test
+SELECTION = "selection.csv"  # validation results of recipes; holds no test figures
 FIGURES = ("accuracy", "macro_f1", "ece")
 
 
-def append(result: dict, predictions: Path) -> None:
-    """Add the test figures of a run's metrics and the SHA-256 of its predictions file.
+def score(predictions_file: Path) -> dict[str, dict]:
+    """Return `metrics.measure` of a predictions file, and enter the file in the ledger first.
 
-    Raises MarsclfError where the ledger cannot be written: a score that is not written down must
-    not be seen.
+    A line is added if the JSON beside the file says that the data set is "msl-v1" and no line has
+    the file's digest yet. Raises MarsclfError for a faulty predictions file, for a JSON that lacks
+    what the line needs, and if the ledger cannot be read or written.
     """
-    about = {
+    splits = metrics.measure(read_predictions(predictions_file))
+    record, digest = run_record(predictions_file), digest_of(predictions_file)
+    if record.get("dataset") != "msl-v1" or digest in scored():
+        return splits
+    if missing := {"commit", "preset", "seed", "settings", "parameters"} - record.keys():
+        raise MarsclfError(
+            f"{predictions_file} cannot be scored: the JSON file beside it lacks "
+            f"{', '.join(sorted(missing))}; run notebook 02 again."
+        )
+    row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{name: result[name] for name in ("commit", "preset", "seed")},
-        "settings": json.dumps(result["settings"]),
-        "predictions_sha256": digest_of(predictions),
+        **{name: record[name] for name in ("commit", "preset", "seed")},
+        "settings": json.dumps(record["settings"]),
+        "predictions_sha256": digest,
+        **_figures(splits["test"]),
+        "recipe": recipe_digest(record),
     }
-    test = result["splits"]["test"]
-    figures = {figure: test[figure] for figure in FIGURES}
-    figures |= {"burst_accuracy": test["burst"]["accuracy"], "recipe": recipe_digest(result)}
-    append_row(paths.RESULTS / NAME, about | figures)
+    append_row(paths.RESULTS / NAME, row)
+    return splits
 
 
-def digest_of(predictions: Path) -> str:
-    """Return the SHA-256 of a predictions file, unpacked where its name ends with .gz."""
-    content = predictions.read_bytes()
-    return sha256_of(gzip.decompress(content) if predictions.suffix == ".gz" else content)
+def digest_of(predictions_file: Path) -> str:
+    """Return the SHA-256 of a predictions file, uncompressed if its name ends with .gz."""
+    content = predictions_file.read_bytes()
+    return sha256_of(gzip.decompress(content) if predictions_file.suffix == ".gz" else content)
 
 
-def recipe_digest(result: dict) -> str:
-    """Return 16 hexadecimal digits for a run's parameters but its seed."""
-    parameters = {name: value for name, value in result["parameters"].items() if name != "seed"}
+def recipe_digest(record: dict) -> str:
+    """Return 16 hexadecimal digits that identify a run's parameters, ignoring the seed."""
+    parameters = {name: value for name, value in record["parameters"].items() if name != "seed"}
     return sha256_of(json.dumps(parameters, sort_keys=True).encode())[:16]
 
 
-def seeds(result: dict) -> dict[str, dict[str, float]]:
-    """Return the test figures of each seed that a run's recipe was scored with.
+def _figures(test: dict) -> dict[str, float]:
+    return {name: test[name] for name in FIGURES} | {"burst_accuracy": test["burst"]["accuracy"]}
 
-    Of its own seed they are the run's, of others those scored last.
+
+def seeds(result: dict) -> dict[str, dict[str, float]]:
+    """Return, by seed, the test figures of all runs with the recipe of these metrics.
+
+    The figures of the run's own seed are the run's; those of another seed are from its last line.
     """
-    names, test = (*FIGURES, "burst_accuracy"), result["splits"]["test"]
     found = {
-        row["seed"]: {name: float(row[name]) for name in names}
+        row["seed"]: {name: float(row[name]) for name in (*FIGURES, "burst_accuracy")}
         for row in rows()
         if row["recipe"] == recipe_digest(result)
     }
-    own = {figure: test[figure] for figure in FIGURES}
-    return found | {str(result["seed"]): own | {"burst_accuracy": test["burst"]["accuracy"]}}
+    return found | {str(result["seed"]): _figures(result["splits"]["test"])}
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
-    """Add a line to a CSV file, with a header if it is the first; or raise MarsclfError."""
+    """Append a row to a CSV file, after a header if it is new; raise MarsclfError if impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        begun = path.exists()
-        with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if not begun:
-                writer.writeheader()
-            writer.writerow(row)
+        options = {"mode": "a", "header": not path.exists(), "lineterminator": "\n"}
+        pd.DataFrame([row]).to_csv(path, index=False, **options)
     except OSError as error:
         raise MarsclfError(
             f"The score cannot be entered in {path} ({error.strerror}); make it writable."
@@ -85,10 +96,12 @@ def rows(path: Path | None = None) -> list[dict[str, str]]:
     path = path or paths.RESULTS / NAME
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    except (OSError, ValueError) as error:
+        raise MarsclfError(f"{path} cannot be read: {error}.") from error
 
 
 def scored() -> set[str]:
-    """Return the SHA-256 of every predictions file that the ledger holds."""
+    """Return the SHA-256 of every predictions file in the ledger."""
     return {row["predictions_sha256"] for row in rows()}

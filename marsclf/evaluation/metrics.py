@@ -1,91 +1,96 @@
-"""Stored predictions, and every number that is computed from them.
-
-A prediction file is a CSV (or .csv.gz) with the columns split, path, label, predicted,
-confidence, p_00 ... p_24, one row an image. Probabilities have four significant digits, and all
-numbers are computed from the file as it is stored, so anyone can recompute them exactly.
-"""
+"""Metrics of stored predictions: `predictions` is always a table from `read_predictions`."""
 
 import numpy as np
 import pandas as pd
 
 from marsclf import paths
-from marsclf.data import msl as data
+from marsclf.data.msl import CLASS_NAMES, NUM_CLASSES, SPLITS
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, as_predictions, product_ids
 
 # The PDS Image Atlas shows a content label from this confidence up (Wagstaff et al. 2018).
 THRESHOLD = 0.9
-RESAMPLES = 2000
-# What the errors of test look like by eye, of the real data.
-VERDICTS, NOT_LOOKED_AT = "test_by_eye.csv", "not looked at"
+RESAMPLES = 2000  # of the bootstrap
 BINS = 15  # of the calibration
-PERIODS = 4  # that the sols of a split are cut into
+PERIODS = 4  # of `calibration_over_sols`
+VERDICTS, NOT_LOOKED_AT = "test_by_eye.csv", "not looked at"
+BURST = ["sol", "camera", "sequence"]  # images that share these show one subject
 
 
-def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the predictions with one answer a burst: same sol, camera and sequence.
-
-    The normalised geometric mean of the burst's probabilities: the rover took these images within
-    minutes of one another, of one thing.
-    """
-    ids = product_ids(predictions)
-    bursts = ids.groupby(["sol", "camera", "sequence"]).ngroup().to_numpy()
-    logs = np.log(np.maximum(predictions[PROBABILITY_COLUMNS].to_numpy(), 1e-7))
-    means = pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy()
-    shares = np.exp(means)
-    return as_predictions(predictions, shares / shares.sum(axis=1, keepdims=True))
+def measure(predictions: pd.DataFrame) -> dict[str, dict]:
+    """Return `summarize` of each split, with that of its `burst_consensus` under "burst"."""
+    splits = {}
+    for split in SPLITS:
+        rows = predictions[predictions["split"] == split]
+        if rows.empty:
+            raise MarsclfError(f"The predictions hold no image of the {split} split.")
+        splits[split] = summarize(rows) | {"burst": summarize(burst_consensus(rows))}
+    return splits
 
 
 def summarize(predictions: pd.DataFrame) -> dict[str, object]:
-    """Return the numbers of one split, shares in 0 to 1, rounded to six digits."""
+    """Return the metrics of one split: fractions in 0 to 1, rounded to six digits.
+
+    `accuracy_at_0.9` is None if no confidence reaches 0.9.
+    """
     labels = predictions["label"].to_numpy()
-    correct = (predictions["predicted"] == predictions["label"]).to_numpy()
-    confidence = predictions["confidence"].to_numpy()
     probabilities = predictions[PROBABILITY_COLUMNS].to_numpy()
-    of_label = probabilities[np.arange(len(labels)), labels]
-    classes = per_class(predictions)
-    covered = confidence >= THRESHOLD
+    confidence, correct = _confidence_and_correct(predictions)
+    classes, covered = per_class(predictions), confidence >= THRESHOLD
     # Of two equal probabilities the lower class id ranks first, as with argmax.
-    order = np.argsort(-probabilities, axis=1, kind="stable")
+    top3 = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
     summary = {
         "accuracy": correct.mean(),
         "accuracy_ci95": bootstrap_over_sols(correct, product_ids(predictions)["sol"].to_numpy()),
         "macro_f1": classes.loc[classes["support"] > 0, "f1"].mean(),
-        "top3": (order[:, :3] == labels[:, None]).any(axis=1).mean(),
-        "nll": -np.log(np.clip(of_label, 1e-7, 1)).mean(),
+        "top3": (top3 == labels[:, None]).any(axis=1).mean(),
+        "nll": -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)).mean(),
         "ece": expected_calibration_error(confidence, correct),
         "coverage_at_0.9": covered.mean(),
         "accuracy_at_0.9": correct[covered].mean() if covered.any() else None,
     }
-    return {"n": len(predictions)} | {
-        name: None if value is None else np.round(value, 6).tolist()
-        for name, value in summary.items()
-    }
+    rounded = {k: None if v is None else np.round(v, 6).tolist() for k, v in summary.items()}
+    return {"n": len(predictions)} | rounded
+
+
+def _confidence_and_correct(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    correct = predictions["predicted"] == predictions["label"]
+    return predictions["confidence"].to_numpy(), correct.to_numpy()
+
+
+def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions with one prediction per burst: same sol, camera and sequence.
+
+    It is the normalized geometric mean of the probabilities of the burst's images.
+    """
+    bursts = product_ids(predictions).groupby(BURST).ngroup().to_numpy()
+    logs = np.log(np.maximum(predictions[PROBABILITY_COLUMNS].to_numpy(), 1e-7))
+    means = np.exp(pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy())
+    return as_predictions(predictions, means / means.sum(axis=1, keepdims=True))
 
 
 def bootstrap_over_sols(correct: np.ndarray, sols: np.ndarray) -> np.ndarray:
-    """Return the 95 % interval [low, high] of the accuracy, by resampling whole sols.
+    """Return the 95 % interval [low, high] of the accuracy from resampling complete sols.
 
     Images of one sol come in bursts and are not independent, so the sol is the unit that is drawn:
     the percentile interval of a cluster bootstrap (Efron and Tibshirani 1993, chapters 8 and 13).
     """
     _, sol_number = np.unique(sols, return_inverse=True)
-    right, images = np.bincount(sol_number, weights=correct), np.bincount(sol_number)
+    hits, images = np.bincount(sol_number, weights=correct), np.bincount(sol_number)
     # RandomState, because NumPy promises that its stream never changes; default_rng's may.
-    draws = np.random.RandomState(0).randint(
-        len(images), size=(RESAMPLES, len(images)), dtype=np.int64
-    )
-    return np.percentile(right[draws].sum(axis=1) / images[draws].sum(axis=1), [2.5, 97.5])
+    size = (RESAMPLES, len(images))
+    draws = np.random.RandomState(0).randint(len(images), size=size, dtype=np.int64)
+    return np.percentile(hits[draws].sum(axis=1) / images[draws].sum(axis=1), [2.5, 97.5])
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Return count, accuracy and confidence (means; NaN where empty) of 15 equal-width bins.
+    """Return count, mean accuracy and mean confidence (NaN if empty) of 15 equal-width bins.
 
     Bin m of M holds the confidences in ((m - 1) / M, m / M] (Guo et al. 2017).
     """
     number = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    rows = pd.DataFrame({"bin": number, "accuracy": correct, "confidence": confidence})
-    table = rows.astype({"accuracy": float}).groupby("bin").mean().reindex(range(BINS))
+    rows = pd.DataFrame({"accuracy": correct.astype(float), "confidence": confidence})
+    table = rows.groupby(number).mean().reindex(range(BINS))
     return table.assign(count=np.bincount(number, minlength=BINS))
 
 
@@ -96,120 +101,92 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> f
     return float(gaps.sum() / len(confidence))
 
 
+def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each of four periods that hold equally many sols.
+
+    Columns: first_sol, last_sol, images, accuracy, confidence (mean) and ece.
+    """
+    sols, rows = product_ids(predictions)["sol"].to_numpy(), []
+    for period in np.array_split(np.unique(sols), PERIODS):
+        confidence, correct = _confidence_and_correct(predictions[np.isin(sols, period)])
+        numbers = [len(correct), correct.mean(), confidence.mean()]
+        ece = expected_calibration_error(confidence, correct)
+        rows.append([period[0], period[-1], *numbers, ece])
+    names = ["first_sol", "last_sol", "images", "accuracy", "confidence", "ece"]
+    return pd.DataFrame(rows, columns=names)
+
+
 def confusion_matrix(predictions: pd.DataFrame) -> np.ndarray:
-    """Return counts (25, 25), true class by row and predicted class by column."""
-    counts = np.zeros((data.NUM_CLASSES, data.NUM_CLASSES), dtype=np.int64)
+    """Return counts (25, 25): the true class by row, the predicted class by column."""
+    counts = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
     np.add.at(counts, (predictions["label"].to_numpy(), predictions["predicted"].to_numpy()), 1)
     return counts
 
 
 def per_class(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a class, by id: class_name, support, errors, recall, precision, f1.
+    """Return one row per class, by id: class_name, support, errors, recall, precision, f1.
 
-    Recall is NaN for a class without a case; precision and F1 are 0 where 0 / 0 (no such guess).
+    Recall is NaN for a class without images; precision and F1 are 0 for one never predicted.
     """
     counts = confusion_matrix(predictions)
-    support, guesses, hits = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
-    return pd.DataFrame(
-        {
-            "class_name": data.CLASS_NAMES,
-            "support": support,
-            "errors": support - hits,
-            "recall": np.where(support > 0, hits / np.maximum(support, 1), np.nan),
-            "precision": hits / np.maximum(guesses, 1),
-            "f1": 2 * hits / np.maximum(support + guesses, 1),
-        }
+    support, predicted, hits = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
+    table = pd.DataFrame({"class_name": CLASS_NAMES, "support": support, "errors": support - hits})
+    return table.assign(
+        recall=np.where(support > 0, hits / np.maximum(support, 1), np.nan),
+        precision=hits / np.maximum(predicted, 1),
+        f1=2 * hits / np.maximum(support + predicted, 1),
     ).rename_axis("label")
 
 
-def errors(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the wrong rows: sol, camera, sequence, true, said (names), confidence, of_true, path.
-
-    `of_true` is the probability of the true class.
-    """
-    wrong = predictions[predictions["label"] != predictions["predicted"]]
-    table = product_ids(predictions).loc[wrong.index, ["sol", "camera", "sequence"]]
-    for name, column in {"true": "label", "said": "predicted"}.items():
-        table[name] = [data.CLASS_NAMES[label] for label in wrong[column]]
-    probabilities = wrong[PROBABILITY_COLUMNS].to_numpy()
-    of_true = probabilities[np.arange(len(wrong)), wrong["label"].to_numpy()]
-    return table.assign(confidence=wrong["confidence"], of_true=of_true, path=wrong["path"])
-
-
-def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each burst, true class and wrong answer, the most errors first.
-
-    Columns as of `errors`, confidence and of_true averaged, and `errors`, how many.
-    """
-    table = errors(predictions).groupby(["sol", "camera", "sequence", "true", "said"])
-    counted = table.agg(
-        errors=("path", "count"), confidence=("confidence", "mean"), of_true=("of_true", "mean")
-    ).reset_index()
-    return counted.sort_values("errors", ascending=False, kind="stable", ignore_index=True)
-
-
-def by_eye(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Return `errors` or `errors_by_burst` with the columns verdict and note.
-
-    They are what a person said who looked at the images of the real data, one line a burst and true
-    class in results/test_by_eye.csv. What nobody has looked at says so; labels stay.
-    """
-    columns = ["sequence", "true", "verdict", "note"]
-    path = paths.RESULTS / VERDICTS
-    said = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(columns=columns)
-    table = mistakes.merge(said[columns], how="left", on=columns[:2])
-    return table.fillna({"verdict": NOT_LOOKED_AT, "note": ""})
-
-
-def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each of four periods with equally many sols.
-
-    Columns: first_sol, last_sol, images, accuracy, confidence (mean) and ece.
-    """
-    sols = product_ids(predictions)["sol"].to_numpy()
-    rows = []
-    for part in np.array_split(np.unique(sols), PERIODS):
-        chosen = predictions[(sols >= part[0]) & (sols <= part[-1])]
-        correct = (chosen["label"] == chosen["predicted"]).to_numpy()
-        confidence = chosen["confidence"].to_numpy()
-        error = expected_calibration_error(confidence, correct)
-        numbers = [len(chosen), correct.mean(), confidence.mean(), error]
-        rows.append([part[0], part[-1], *numbers])
-    names = ["first_sol", "last_sol", "images", "accuracy", "confidence", "ece"]
-    return pd.DataFrame(rows, columns=names)
-
-
 def commonest_confusions(predictions: pd.DataFrame, limit: int | None = 12) -> pd.DataFrame:
-    """Return the `limit` commonest errors (None: all): true, predicted (names), count, share.
+    """Return the `limit` commonest confusions (None: all): true, predicted (names), count, share.
 
-    `share` is of the true class's images, 0 to 1.
+    `share` is the fraction of the true class's images, 0 to 1.
     """
-    counts = confusion_matrix(predictions)
-    wrong = counts - np.diag(np.diag(counts))
-    true, predicted = np.nonzero(wrong)
-    table = pd.DataFrame(
-        {
-            "true": [data.CLASS_NAMES[label] for label in true],
-            "predicted": [data.CLASS_NAMES[label] for label in predicted],
-            "count": wrong[true, predicted],
-            "share": wrong[true, predicted] / counts.sum(axis=1)[true],
-        }
+    counts, names = confusion_matrix(predictions), np.array(CLASS_NAMES)
+    true, predicted = np.nonzero(counts - np.diag(np.diag(counts)))
+    table = pd.DataFrame({"true": names[true], "predicted": names[predicted]}).assign(
+        count=counts[true, predicted], share=counts[true, predicted] / counts.sum(axis=1)[true]
     )
     # A stable sort leaves equal counts in the order of the class ids.
     return table.sort_values("count", ascending=False, kind="stable", ignore_index=True)[:limit]
 
 
-def measure(predictions: pd.DataFrame) -> dict[str, dict]:
-    """Return the numbers of each split, from predictions as they are stored.
+def errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the wrong rows: sol, camera, sequence, true, said (names), confidence, of_true, path.
 
-    Those under "burst" are of one answer a burst (see `burst_consensus`). Raises
-    MarsclfError where a split has no image.
+    `said` is the predicted class; `of_true` is the probability of the true class.
     """
-    splits = {split: predictions[predictions["split"] == split] for split in data.SPLITS}
-    for split, rows in splits.items():
-        if rows.empty:
-            raise MarsclfError(f"The predictions hold no image of the {split} split.")
-    return {
-        split: summarize(rows) | {"burst": summarize(burst_consensus(rows))}
-        for split, rows in splits.items()
-    }
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    labels, names = wrong["label"].to_numpy(), np.array(CLASS_NAMES)
+    return product_ids(wrong)[BURST].assign(
+        true=names[labels],
+        said=names[wrong["predicted"].to_numpy()],
+        confidence=wrong["confidence"],
+        of_true=wrong[PROBABILITY_COLUMNS].to_numpy()[np.arange(len(wrong)), labels],
+        path=wrong["path"],
+    )
+
+
+def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per burst, true class and predicted class, the most errors first.
+
+    Columns of `errors` without path, confidence and of_true averaged, and `errors`, their number.
+    """
+    groups = errors(predictions).groupby([*BURST, "true", "said"])
+    means = {"confidence": ("confidence", "mean"), "of_true": ("of_true", "mean")}
+    table = groups.agg(errors=("path", "count"), **means).reset_index()
+    return table.sort_values("errors", ascending=False, kind="stable", ignore_index=True)
+
+
+def by_eye(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Return `errors` or `errors_by_burst` with the columns verdict and note.
+
+    Both are from results/test_by_eye.csv, written by a person who looked at the images of a burst
+    and true class. Other rows get the verdict "not looked at". Labels are not changed.
+    """
+    keys, columns = ["sequence", "true"], ["sequence", "true", "verdict", "note"]
+    path = paths.RESULTS / VERDICTS
+    reviews = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(columns=columns)
+    table = mistakes.merge(reviews[columns], how="left", on=keys)
+    return table.fillna({"verdict": NOT_LOOKED_AT, "note": ""})

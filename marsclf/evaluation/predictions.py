@@ -1,7 +1,7 @@
-"""The prediction file: its columns, and how it is written and read.
+"""The predictions file: its columns, and how it is written and read.
 
 A CSV (or .csv.gz) with the columns split, path, label, predicted, confidence, p_00 ... p_24, one
-row an image. Probabilities have four significant digits.
+row per image. Probabilities have four significant digits.
 """
 
 import json
@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from marsclf.data import msl as data
-from marsclf.data.product_id import parse_product_id
+from marsclf.data.msl import NUM_CLASSES, SPLITS
+from marsclf.data.product_id import Product, parse_product_id
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
-PROBABILITY_COLUMNS = [f"p_{label:02d}" for label in range(data.NUM_CLASSES)]
+PROBABILITY_COLUMNS = [f"p_{label:02d}" for label in range(NUM_CLASSES)]
 COLUMNS = ["split", "path", "label", "predicted", "confidence", *PROBABILITY_COLUMNS]
 
 
 def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return predictions for `index_rows` (split, path, label) and `probabilities` (N, 25).
+    """Return predictions for `index_rows` (split, path, label) and `probabilities` (n, 25).
 
-    The predicted class and its confidence are taken after rounding to four significant digits, so
-    that a file of them agrees with itself.
+    Predicted class and confidence are taken after rounding to four significant digits, so that
+    they agree with the probabilities in the file.
     """
     rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
     table = index_rows[["split", "path", "label"]].reset_index(drop=True)
@@ -34,60 +34,57 @@ def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.Da
 
 
 def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.ndarray) -> None:
-    """Write the predictions of `as_predictions` as CSV."""
+    """Write `as_predictions` of the arguments as CSV, gzipped if the name ends with .gz."""
     table = as_predictions(index_rows, probabilities)
     with replace_atomically(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a prediction file; raise MarsclfError, with the line, for the first fault."""
+    """Read a predictions file; raise MarsclfError, with the line, for the first fault."""
     if not path.is_file():
-        raise MarsclfError(f"There is no prediction file {path}: make one with `make run`.")
+        raise MarsclfError(f"There is no predictions file {path}: make one with `make run`.")
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise MarsclfError(f"{path} cannot be read as a CSV file: {error}.") from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
+    if missing := [name for name in COLUMNS if name not in table.columns]:
         raise MarsclfError(f"{path} lacks the columns {', '.join(missing)}.")
     if table.empty:
         raise MarsclfError(f"{path} holds no predictions.")
     numbers = table[COLUMNS[2:]].apply(pd.to_numeric, errors="coerce")
     probabilities = numbers[PROBABILITY_COLUMNS].to_numpy(dtype=np.float64)
     faults = {
-        "the split is none of train, val and test": ~table["split"].isin(data.SPLITS),
+        "the split is not train, val or test": ~table["split"].isin(SPLITS),
         "the path is missing": table["path"].isna(),
         "a number is missing or is not a number": numbers.isna().any(axis=1),
-        "the label is not a class id from 0 to 24": ~numbers["label"].isin(range(data.NUM_CLASSES)),
-        # Four digits of each of 25 probabilities leave their sum within 0.0005 of 1.
-        "the probabilities do not lie in 0 to 1 with the sum 1": (probabilities < 0).any(axis=1)
+        "the label is not a class id from 0 to 24": ~numbers["label"].isin(range(NUM_CLASSES)),
+        # Rounding 25 probabilities to four digits leaves their sum within 0.0005 of 1.
+        "the probabilities are not in 0 to 1 with the sum 1": (probabilities < 0).any(axis=1)
         | (np.abs(probabilities.sum(axis=1) - 1) > 0.002),
-        "predicted and confidence do not belong to the highest probability": (
+        "predicted and confidence do not match the highest probability": (
             numbers["predicted"] != probabilities.argmax(axis=1)
         )
         | (numbers["confidence"] != probabilities.max(axis=1)),
     }
-    for what, rows in faults.items():
+    for fault, rows in faults.items():
         if rows.any():
-            raise MarsclfError(f"{path}, line {int(np.argmax(rows)) + 2}: {what}.")
+            raise MarsclfError(f"{path}, line {int(np.argmax(rows)) + 2}: {fault}.")
     return table[COLUMNS].astype({"label": int, "predicted": int})
 
 
-def about(predictions_file: Path) -> dict:
-    """Return what the run's JSON beside the file says: `dataset`, `temperature` and more.
-
-    Empty where no such JSON is there.
-    """
-    for name in ("training.json", "metrics.json"):
-        beside = predictions_file.with_name(name)
-        if beside.is_file():
-            return json.loads(beside.read_text(encoding="utf-8"))
+def run_record(predictions_file: Path) -> dict:
+    """Return training.json, else metrics.json, beside a predictions file; {} without either."""
+    for path in map(predictions_file.with_name, ("training.json", "metrics.json")):
+        if path.is_file():
+            try:
+                return dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise MarsclfError(f"{path} cannot be read as a run's record: {error}.") from error
     return {}
 
 
 def product_ids(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return sol, camera, sequence, ... of every row, read from its path; same row order."""
-    return pd.DataFrame(
-        [parse_product_id(path) for path in predictions["path"]], index=predictions.index
-    )
+    """Return sol, camera, sequence, ... from the path of every row, in the same order."""
+    products = [parse_product_id(path) for path in predictions["path"]]
+    return pd.DataFrame(products, predictions.index, Product._fields)
