@@ -1,6 +1,7 @@
-"""Features of images and of random views of them: what they depend on, and what the cache keeps."""
+"""Features of images and of random views: what they depend on, and what the cache keeps."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import keras
@@ -11,12 +12,12 @@ import pytest
 from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.images.decode import read_rgb
-from marsclf.images.views import Augmentation, Condition, fit_view
-from marsclf.networks import engine as inference
+from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view
 from marsclf.training import features
-from marsclf.training.features import Features, embed_images, embed_views, pass_on, view_counts
+from marsclf.training.features import Features, apply_network, image_features, view_counts
 
 AUGMENTATION = Augmentation(rotation=180, zoom=0.5, shift=0.1, flip=True, brightness=0.5)
+COUNTS = np.arange(10) % 3 + 1  # views of each image, 19 together
 
 
 def make_network(size: int = 16, seed: int = 0) -> keras.Model:
@@ -26,33 +27,30 @@ def make_network(size: int = 16, seed: int = 0) -> keras.Model:
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(name="pool")(x), name="tiny")
 
 
+def make_upper(seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="dense")], name="upper")
+
+
 class Engine:
-    """In place of the fast engine: Keras itself, which counts the images and may be killed."""
+    """Stands in for the fast engine: Keras, one item at a time. It counts items and can die."""
 
-    def __init__(self) -> None:
-        self.made, self.images, self.left = 0, 0, 10**6
+    items, dies_after = 0, 10**6
 
-    def make_predictor(self, network: keras.Model, cache: Path, sample: np.ndarray):
-        self.made += 1
-
-        def predict(batch: np.ndarray) -> np.ndarray:
-            self.left -= 1
-            if self.left < 0:
+    def predict_each(self, items: Iterable, load: Callable, predict: Callable) -> Iterator:
+        for item in items:
+            if self.items == self.dies_after:
                 raise KeyboardInterrupt
-            self.images += len(batch)
-            return network.predict_on_batch(batch)
-
-        return predict
+            self.items += 1
+            yield predict(load(item)[np.newaxis])[0]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     counting = Engine()
-    monkeypatch.setattr(features, "make_predictor", counting.make_predictor)
+    monkeypatch.setattr(features, "make_predictor", lambda network, *_: network.predict_on_batch)
+    monkeypatch.setattr(features, "predict_each", counting.predict_each)
     monkeypatch.setattr(features, "VIEWS_PER_FILE", 4)
-    # One thread and small chunks, so that the moment of a kill is known.
-    monkeypatch.setattr(inference, "cores", lambda: 0)
-    monkeypatch.setattr(inference, "CHUNK", 4)
     return counting
 
 
@@ -63,12 +61,23 @@ def network() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def rows(sample_dataset: Dataset) -> pd.DataFrame:
-    """Ten images, among them one of a single channel."""
+    """Ten images, one of them with a single channel."""
     index = sample_dataset.index
     return pd.concat([index[index["channels"] == 1].head(1), index.iloc[::40].head(9)])
 
 
-def files(cache: Path) -> list[Path]:
+@pytest.fixture
+def view_features(sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, tmp_path):
+    def call(**changed: object) -> Features:
+        defaults = {"root": sample_dataset.root, "rows": rows, "counts": COUNTS, "cache": tmp_path}
+        defaults |= {"network": network, "augmentation": AUGMENTATION, "seed": 0}
+        return features.view_features(**(defaults | changed))
+
+    return call
+
+
+def cached(cache: Path) -> list[Path]:
+    """Return the files of features; no others may be there."""
     found = sorted((cache / "features").iterdir())
     assert all(path.suffix == ".npy" for path in found)
     return found
@@ -83,189 +92,108 @@ def test_view_counts_grow_with_rarity() -> None:
 
 
 @pytest.mark.parametrize(("views", "views_rare"), [(0, 4), (-1, 1), (5, 4)])
-def test_view_counts_that_make_no_sense(views: int, views_rare: int) -> None:
-    with pytest.raises(MarsclfError, match=f"views is {views} and views_rare {views_rare}"):
+def test_unusable_view_counts(views: int, views_rare: int) -> None:
+    with pytest.raises(MarsclfError, match=f"views is {views} and views_rare is {views_rare};"):
         view_counts(np.array([0, 1]), views, views_rare)
 
 
-def test_whole_images_are_what_the_model_sees(
-    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
-) -> None:
-    found = embed_images(sample_dataset.root, rows, network, tmp_path).read()
-    views = [fit_view(read_rgb(sample_dataset.root / path), 16) for path in rows["path"]]
+@pytest.mark.parametrize("condition", [WHOLE_IMAGE, Condition(zoom=2.0, turn=90)])
+def test_features_of_complete_images(condition, sample_dataset, rows, network, tmp_path) -> None:
+    root = sample_dataset.root
+    image_features(root, rows, network, cache=tmp_path)  # must not be taken for another condition
+    found = image_features(root, rows, network, condition, tmp_path).read()
+    views = [fit_view(read_rgb(root / path), 16, condition) for path in rows["path"]]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
-    assert len(files(tmp_path)) == 3  # of four images, four and two
-    assert (engine.made, engine.images) == (1, 10)
 
 
-def test_images_under_a_condition(
-    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
+def test_a_second_call_only_reads_the_cache(
+    view_features, sample_dataset, rows, network, engine, tmp_path
 ) -> None:
-    grey = Condition(grey=True, turn=90)
-    found = embed_images(sample_dataset.root, rows, network, tmp_path, grey).read()
-    views = [fit_view(read_rgb(sample_dataset.root / path), 16, grey) for path in rows["path"]]
-    np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
-    whole = embed_images(sample_dataset.root, rows, network, tmp_path).read()
-    assert (abs(found - whole).max(axis=1) > 0).all()
+    first = view_features()
+    complete = image_features(sample_dataset.root, rows, network, cache=tmp_path)
+    engine.dies_after = engine.items
+    # The images are not read either: their content counts, not their place.
+    assert view_features(root=tmp_path / "moved") == first
+    assert image_features(tmp_path / "moved", rows, network, cache=tmp_path) == complete
+    content, some = np.concatenate([np.load(file) for file in first.files]), [18, 0, 3, 4, 4, 8]
+    assert content.dtype == np.float16 and content.shape == (len(first), 6) == (19, 6)
+    np.testing.assert_array_equal(first.read(), content)
+    np.testing.assert_array_equal(first[np.array(some)], content[some].astype(np.float32))
 
 
-def test_features_are_read_by_row(tmp_path: Path, engine: Engine) -> None:
-    content = np.random.default_rng(0).normal(size=(10, 2, 3)).astype(np.float16)
-    files = [tmp_path / f"{i}.npy" for i in range(3)]
-    for i, file in enumerate(files):
-        np.save(file, content[4 * i : 4 * i + 4])
-    stored = Features(tuple(files), 10)
-    rows = np.array([9, 0, 3, 4, 4, 8])
-    assert len(stored) == 10 and stored[rows].dtype == np.float32
-    np.testing.assert_array_equal(stored[rows], content[rows])
-    np.testing.assert_array_equal(stored.read(), content)
-
-
-def make_upper(seed: int = 0) -> keras.Model:
-    keras.utils.set_random_seed(seed)
-    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="dense")], name="upper")
-
-
-def test_features_are_passed_on_once(
-    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
-) -> None:
-    counts = np.arange(10) % 3 + 1
-    first = embed_views(sample_dataset.root, rows, counts, network, AUGMENTATION, 0, tmp_path)
-    before, upper = engine.images, make_upper()
-    second = pass_on(first, upper, tmp_path)
-    assert engine.images == before + counts.sum() == before + len(second)
-    expected = upper.predict_on_batch(first.read())
+def test_a_network_is_applied_to_features_once(view_features, engine, tmp_path) -> None:
+    first = view_features()
+    second = apply_network(first, make_upper(), tmp_path)
+    assert engine.items == 2 * len(second) == 2 * len(first)
+    expected = make_upper().predict_on_batch(first.read())
     np.testing.assert_allclose(second.read(), expected, rtol=2e-3, atol=2e-2)
-    assert pass_on(first, make_upper(), tmp_path) == second
-    assert engine.images == before + counts.sum()
-    other = pass_on(first, make_upper(1), tmp_path)
-    assert not set(other.files) & set(second.files)
+    assert apply_network(first, make_upper(), tmp_path) == second
+    assert engine.items == 2 * len(first)
+    assert not set(apply_network(first, make_upper(1), tmp_path).files) & set(second.files)
 
 
-def test_a_second_call_reads_the_cache_alone(
-    sample_dataset: Dataset,
-    rows: pd.DataFrame,
-    network: keras.Model,
-    engine: Engine,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counts = np.arange(10) % 3 + 1
-    arguments = (rows, counts, network, AUGMENTATION, 0, tmp_path)
-    first = embed_views(sample_dataset.root, *arguments)
-    whole = embed_images(sample_dataset.root, rows, network, tmp_path)
-    assert first.read().shape == (counts.sum(), 6)
-    assert np.load(first.files[0]).dtype == np.float16
-    monkeypatch.setattr(features, "make_predictor", None)
-    monkeypatch.setattr(features, "read_rgb", lambda _: pytest.fail("an image is read"))
-    nowhere = tmp_path / "moved"  # it is the contents that count, not where they lie
-    assert embed_views(nowhere, *arguments) == first
-    assert embed_images(nowhere, rows, network, tmp_path) == whole
-
-
-def test_a_view_does_not_depend_on_what_else_is_embedded(
-    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
-) -> None:
+def test_a_view_does_not_depend_on_the_other_images(view_features, rows: pd.DataFrame) -> None:
     def views(numbers: list[int], counts: list[int]) -> list[np.ndarray]:
-        found = embed_views(
-            sample_dataset.root,
-            rows.iloc[numbers],
-            np.array(counts),
-            network,
-            AUGMENTATION,
-            0,
-            tmp_path,
-        ).read()
+        found = view_features(rows=rows.iloc[numbers], counts=np.array(counts)).read()
         return np.split(found, np.cumsum(counts)[:-1])
 
-    scale = {"rtol": 2e-3, "atol": 1e-2}  # half precision
-    alone = views([7], [5])[0]
-    others = views([2, 7, 4, 0, 1, 3], [1, 3, 2, 1, 1, 1])
-    np.testing.assert_allclose(others[1], alone[:3], **scale)
-    np.testing.assert_allclose(views([4, 2], [4, 2])[0][:2], others[2], **scale)
+    (alone,) = views([7], [5])
+    others = views([2, 7, 4], [1, 3, 2])
+    np.testing.assert_allclose(others[1], alone[:3], rtol=2e-3, atol=1e-2)  # half precision
     for first in range(5):
         for second in range(first):
             assert abs(alone[first] - alone[second]).max() > 0.1
 
 
 @pytest.mark.parametrize("changed", ["seed", "augmentation", "size", "network", "image"])
-def test_what_features_depend_on(
-    changed: str,
-    sample_dataset: Dataset,
-    rows: pd.DataFrame,
-    network: keras.Model,
-    engine: Engine,
-    tmp_path: Path,
-) -> None:
-    part = rows.head(2)
-    arguments = {"network": network, "augmentation": AUGMENTATION, "seed": 0, "rows": part}
-    other = (
-        arguments
-        | {
-            "seed": {"seed": 1},
-            "augmentation": {"augmentation": dataclasses.replace(AUGMENTATION, zoom=0.51)},
-            "size": {"network": make_network(size=20)},
-            "network": {"network": make_network(seed=1)},
-            "image": {"rows": part.assign(sha256=rows["sha256"].iloc[2:4].to_list())},
-        }[changed]
-    )
-
-    def embed(network: keras.Model, augmentation: Augmentation, seed: int, rows: pd.DataFrame):
-        counts = np.array([1, 2])
-        return embed_views(
-            sample_dataset.root, rows, counts, network, augmentation, seed, tmp_path
-        ).read()
-
-    first, second = embed(**arguments), embed(**other)
-    assert len(files(tmp_path)) == 2
+def test_what_features_depend_on(changed: str, view_features, rows, engine, tmp_path) -> None:
+    few = {"rows": rows.head(2), "counts": np.array([1, 2])}
+    other = {
+        "seed": {"seed": 1},
+        "augmentation": {"augmentation": dataclasses.replace(AUGMENTATION, zoom=0.51)},
+        "size": {"network": make_network(size=20)},
+        "network": {"network": make_network(seed=1)},
+        "image": {"rows": rows.head(2).assign(sha256=rows["sha256"].iloc[2:4].to_list())},
+    }[changed]
+    first, second = view_features(**few).read(), view_features(**(few | other)).read()
+    assert len(cached(tmp_path)) == 2
     assert (abs(first - second).max(axis=1) > 0).all()
-    np.testing.assert_array_equal(embed(**arguments), first)
-    assert engine.made == 2
+    np.testing.assert_array_equal(view_features(**few).read(), first)
+    assert engine.items == 6
 
 
-def test_a_killed_run_goes_on_where_it_stopped(
-    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
-) -> None:
-    counts = np.full(10, 2)
-    root = sample_dataset.root
-    whole = embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path / "whole").read()
-    assert engine.images == 20
-    engine.images, engine.left = 0, 2  # files of 4 views: killed in the third
+def test_a_killed_run_continues_where_it_stopped(view_features, engine, tmp_path) -> None:
+    uninterrupted = view_features(cache=tmp_path / "uninterrupted").read()
+    engine.items, engine.dies_after = 0, 10  # in the third of five files
     with pytest.raises(KeyboardInterrupt):
-        embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path)
-    done = {path: path.stat().st_mtime_ns for path in files(tmp_path)}
+        view_features()
+    done = {path: path.stat().st_mtime_ns for path in cached(tmp_path)}
     assert len(done) == 2
-    engine.images, engine.left = 0, 10
-    resumed = embed_views(root, rows, counts, network, AUGMENTATION, 0, tmp_path).read()
-    assert engine.images == 12
-    np.testing.assert_array_equal(resumed, whole)
-    assert {path: path.stat().st_mtime_ns for path in files(tmp_path)}.items() >= done.items()
+    engine.items, engine.dies_after = 0, 11
+    np.testing.assert_array_equal(view_features().read(), uninterrupted)
+    assert {path: path.stat().st_mtime_ns for path in cached(tmp_path)}.items() >= done.items()
 
 
-def test_a_kill_while_a_file_is_written_leaves_none(
-    sample_dataset: Dataset,
-    rows: pd.DataFrame,
-    network: keras.Model,
-    engine: Engine,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def half(path: Path, _: np.ndarray) -> None:
+def test_a_kill_while_a_file_is_written_leaves_none(view_features, tmp_path, monkeypatch) -> None:
+    def write_half(path: Path, _: np.ndarray) -> None:
         path.write_bytes(b"\x93NUMPY")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "save", half)
-        with pytest.raises(KeyboardInterrupt):
-            embed_images(sample_dataset.root, rows, network, tmp_path)
-    assert files(tmp_path) == []
+    monkeypatch.setattr(np, "save", write_half)
+    with pytest.raises(KeyboardInterrupt):
+        view_features()
+    assert cached(tmp_path) == []
 
 
-def test_an_image_that_is_gone(
-    sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, engine: Engine, tmp_path
-) -> None:
-    broken = rows.assign(path=[*rows["path"].iloc[:9], "calibrated/none.JPG"])
-    with pytest.raises(MarsclfError, match=r"none\.JPG: No such file"):
-        embed_images(sample_dataset.root, broken, network, tmp_path)
-    assert len(files(tmp_path)) == 2
+@pytest.mark.parametrize("content", [None, b"not an image"])
+def test_an_image_that_cannot_be_read(content, sample_dataset, rows, network, tmp_path) -> None:
+    bad = tmp_path / "bad.JPG"
+    if content:
+        bad.write_bytes(content)
+    paths = [sample_dataset.root / path for path in rows["path"].iloc[:9]]
+    with pytest.raises(MarsclfError) as caught:
+        image_features(Path(), rows.assign(path=[*paths, bad]), network, cache=tmp_path)
+    assert str(caught.value).startswith(f"{bad} cannot be read: ")
+    assert str(caught.value).endswith("; restore the file, or run `make check-data`.")
+    assert len(cached(tmp_path)) == 2  # of the images before it

@@ -1,5 +1,7 @@
-"""The steps of a recipe: what learns, what stays, and that the parts remain one network."""
+"""The steps of a recipe: what changes, what stays, and that the parts remain one network."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import keras
@@ -7,263 +9,229 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from marsclf import paths
 from marsclf.data.msl import Dataset
 from marsclf.errors import MarsclfError
+from marsclf.evaluation.calibration import with_temperature
+from marsclf.evaluation.predictions import write_predictions
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view
-from marsclf.pipeline.presets import parameters_of
+from marsclf.pipeline.presets import notebook_parameters
 from marsclf.training import recipe
-from marsclf.training.features import view_loader
-from marsclf.training.recipe import Learnt, Recipe
+from marsclf.training.features import view_features
+from marsclf.training.recipe import Recipe, TrainedNetwork
 from marsclf.training.stages import build_head, join
 
-SMALL = {
-    "image_size": 32,
-    "augmentation": {"rotation": 90, "zoom": 0.5, "flip": True},
-    "views": 1,
-    "views_rare": 3,
-    "head_hidden": 0,
-    "head_epochs": 2,
-    "finetune_blocks": ["block6", "top"],
-    "finetune_epochs": 2,
-    "finetune_batch_size": 8,
-    "test_zooms": [1.0],
-}
+PARAMETERS = notebook_parameters(paths.NOTEBOOKS / "02_fine_tuning.ipynb")
+PARAMETERS = {k: v for k, v in PARAMETERS.items() if k not in ("data_dir", "run_dir", "preset")}
+SMALL = {"backbone": "EfficientNetLite0", "image_size": 32, "views": 1, "views_rare": 3}
+SMALL |= {"augmentation": {"rotation": 90, "zoom": 0.5, "flip": True}}
+SMALL |= {"head_hidden": 0, "head_epochs": 2, "head_learning_rate": 0.01}
+SMALL |= {"finetune_blocks": ["block6", "top"], "finetune_epochs": 2, "finetune_batch_size": 8}
 
 
 def make_recipe(**changed: object) -> Recipe:
-    return Recipe.of(parameters_of("laptop") | SMALL | changed)
-
-
-def learn(how: Recipe, dataset: Dataset, folder: Path) -> tuple[Learnt, pd.DataFrame]:
-    """Learn from a few images; return that and the rows of validation."""
-    index = dataset.index
-    train = index[index["split"] == "train"].iloc[::8].head(24)
-    validation = index[index["split"] == "val"].iloc[::8].head(10)
-    found = recipe.learn(how, dataset.root, train, validation, folder, folder / "cache")
-    return found, validation
+    return Recipe(**(PARAMETERS | SMALL | changed))
 
 
 @pytest.fixture(scope="module")
-def learnt(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("recipe")
-    return *learn(make_recipe(), sample_dataset, folder), folder
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
-def test_the_named_blocks_and_the_head_alone_change(learnt) -> None:
-    found, _, folder = learnt
-    assert [(record["stage"], record["epoch"]) for record in found.history] == [
-        ("head", 1),
-        ("head", 2),
-        ("finetune", 1),
-        ("finetune", 2),
-    ]
-    assert set(found.wall_s) == {"features", "head", "finetune"}
-    fresh = {weights.path: weights.numpy() for weights in recipe.build(make_recipe()).whole.weights}
+@pytest.fixture(scope="module")
+def rows(sample_dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A few training images and a few validation images."""
+    by_split = dict(list(sample_dataset.index.groupby("split")))
+    return by_split["train"].iloc[::8].head(24), by_split["val"].iloc[::8].head(10)
+
+
+@pytest.fixture(scope="module")
+def trained(sample_dataset: Dataset, rows: tuple, cache: Path) -> TrainedNetwork:
+    return recipe.train_network(make_recipe(), sample_dataset.root, *rows, cache)
+
+
+def test_the_fields_are_the_parameters_of_the_notebook() -> None:
+    assert [field.name for field in dataclasses.fields(Recipe)] == list(PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"head_epochs": 0}, {"head_batch_size": 0}, {"finetune_epochs": -1}, {"finetune_patience": 0}]
+    + [{"finetune_learning_rate": float("nan")}, {"finetune_accumulate": 0}, {"finetune_ema": 1.0}]
+    + [{"head_hidden": -1}, {"head_dropout": 1.0}, {"label_smoothing": 1.1}, {"weight_decay": -1}]
+    + [{"seed": -1}, {"self_training": -0.1}, {"self_training": 1.1}, {"temperature": 0.0}]
+    + [{"ensemble": [{"seed": 1}]}, {"test_zooms": []}, {"test_zooms": [20.0]}]
+    + [{"learn_from": splits} for splits in ([], ["test"], ["train", "test"], ["val"])]
+    + [{"augmentation": {"zoom": -1}}, {"augmentation": {"zom": 1}}, {"finetune_blocks": ["b7"]}],
+)
+def test_unusable_values_are_refused(changed: dict) -> None:
+    with pytest.raises(MarsclfError) as caught:
+        make_recipe(**changed)
+    (name,) = changed
+    assert name.removeprefix("test_") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_values_of_a_stage_that_is_skipped_do_not_matter() -> None:
+    assert make_recipe(finetune_epochs=0, finetune_patience=0).finetune_epochs == 0
+
+
+def test_only_the_named_blocks_and_the_head_change(trained: TrainedNetwork, rows) -> None:
+    epochs = [(record["stage"], record["epoch"]) for record in trained.history]
+    assert epochs == [("head", 1), ("head", 2), ("finetune", 1), ("finetune", 2)]
+    backbone = recipe.load_backbone("EfficientNetLite0", 32, False)
+    original = {weights.path: weights.numpy() for weights in backbone.weights}
     norms = {
         weights.path
-        for layer in found.network.whole.layers
+        for layer in trained.complete.layers
         if isinstance(layer, keras.layers.BatchNormalization)
         for weights in layer.weights
     }
     assert any(path.startswith("block6") for path in norms)
-    for weights in found.network.whole.weights:
-        same = np.array_equal(weights.numpy(), fresh[weights.path])
+    for weights in trained.complete.weights[: len(original)]:
+        changed = not np.array_equal(weights.numpy(), original.pop(weights.path))
         named = weights.path.startswith(("block6", "top_"))
-        assert same != (named and weights.path not in norms), weights.path
-    head = build_head(1280, 0, 0.4)
-    head.load_weights(folder / "head.best.weights.h5")
-    for now, after_stage_1 in zip(found.head.get_weights(), head.get_weights(), strict=True):
-        assert (now != after_stage_1).any()
+        assert changed == (named and weights.path not in norms), weights.path
+    assert not original
 
 
-def test_the_parts_answer_as_the_whole_network_does(learnt, sample_dataset: Dataset) -> None:
-    found, rows, folder = learnt
-    root = sample_dataset.root
-    whole = join(found.network.whole, found.head)
+def test_the_second_stage_also_trains_the_head(trained, sample_dataset, rows, cache) -> None:
+    first = recipe.train_network(make_recipe(finetune_epochs=0), sample_dataset.root, *rows, cache)
+    assert first.history[0]["stage"] == "head" and len(first.history) == 2
+    assert len(first.classifier.layers) == 2 and first.frozen.output_shape == (None, 1280)
+    backbone = recipe.load_backbone("EfficientNetLite0", 32, False)
+    for one, other in zip(first.frozen.get_weights(), backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(
+        first.classifier.get_weights(), trained.classifier.get_weights()[-2:], strict=True
+    ):
+        assert (one != other).any()
+
+
+def test_the_parts_predict_as_the_complete_network(trained, sample_dataset, rows, cache) -> None:
+    root, validation = sample_dataset.root, rows[1]
 
     def expected(*conditions: Condition) -> np.ndarray:
-        images = [read_rgb(root / path) for path in rows["path"]]
+        images = [read_rgb(root / path) for path in validation["path"]]
         views = [np.stack([fit_view(image, 32, c) for image in images]) for c in conditions]
-        product = np.prod([whole.predict_on_batch(each) for each in views], axis=0)
+        product = np.prod([trained.complete.predict_on_batch(each) for each in views], axis=0)
         roots = product ** (1 / len(views))
         return roots / roots.sum(axis=1, keepdims=True)
 
-    def answer(how: Recipe, *condition: Condition) -> np.ndarray:
-        member = found._replace(recipe=how)
-        return recipe.predict([member], root, rows, folder / "cache", *condition)
-
-    np.testing.assert_allclose(answer(make_recipe()), expected(WHOLE_IMAGE), atol=1e-4)
-    twice = answer(make_recipe(test_zooms=[1.0, 0.5]), Condition(zoom=2.0, turn=90))
+    found = recipe.predict([trained], root, validation, cache=cache)
+    np.testing.assert_allclose(found, expected(WHOLE_IMAGE), atol=1e-4)
+    zoomed = [trained._replace(zooms=[1.0, 0.5])]
+    found = recipe.predict(zoomed, root, validation, Condition(zoom=2.0, turn=90), cache)
     both = Condition(zoom=2.0, turn=90), Condition(zoom=1.0, turn=90)
-    np.testing.assert_allclose(twice, expected(*both), atol=1e-4)
+    np.testing.assert_allclose(found, expected(*both), atol=1e-4)
 
 
-def test_the_answers_of_members_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Constant:
-        def read(self) -> np.ndarray:
-            return np.array([self.value] * 3)
-
-    def pass_on(_: object, classifier: list[float], cache: Path) -> Constant:
-        constant = Constant()
-        constant.value = classifier
-        return constant
-
-    monkeypatch.setattr(recipe, "embed_images", lambda *_: None)
-    monkeypatch.setattr(recipe, "pass_on", pass_on)
-    network = recipe.Network(None, None, None)
-    answers = [0.9, 0.1], [0.5, 0.5]
-    members = [Learnt(make_recipe(), network, None, value, [], {}) for value in answers]
-    found = recipe.predict(members, Path("images"), pd.DataFrame({"path": "abc"}, range(3)))
-    # The roots of 0.45 and 0.05, three to one.
-    np.testing.assert_allclose(found, [[0.75, 0.25]] * 3)
+def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows, cache) -> None:
+    head = build_head(1280, 0, 0.0)
+    other = TrainedNetwork(
+        recipe.load_backbone("EfficientNetLite0", 32, False), head, head, [1], []
+    )
+    one, two, both = (
+        recipe.predict(networks, sample_dataset.root, rows[1], cache=cache)
+        for networks in ([trained], [other], [trained, other])
+    )
+    roots = np.sqrt(one * two)
+    np.testing.assert_allclose(both, roots / roots.sum(axis=1, keepdims=True), rtol=1e-4)
 
 
-def test_the_best_epoch_is_kept(learnt, sample_dataset: Dataset) -> None:
-    found, rows, _ = learnt
-    load = view_loader((32, 32), Augmentation(**SMALL["augmentation"]), 0)
-    root = sample_dataset.root
-    views = [load((root / row.path, row.sha256, 0)) for row in rows.itertuples()]
-    probabilities = join(found.network.whole, found.head).predict_on_batch(np.stack(views))
-    labels = rows["label"].to_numpy()
+def test_the_best_epoch_is_kept(trained, sample_dataset, rows, cache) -> None:
+    validation, augmentation = rows[1], Augmentation(**SMALL["augmentation"])
+    views = view_features(
+        sample_dataset.root, validation, np.ones(10, int), trained.frozen, augmentation, 0, cache
+    )
+    probabilities = trained.classifier.predict_on_batch(views.read())
+    labels = validation["label"].to_numpy()
     # Each class counts the same, however many images it has; 0.1 of each target is spread.
     targets = 0.9 * np.eye(25)[labels] + 0.1 / 25
-    each = -(targets * np.log(probabilities)).sum(axis=1)
-    loss = np.mean([each[labels == label].mean() for label in np.unique(labels)])
-    best = min(found.history[2:], key=lambda record: record["val_loss"])
-    assert best["val_loss"] == pytest.approx(loss, abs=5e-3)
-    accuracy = np.mean(probabilities.argmax(axis=1) == labels)
-    assert best["val_accuracy"] == pytest.approx(accuracy, abs=1e-5)
+    losses = -(targets * np.log(probabilities)).sum(axis=1)
+    loss = np.mean([losses[labels == label].mean() for label in np.unique(labels)])
+    best = min(trained.history[2:], key=lambda record: record["val_loss"])
+    assert best["val_loss"] == pytest.approx(loss, abs=1e-4)
 
 
-def test_an_equal_recipe_goes_on_and_another_starts_anew(
-    learnt, sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+def test_an_equal_recipe_is_taken_from_the_cache_and_another_is_trained(
+    trained, sample_dataset, rows, cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, _, folder = learnt
-    begun = []
+    fit = keras.Model.fit
 
-    def fit(*_: object, **__: object) -> None:
-        begun.append(1)
-        raise KeyboardInterrupt
+    def only_finished(*arguments: object, initial_epoch: int, epochs: int, **rest: object) -> None:
+        if initial_epoch < epochs:
+            raise KeyboardInterrupt
+        fit(*arguments, initial_epoch=initial_epoch, epochs=epochs, **rest)
 
-    monkeypatch.setattr(keras.Model, "fit", fit)
-    again, _ = learn(make_recipe(), sample_dataset, folder)
-    assert again.history == found.history and not begun
+    monkeypatch.setattr(keras.Model, "fit", only_finished)
+    root, (train, validation) = sample_dataset.root, rows
+    again = recipe.train_network(make_recipe(), root, train, validation, cache)
+    assert again.history == trained.history
     for one, other in zip(
-        again.network.whole.get_weights(), found.network.whole.get_weights(), strict=True
+        again.complete.get_weights(), trained.complete.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(KeyboardInterrupt):
-        learn(make_recipe(augmentation={"zoom": 0.6}), sample_dataset, folder)
+    relabeled, repaired = train.copy(), train.copy()
+    relabeled.iloc[-1, train.columns.get_loc("label")] = train["label"].iloc[0]
+    repaired.iloc[-1, train.columns.get_loc("sha256")] = "0" * 64
+    for changed, other_train in (
+        ({}, relabeled),
+        ({}, repaired),
+        ({"weight_decay": 0.002}, train),
+        ({"seed": 1}, train),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            recipe.train_network(make_recipe(**changed), root, other_train, validation, cache)
 
 
-def test_a_recipe_without_a_second_stage(sample_dataset: Dataset, tmp_path: Path) -> None:
-    found, _ = learn(make_recipe(finetune_epochs=0), sample_dataset, tmp_path)
-    assert found.classifier is found.head and found.network.upper is None
-    assert [record["stage"] for record in found.history] == ["head", "head"]
-    fresh = recipe.build(make_recipe()).whole
-    for one, other in zip(found.network.whole.get_weights(), fresh.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_members_of_an_ensemble() -> None:
-    how = make_recipe()
-    assert how.members([]) == [how]
-    first, second = how.members([{"seed": 1}, {"image_size": 64, "test_zooms": [0.5]}])
-    assert (first.seed, first.image_size) == (1, 32)
-    assert (second.seed, second.image_size, second.test_zooms) == (how.seed, 64, [0.5])
-    with pytest.raises(MarsclfError, match="ensemble: no recipe has 'sede'; it has backbone, "):
-        how.members([{"seed": 1}, {"sede": 2}])
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"self_training": -0.1}, "self_training is -0.1; it is a share of the images, 0 to 1"),
-        ({"self_training": 1.1}, "self_training is 1.1; it is a share"),
-        ({"test_zooms": []}, r"zooms are \[\]; give a list of 1 to 16 numbers from 0.1 to"),
-        ({"test_zooms": [1.0, 20]}, r"zooms are \[1.0, 20\]"),
-        ({"test_zooms": [1.0] * 17}, "zooms are"),
-    ],
-)
-def test_a_recipe_is_refused_before_anything_is_learnt(changed: dict, message: str) -> None:
-    with pytest.raises(MarsclfError, match=message):
-        make_recipe(**changed)
-
-
-def test_nothing_learns_from_the_labels_of_test() -> None:
-    index = pd.DataFrame({"split": ["train", "val", "test"], "label": [0, 1, 2]})
-    assert recipe.learning_rows(index, ["train"])["label"].tolist() == [0]
-    assert recipe.learning_rows(index, ["train", "val"])["label"].tolist() == [0, 1]
-    for splits in ([], ["test"], ["train", "test"], ["train", "vla"]):
-        with pytest.raises(MarsclfError, match=r"learn_from is .*; it must be \['train'\] or"):
-            recipe.learning_rows(index, splits)
-
-
-def test_mixed_precision_is_of_the_backbone_and_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    how = make_recipe(mixed_precision=True)
-    assert recipe.build(how).whole.output.dtype == "float32"
+def test_mixed_precision_is_only_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("EfficientNetLite0", 32, True)
+    monkeypatch.setattr(recipe, "has_gpu", lambda: False)
+    assert recipe.load_backbone(*arguments).output.dtype == "float32"
     monkeypatch.setattr(recipe, "has_gpu", lambda: True)
-    network = recipe.build(how)
-    assert network.whole.output.dtype == "bfloat16"
-    assert {weight.dtype for weight in network.whole.weights} == {"float32"}
-    classifier = join(network.upper, build_head(1280, 0, 0.0))
-    assert classifier.output.dtype == "float32"
-    features = np.ones((2, *network.upper.input_shape[1:]), np.float32)
-    np.testing.assert_allclose(classifier.predict_on_batch(features).sum(axis=1), 1, atol=1e-5)
+    backbone = recipe.load_backbone(*arguments)
+    assert backbone.output.dtype == "bfloat16"
+    assert {weights.dtype for weights in backbone.weights} == {"float32"}
+    assert join(backbone, build_head(1280, 0, 0.0)).output.dtype == "float32"
 
 
-def test_batches_accumulate_in_the_second_stage_alone() -> None:
-    how = make_recipe(finetune_accumulate=4)
-    assert how.schedule("head", 100).accumulate == 1
-    assert how.schedule("finetune", 100).accumulate == 4
-
-
-def test_pseudo_labels_are_the_networks_own_for_what_it_is_surest_of(
-    monkeypatch: pytest.MonkeyPatch,
+def test_pseudo_labels_are_the_most_confident_predictions(
+    trained, sample_dataset, rows, cache
 ) -> None:
-    confidence, said = [0.5, 0.9, 0.7, 0.8, 0.6], [3, 1, 4, 1, 5]
-    rows = pd.DataFrame({"path": list("abcde"), "label": 24, "class_name": "wheel"}, range(10, 15))
-
-    def predict(members: object, root: Path, images: pd.DataFrame, cache: Path) -> np.ndarray:
-        assert not {"label", "class_name"} & set(images.columns)
-        probabilities = np.zeros((5, 25))
-        probabilities[range(5), said] = confidence
-        return probabilities
-
-    monkeypatch.setattr(recipe, "predict", predict)
-    found = recipe.pseudo_labels([], Path("images"), rows, 0.6)
-    assert found["path"].tolist() == ["b", "c", "d"]
-    assert found["label"].tolist() == [1, 4, 1]
-    assert len(recipe.pseudo_labels([], Path("images"), rows, 1)) == 5
+    root, unlabeled = sample_dataset.root, rows[1].assign(label=24, class_name="wheel")
+    probabilities = recipe.predict([trained], root, unlabeled, cache=cache)
+    found = recipe.pseudo_labels([trained], root, unlabeled, 0.6, cache)
+    best = sorted(sorted(range(10), key=lambda row: -probabilities[row].max())[:6])
+    assert found["path"].tolist() == unlabeled["path"].iloc[best].tolist()
+    assert found["label"].tolist() == probabilities[best].argmax(axis=1).tolist()
+    assert len(recipe.pseudo_labels([trained], root, unlabeled, 1, cache)) == 10
 
 
-def test_self_training_learns_again_with_the_images_to_be_predicted(
-    monkeypatch: pytest.MonkeyPatch,
+def test_one_network_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "train_network", lambda settings, *_: settings)
+    arguments = (Path(), pd.DataFrame(), pd.DataFrame())
+    for ensemble, seeds in (([], [7]), ([2, 5], [2, 5])):
+        settings = make_recipe(seed=7, ensemble=ensemble)
+        found = recipe.train_networks(settings, *arguments)
+        assert found == [dataclasses.replace(settings, seed=seed) for seed in seeds]
+
+
+def test_the_notebook_trains_as_train_network_does(
+    smoke_run, project: Path, sample_dataset: Dataset, tmp_path: Path
 ) -> None:
-    asked = []
-
-    def learn(how: Recipe, root: Path, train: pd.DataFrame, *rest: object) -> str:
-        _, folder, _ = rest
-        asked.append((how.seed, train["label"].tolist(), str(folder)))
-        return f"learnt {len(asked)}"
-
-    def predict(members: list[str], *_: object) -> np.ndarray:
-        assert members == ["learnt 1", "learnt 2"]
-        return np.eye(25)[[7, 8]]
-
-    monkeypatch.setattr(recipe, "learn", learn)
-    monkeypatch.setattr(recipe, "predict", predict)
-    train = pd.DataFrame({"path": ["a"], "label": [0], "class_name": ["apxs"]})
-    later = train.iloc[[0, 0]].assign(path=["b", "c"])
-
-    def learn_all(share: float) -> list[str]:
-        members = make_recipe(self_training=share).members([{"seed": 0}, {"seed": 1}])
-        return recipe.learn_all(members, Path("images"), train, train, later, Path("run"))
-
-    assert learn_all(0.0) == ["learnt 1", "learnt 2"]
-    assert asked == [(0, [0], "run/0"), (1, [0], "run/1")]
-    asked.clear()
-    assert learn_all(1.0) == ["learnt 3", "learnt 4"]
-    again = [(seed, [0, 7, 8], f"run/self_training/{seed}") for seed in (0, 1)]
-    assert asked[2:] == again
+    run = smoke_run[0]
+    record = json.loads((run / "training.json").read_text(encoding="utf-8"))
+    settings, index = Recipe(**record["parameters"]), sample_dataset.index
+    assert settings.finetune_epochs and not settings.ensemble
+    train, validation = (index[index["split"] == split] for split in ("train", "val"))
+    # The features are cached by their content; the notebook's checkpoints are left out.
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "features").symlink_to(project / "cache" / "features")
+    network = recipe.train_network(settings, sample_dataset.root, train, validation, cache)
+    assert network.history == record["history"]
+    probabilities = recipe.predict([network], sample_dataset.root, index, cache=cache)
+    probabilities = with_temperature(probabilities, record["temperature"])
+    write_predictions(tmp_path / "predictions.csv", index, probabilities)
+    assert (tmp_path / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()

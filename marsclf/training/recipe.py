@@ -3,7 +3,7 @@
 Notebook 02 shows the steps of `train_network` one by one.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import pandas as pd
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, check_zooms
-from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
+from marsclf.networks.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import has_gpu
 from marsclf.paths import CACHE
 from marsclf.training.features import (
@@ -72,23 +72,30 @@ class Recipe:
 
     def __post_init__(self) -> None:
         stages = ("head", "finetune") if self.finetune_epochs else ("head",)
-        names = ("epochs", "batch_size", "learning_rate", "patience")
-        positive = [f"{stage}_{name}" for stage in stages for name in names]
-        for name in [*positive, "finetune_accumulate"]:
-            if getattr(self, name) <= 0:
-                raise MarsclfError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        if not 0 <= self.finetune_ema < 1:
-            raise MarsclfError(
-                f"finetune_ema is {self.finetune_ema}; it must be at least 0 and below 1."
-            )
-        if not 0 <= self.self_training <= 1:
-            raise MarsclfError(f"self_training is {self.self_training}; it must be from 0 to 1.")
-        if not self.learn_from or not set(self.learn_from) <= {"train", "val"}:
-            raise MarsclfError(
-                f"learn_from is {self.learn_from}; it must be ['train'] or ['train', 'val']."
-            )
-        if not all(type(seed) is int for seed in self.ensemble):
-            raise MarsclfError(f"ensemble is {self.ensemble}; it must be a list of seeds.")
+        positive = [
+            f"{stage}_{name}"
+            for stage in stages
+            for name in ("epochs", "batch_size", "learning_rate", "patience")
+        ]
+        known = [field.name for field in fields(Augmentation)]
+        for names, is_usable, rule in (
+            (["seed", "head_hidden", "weight_decay"], lambda x: x >= 0, "0 or more"),
+            ([*positive, "finetune_accumulate"], lambda x: x > 0, "above 0"),
+            (["head_dropout", "finetune_ema"], lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            (["label_smoothing", "self_training"], lambda x: 0 <= x <= 1, "from 0 to 1"),
+            (["temperature"], lambda x: x is None or x > 0, "None or above 0"),
+            (["ensemble"], lambda x: all(type(seed) is int for seed in x), "a list of seeds"),
+            (
+                ["learn_from"],
+                lambda x: "train" in x and set(x) <= {"train", "val"},
+                "['train'] or ['train', 'val']",
+            ),
+            (["finetune_blocks"], set(BLOCKS).issuperset, f"a list of {', '.join(BLOCKS)}"),
+            (["augmentation"], set(known).issuperset, f"a mapping of {', '.join(known)}"),
+        ):
+            for name in names:
+                if not is_usable(getattr(self, name)):
+                    raise MarsclfError(f"{name} is {getattr(self, name)}; it must be {rule}.")
         check_zooms(self.test_zooms)
         Augmentation(**self.augmentation)
 

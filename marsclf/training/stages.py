@@ -206,7 +206,9 @@ class Checkpoints(keras.callbacks.Callback):
         """
         model.optimizer.build(model.trainable_variables)
         drawn = (self.batches.batch_size, self.batches.epoch_size, self.batches.seed)
-        described = [self.stage, self.epochs, self.patience, drawn, model.get_compile_config()]
+        compiled = model.get_compile_config()
+        compiled["optimizer"]["config"].pop("name")  # numbered by Keras in the order of creation
+        described = [self.stage, self.epochs, self.patience, drawn, compiled]
         trained = [variable.path for variable in model.trainable_variables]
         key = sha256_of(
             network_digest(model).encode(),

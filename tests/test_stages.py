@@ -1,0 +1,290 @@
+"""Both stages of training: what batches hold, which epoch is kept, and what a kill costs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from marsclf import files
+from marsclf.errors import MarsclfError
+from marsclf.networks.backbones import build_backbone
+from marsclf.training import stages
+from marsclf.training.stages import Batches, Checkpoints, Examples, RandomBatches, build_head
+
+EPOCHS = 4
+# Four batches per epoch, three per step: each epoch ends in the middle of a step.
+AVERAGED = {"ema": 0.9, "accumulate": 3}
+
+
+class Killed(BaseException):
+    pass
+
+
+def toy(count: int = 120, seed: int = 0) -> Examples:
+    """Return examples (8 features) of four well separated classes, drawn equally often."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 4 * 5
+    features = rng.normal(0, 1, (count, 8))
+    features[np.arange(count), labels // 5] += 4
+    return Examples(features.astype(np.float32), labels, np.full(count, 1 / count))
+
+
+def prepare(cache: Path, **changed: object) -> tuple[keras.Model, Checkpoints]:
+    """Return a compiled head and its checkpoints."""
+    defaults = {"train": toy(), "validation": toy(40, seed=9), "batch_size": 30, "hidden": 16}
+    defaults |= {"dropout": 0.3, "epochs": EPOCHS, "patience": 10, "seed": 0}
+    compiled = {"learning_rate": 0.03, "weight_decay": 0.001, "label_smoothing": 0.0}
+    for name, value in changed.items():
+        (defaults if name in defaults else compiled)[name] = value
+    train, validation, batch_size, hidden, dropout, epochs, patience, seed = defaults.values()
+    keras.utils.set_random_seed(0)
+    head = build_head(8, hidden, dropout)
+    batches = RandomBatches(train, batch_size, 120, seed)
+    stages.compile_model(head, steps=epochs * len(batches), **compiled)
+    check = Batches(validation, batch_size)
+    return head, Checkpoints("head", batches, check, epochs, patience, cache)
+
+
+def fit(cache: Path, *callbacks: keras.callbacks.Callback, **changed: object) -> tuple:
+    """Train a head; return the number of skipped epochs, the history and the final weights."""
+    head, kept = prepare(cache, **changed)
+    skipped = kept.resume(head)
+    head.fit(
+        kept.batches,
+        validation_data=kept.validation,
+        initial_epoch=skipped,
+        epochs=kept.epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[kept, *callbacks],
+    )
+    return skipped, kept.history, head.get_weights()
+
+
+def assert_same(found: tuple, expected: tuple, skipped: int) -> None:
+    assert found[:2] == (skipped, expected[1])
+    for one, other in zip(found[2], expected[2], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cache: Path) -> tuple[tuple, tuple]:
+    return fit(cache), fit(cache, **AVERAGED)
+
+
+@pytest.mark.parametrize(
+    ("balance", "burst_balance", "expected"),
+    # Classes of 10 and 40 views by their sizes, their roots, and equally; then the bursts of the
+    # first class, of 9 views and of 1, likewise.
+    [(0, 0, [0.18, 0.02, 0.8]), (0.5, 0, [0.3, 0.1 / 3, 2 / 3]), (1, 0, [0.45, 0.05, 0.5])]
+    + [(1, 0.5, [0.375, 0.125, 0.5]), (1, 1, [0.25, 0.25, 0.5])],
+)
+def test_shares_of_classes_and_bursts(balance: float, burst_balance: float, expected: list) -> None:
+    rows = pd.DataFrame({"label": [3, 3, 3, 8], "sequence": ["a", "a", "b", "a"]})
+    shares = stages.draw_shares(rows, np.array([4, 5, 1, 40]), balance, burst_balance)
+    found = [shares[:9].sum(), shares[9], shares[10:].sum()]
+    np.testing.assert_allclose(found, expected)
+    assert np.ptp(shares[:9]) < 1e-12  # all views of a burst are drawn equally often
+
+
+def test_random_batches() -> None:
+    labels = np.repeat([3, 8, 20], [20, 980, 200])
+    shares = np.repeat([0.2 / 20, 0.5 / 980, 0.3 / 200], [20, 980, 200])
+    examples = Examples(np.arange(1200)[:, np.newaxis], labels, shares)
+    drawn = RandomBatches(examples, 64, 6000, seed=0)
+    assert [len(drawn[i][0]) for i in range(len(drawn))] == [64] * 93 + [48]
+    features, targets, weights = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    np.testing.assert_array_equal(targets.argmax(axis=1), labels[features[:, 0]])
+    np.testing.assert_allclose(targets.mean(axis=0)[[3, 8, 20]], [0.2, 0.5, 0.3], atol=0.02)
+    assert targets.sum() == weights.sum() == 6000
+    same, other = RandomBatches(examples, 64, 6000, seed=0), RandomBatches(examples, 64, 6000, 1)
+    np.testing.assert_array_equal(drawn[5][0], same[5][0])
+    same.draw(epoch=1)
+    assert (drawn[5][0] != same[5][0]).any() and (drawn[5][0] != other[5][0]).any()
+
+
+def test_validation_weights_equal_the_shares_of_training() -> None:
+    labels, shares = np.repeat([3, 8], [2, 6]), np.repeat([1 / 4, 1 / 12], [2, 6])
+    batches = Batches(Examples(np.arange(8)[:, np.newaxis], labels, shares), 5)
+    features, targets, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
+    assert features[:, 0].tolist() == list(range(8))
+    np.testing.assert_array_equal(targets.argmax(axis=1), labels)
+    np.testing.assert_allclose(weights, [2, 2] + [2 / 3] * 6)
+    np.testing.assert_allclose(stages.class_weights(labels), [1 / 2] * 2 + [1 / 6] * 6)
+
+
+@pytest.mark.parametrize(("hidden", "count"), [(0, 1281 * 25), (4, 1281 * 4 + 5 * 25)])
+def test_join_is_flat_and_shares_the_weights(hidden: int, count: int) -> None:
+    backbone, head = build_backbone("EfficientNetLite0", 32), build_head(1280, hidden, 0.5)
+    assert head.count_params() == count
+    model = stages.join(backbone, head)
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    head.layers[-1].bias.assign(np.arange(25) / 10)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    expected = head.predict_on_batch(backbone.predict_on_batch(images))
+    np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
+
+
+def test_the_head_learns(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, read = set(), RandomBatches.__getitem__
+    monkeypatch.setattr(
+        RandomBatches, "__getitem__", lambda self, i: drawn.add(tuple(self.rows)) or read(self, i)
+    )
+    _, history, _ = fit(tmp_path, epochs=12)
+    assert len(drawn) == 12  # every epoch draws its own examples
+    assert [record["epoch"] for record in history] == list(range(1, 13))
+    assert history[-1]["val_accuracy"] > 0.9
+    assert history[-1]["val_loss"] < history[0]["val_loss"] / 2
+    assert set(history[0]) == {"stage", "epoch", "loss", "accuracy", "val_loss", "val_accuracy"}
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 12 and printed[-1].startswith("head epoch 12/12: ")
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
+    """The training labels are right, some validation labels wrong: the loss falls, then rises."""
+    validation = toy(40, seed=9)
+    validation.labels[::5] = (validation.labels[::5] + 5) % 20
+    options = {"validation": validation, "epochs": 30, "patience": 3, "dropout": 0.0}
+    stopped = fit(tmp_path, **options)
+    losses = [record["val_loss"] for record in stopped[1]]
+    best = int(np.argmin(losses))
+    assert 0 < best == len(losses) - 4 and losses[-1] > losses[best] + 0.01
+    head, _ = prepare(tmp_path, **options)
+    head.set_weights(stopped[2])
+    of_labels = head.predict_on_batch(validation.features)[np.arange(40), validation.labels]
+    assert -np.log(of_labels).mean() == pytest.approx(losses[best], abs=1e-5)
+    assert_same(fit(tmp_path, **options), stopped, skipped=30)  # it is not trained again
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_of_the_steps_is_kept(accumulate: int, tmp_path: Path) -> None:
+    class Watch(keras.callbacks.Callback):
+        weights = []
+
+        def on_train_batch_end(self, *_: object, **__: object) -> None:
+            self.weights.append(self.model.get_weights())
+
+    Watch.weights.clear()
+    _, history, weights = fit(tmp_path, Watch(), ema=0.9, accumulate=accumulate)
+    best = 1 + int(np.argmin([record["val_loss"] for record in history]))
+    steps = Watch.weights[: 4 * best]
+    # Where two batches make a step, both together count as much as one step does.
+    average, share = steps[accumulate - 1], 0.9 ** (1 / accumulate)
+    for step in steps[accumulate:]:
+        average = [share * a + (1 - share) * b for a, b in zip(average, step, strict=True)]
+    for found, expected, last in zip(weights, average, steps[-1], strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert np.abs(found - last).max() > 1e-3
+
+
+def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(tmp_path: Path) -> None:
+    weights = []
+    for options in ({"batch_size": 40}, {"batch_size": 20, "accumulate": 2}):
+        # A learning rate that hardly falls: Keras reads it for every batch.
+        head, kept = prepare(tmp_path, epochs=10**6, dropout=0.0, **options)
+        head.fit(kept.batches, shuffle=False, verbose=0)
+        weights.append(head.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-4)
+
+
+def die_in_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Kill the training in the `number`-th file that it writes, before the file gets its name."""
+    left = iter(range(number - 1))
+
+    @contextmanager
+    def dying(path: Path, replace_atomically=files.replace_atomically) -> Iterator[Path]:
+        with replace_atomically(path) as temporary:
+            yield temporary
+            if next(left, None) is None:
+                raise Killed
+
+    for module in (files, stages):
+        monkeypatch.setattr(module, "replace_atomically", dying)
+
+
+@pytest.mark.parametrize("options", [{}, AVERAGED])
+def test_a_training_that_is_killed_again_and_again(
+    options: dict, uninterrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An epoch writes its weights, then the record. The n-th run dies in its n-th file.
+    for run in (1, 2, 3, 4):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            die_in_write(patch, run)
+            fit(tmp_path, **options)
+    assert_same(fit(tmp_path, **options), uninterrupted[bool(options)], skipped=2)
+    names = [path.name for path in (tmp_path / "training").rglob("*") if path.is_file()]
+    assert len(names) == 2 and "progress.json" in names  # and the weights of the best epoch
+
+
+def test_a_process_that_is_killed_while_it_writes(uninterrupted, tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import keras, test_stages
+from pathlib import Path
+save, calls = keras.Model.save_weights, []
+def save_half(model, path):
+    calls.append(path)
+    if len(calls) < 3:
+        return save(model, path)
+    path.write_bytes(b"half")
+    print("half is written", flush=True)
+    time.sleep(600)
+keras.Model.save_weights = save_half
+test_stages.fit(Path({str(tmp_path)!r}), **test_stages.AVERAGED)
+"""
+    command, other_hashes = [sys.executable, "-c", code], os.environ | {"PYTHONHASHSEED": "1"}
+    with subprocess.Popen(command, env=other_hashes, stdout=subprocess.PIPE, text=True) as child:
+        assert "half is written\n" in iter(child.stdout.readline, "")
+        child.kill()
+    assert_same(fit(tmp_path, **AVERAGED), uninterrupted[1], skipped=2)
+
+
+def is_new(cache: Path, **changed: object) -> bool:
+    """Tell whether a training starts from its first epoch, although `cache` holds another one."""
+    head, kept = prepare(cache)
+    assert kept.resume(head) == EPOCHS
+    head, kept = prepare(cache, **changed)
+    return (kept.resume(head), kept.history) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"epochs": 5}, {"patience": 9}, {"seed": 1}, {"batch_size": 31}, {"hidden": 15}]
+    + [{"dropout": 0.2}, {"learning_rate": 0.02}, {"weight_decay": 0.01}, {"label_smoothing": 0.1}]
+    + [{"ema": 0.8}, {"accumulate": 2}, {"train": toy()._replace(shares=np.eye(120)[0])}],
+)
+def test_other_settings_start_a_new_training(changed: dict, cache: Path, uninterrupted) -> None:
+    assert is_new(cache, **changed)
+
+
+@pytest.mark.parametrize("row", [0, 20, -1])
+@pytest.mark.parametrize("part", ["features", "labels"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_any_changed_example_starts_a_new_training(
+    split: str, part: str, row: int, cache: Path, uninterrupted
+) -> None:
+    examples = {"train": toy(), "validation": toy(40, seed=9)}[split]
+    getattr(examples, part)[row] += 1
+    assert is_new(cache, **{split: examples})
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    message = r"^The loss of stage head is not finite in epoch 1: lower head_learning_rate\.$"
+    with pytest.raises(MarsclfError, match=message):
+        fit(tmp_path, learning_rate=1e30)
+    assert not list(tmp_path.rglob("*.json"))
