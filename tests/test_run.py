@@ -157,7 +157,7 @@ def test_a_failing_notebook(
         run.run("laptop", sample_dir)
     assert_old_run_is_untouched(old)
     if code != "pass":
-        failed = paths.RUNS / "laptop.unfinished" / "02_fine_tuning.failed.ipynb"
+        failed = paths.RUNS / "unfinished" / "laptop" / "02_fine_tuning.failed.ipynb"
         assert str(failure.value).endswith(f" {failed}")
         cells = nbformat.read(failed, as_version=4).cells
         executed = [cell.source for cell in cells if cell.get("execution_count")]
@@ -240,7 +240,7 @@ def test_a_run_that_is_ended(tmp_path: Path, sample_dir: Path, number: signal.Si
     make_project(tmp_path, training=SLEEP)
     copy_package(tmp_path)
     old = leave_old_run(tmp_path)
-    pid = old.with_name("laptop.unfinished") / "kernel.pid"
+    pid = old.parent / "unfinished" / "laptop" / "kernel.pid"
     command = [sys.executable, "-m", "marsclf", "run", "--data-dir", str(sample_dir)]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

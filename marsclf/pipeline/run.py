@@ -49,7 +49,7 @@ def run(
     """Run a preset's notebooks into runs/<preset>/, print the results and return its metrics.json.
 
     For LADDERS that is ladder.json. The files of an earlier run are replaced when the new run is
-    complete; until then the new ones are in runs/<preset>.unfinished/. `settings` override the
+    complete; until then the new ones are in runs/unfinished/<preset>/. `settings` override the
     preset's parameters; `sample` uses the generated images, whatever else is available. Raises
     MarsclfError for an invalid preset, setting or data set, while another process runs the preset,
     and if a notebook fails.
@@ -92,10 +92,12 @@ def _replacing(run_dir: Path) -> Iterator[Path]:
 
     Raises MarsclfError while another process does the same, and if `run_dir` cannot be replaced.
     """
-    unfinished, old = (run_dir.with_name(run_dir.name + end) for end in (".unfinished", ".old"))
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    # Notebooks take the name of their run from that of its folder.
+    unfinished = run_dir.parent / "unfinished" / run_dir.name
+    old = unfinished.with_name(f"{run_dir.name}.old")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(run_dir.with_name(f".{run_dir.name}.lock")).acquire(timeout=0)
+        lock = FileLock(unfinished.with_name(f"{run_dir.name}.lock")).acquire(timeout=0)
     except Timeout:
         raise MarsclfError(
             f"Another process is running the preset {run_dir.name}: wait until it ends, or stop it."
