@@ -27,31 +27,20 @@ def make_network(size: int = 16, seed: int = 0) -> keras.Model:
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(name="pool")(x), name="tiny")
 
 
-def make_upper(seed: int = 0) -> keras.Model:
-    keras.utils.set_random_seed(seed)
-    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="dense")], name="upper")
+@pytest.fixture(autouse=True)
+def computed(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Replace the fast engine with Keras, one item at a time; return the list of these items."""
+    done = []
 
-
-class Engine:
-    """Stands in for the fast engine: Keras, one item at a time. It counts items and can die."""
-
-    items, dies_after = 0, 10**6
-
-    def predict_each(self, items: Iterable, load: Callable, predict: Callable) -> Iterator:
+    def predict_each(items: Iterable, load: Callable, predict: Callable) -> Iterator[np.ndarray]:
         for item in items:
-            if self.items == self.dies_after:
-                raise KeyboardInterrupt
-            self.items += 1
+            done.append(item)
             yield predict(load(item)[np.newaxis])[0]
 
-
-@pytest.fixture(autouse=True)
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    counting = Engine()
     monkeypatch.setattr(features, "make_predictor", lambda network, *_: network.predict_on_batch)
-    monkeypatch.setattr(features, "predict_each", counting.predict_each)
+    monkeypatch.setattr(features, "predict_each", predict_each)
     monkeypatch.setattr(features, "VIEWS_PER_FILE", 4)
-    return counting
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +65,10 @@ def view_features(sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Mo
     return call
 
 
-def cached(cache: Path) -> list[Path]:
-    """Return the files of features; no others may be there."""
-    found = sorted((cache / "features").iterdir())
-    assert all(path.suffix == ".npy" for path in found)
+def cached(cache: Path, unfinished: int = 0) -> list[Path]:
+    """Return the files of features; nothing else may be there but so many unfinished ones."""
+    found = sorted((cache / "features").glob("*.npy"))
+    assert len(list((cache / "features").iterdir())) == len(found) + unfinished
     return found
 
 
@@ -108,29 +97,31 @@ def test_features_of_complete_images(condition, sample_dataset, rows, network, t
 
 
 def test_a_second_call_only_reads_the_cache(
-    view_features, sample_dataset, rows, network, engine, tmp_path
+    view_features, sample_dataset, rows, network, computed, tmp_path
 ) -> None:
     first = view_features()
     complete = image_features(sample_dataset.root, rows, network, cache=tmp_path)
-    engine.dies_after = engine.items
+    computed.clear()
     # The images are not read either: their content counts, not their place.
     assert view_features(root=tmp_path / "moved") == first
     assert image_features(tmp_path / "moved", rows, network, cache=tmp_path) == complete
+    assert not computed
     content, some = np.concatenate([np.load(file) for file in first.files]), [18, 0, 3, 4, 4, 8]
     assert content.dtype == np.float16 and content.shape == (len(first), 6) == (19, 6)
     np.testing.assert_array_equal(first.read(), content)
     np.testing.assert_array_equal(first[np.array(some)], content[some].astype(np.float32))
 
 
-def test_a_network_is_applied_to_features_once(view_features, engine, tmp_path) -> None:
+def test_a_network_is_applied_to_features_once(view_features, computed, tmp_path) -> None:
     first = view_features()
-    second = apply_network(first, make_upper(), tmp_path)
-    assert engine.items == 2 * len(second) == 2 * len(first)
-    expected = make_upper().predict_on_batch(first.read())
-    np.testing.assert_allclose(second.read(), expected, rtol=2e-3, atol=2e-2)
-    assert apply_network(first, make_upper(), tmp_path) == second
-    assert engine.items == 2 * len(first)
-    assert not set(apply_network(first, make_upper(1), tmp_path).files) & set(second.files)
+    one, other = (keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)]) for _ in range(2))
+    computed.clear()
+    found = apply_network(first, one, tmp_path)
+    assert apply_network(first, one, tmp_path) == found
+    assert len(computed) == len(found) == len(first)
+    expected = one.predict_on_batch(first.read())
+    np.testing.assert_allclose(found.read(), expected, rtol=2e-3, atol=2e-2)
+    assert not set(apply_network(first, other, tmp_path).files) & set(found.files)
 
 
 def test_a_view_does_not_depend_on_the_other_images(view_features, rows: pd.DataFrame) -> None:
@@ -147,7 +138,7 @@ def test_a_view_does_not_depend_on_the_other_images(view_features, rows: pd.Data
 
 
 @pytest.mark.parametrize("changed", ["seed", "augmentation", "size", "network", "image"])
-def test_what_features_depend_on(changed: str, view_features, rows, engine, tmp_path) -> None:
+def test_what_features_depend_on(changed: str, view_features, rows, computed, tmp_path) -> None:
     few = {"rows": rows.head(2), "counts": np.array([1, 2])}
     other = {
         "seed": {"seed": 1},
@@ -160,30 +151,28 @@ def test_what_features_depend_on(changed: str, view_features, rows, engine, tmp_
     assert len(cached(tmp_path)) == 2
     assert (abs(first - second).max(axis=1) > 0).all()
     np.testing.assert_array_equal(view_features(**few).read(), first)
-    assert engine.items == 6
+    assert len(computed) == 6
 
 
-def test_a_killed_run_continues_where_it_stopped(view_features, engine, tmp_path) -> None:
-    uninterrupted = view_features(cache=tmp_path / "uninterrupted").read()
-    engine.items, engine.dies_after = 0, 10  # in the third of five files
-    with pytest.raises(KeyboardInterrupt):
-        view_features()
-    done = {path: path.stat().st_mtime_ns for path in cached(tmp_path)}
-    assert len(done) == 2
-    engine.items, engine.dies_after = 0, 11
-    np.testing.assert_array_equal(view_features().read(), uninterrupted)
-    assert {path: path.stat().st_mtime_ns for path in cached(tmp_path)}.items() >= done.items()
+def test_a_killed_run_continues_where_it_stopped(
+    view_features, computed, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted, save = view_features(cache=tmp_path / "uninterrupted").read(), np.save
 
-
-def test_a_kill_while_a_file_is_written_leaves_none(view_features, tmp_path, monkeypatch) -> None:
-    def write_half(path: Path, _: np.ndarray) -> None:
+    def die_in_third(path: Path, content: np.ndarray) -> None:
+        if len(cached(tmp_path, unfinished=1)) < 2:
+            return save(path, content)
         path.write_bytes(b"\x93NUMPY")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np, "save", write_half)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "save", die_in_third)
         view_features()
-    assert cached(tmp_path) == []
+    done = {path: path.stat().st_mtime_ns for path in cached(tmp_path)}
+    computed.clear()
+    np.testing.assert_array_equal(view_features().read(), uninterrupted)
+    assert len(done) == 2 and len(computed) == 11
+    assert {path: path.stat().st_mtime_ns for path in cached(tmp_path)}.items() >= done.items()
 
 
 @pytest.mark.parametrize("content", [None, b"not an image"])

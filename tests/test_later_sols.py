@@ -1,0 +1,81 @@
+"""Judging on later sols: never on the test split, under every condition, all classes equally."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss, recall_score
+
+from marsclf.images.views import Condition
+from marsclf.training import later_sols
+from marsclf.training.later_sols import CONDITIONS, FOLDS
+
+
+def make_index(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
+    index = pd.DataFrame(rows, columns=["split", "sol", "label"])
+    return index.assign(path=[f"{i:04d}.jpg" for i in range(len(rows))])
+
+
+def test_a_fold_trains_on_earlier_sols(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FOLDS, "one", (10, 20))
+    index = make_index(
+        [("train", 3, 0), ("train", 10, 1), ("train", 11, 0), ("val", 20, 1), ("val", 21, 0)]
+        + [("val", 15, 2), ("test", 5, 0), ("test", 12, 1)]
+    )
+    train, judged = later_sols.fold(index, "one")
+    assert train["path"].tolist() == ["0000.jpg", "0001.jpg"]
+    assert judged["path"].tolist() == ["0002.jpg", "0003.jpg"]  # class 2 is not in training
+
+
+def test_judged_images_come_from_many_sols(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later_sols, "IMAGES_PER_CLASS", 6)
+    sols = [("val", 1, 0)] * 50 + [("val", 2, 0)] * 2 + [("val", 3, 0)] * 9 + [("val", 1, 4)] * 3
+    found = later_sols.spread_over_sols(make_index(sols))
+    counts = found.groupby(["label", "sol"]).size().to_dict()
+    assert counts == {(0, 1): 2, (0, 2): 2, (0, 3): 2, (4, 1): 3}
+    pd.testing.assert_frame_equal(found, later_sols.spread_over_sols(make_index(sols)))
+
+
+def test_the_criterion_is_the_mean_recall_of_the_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice([2, 5, 7, 20], 60, p=[0.7, 0.1, 0.1, 0.1])
+    probabilities = rng.dirichlet(np.full(25, 0.3), (len(CONDITIONS), 60))
+    probabilities[:, np.arange(60), labels] += rng.random((len(CONDITIONS), 60))
+    found, present = later_sols.criterion(probabilities, labels), np.unique(labels)
+    expected = [
+        recall_score(labels, p.argmax(axis=1), labels=present, average="macro")
+        for p in probabilities
+    ]
+    assert list(found) == ["criterion", *CONDITIONS]
+    assert list(found.values()) == pytest.approx([np.mean(expected), *expected])
+
+
+def test_log_loss_at_the_best_temperature_with_classes_weighted_equally() -> None:
+    rng = np.random.default_rng(1)
+    of_5 = rng.uniform(0.1, 0.9, 8000)
+    labels = np.where(rng.random(8000) < of_5, 5, 2)
+    kept = (labels == 2) | (rng.random(8000) < 0.2)  # class 5 is rare, but counts as much
+    of_5, labels = of_5[kept], labels[kept]
+    true = np.zeros((len(labels), 25))
+    true[:, 2], true[:, 5] = 1 - of_5, of_5
+    overconfident = true**3 / (true**3).sum(axis=1, keepdims=True)  # at a temperature of 1/3
+    weights = 1 / np.bincount(labels)[labels]
+    expected = log_loss(labels, true, labels=range(25), sample_weight=weights)
+    for probabilities in (true, overconfident):
+        found = later_sols.log_loss(np.stack([probabilities] * 2), labels)
+        assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+
+    def predict(networks: list, root: Path, rows: pd.DataFrame, how: Condition, cache: Path):
+        judged.append(how)
+        return np.full((len(rows), 25), len(judged))
+
+    monkeypatch.setattr(later_sols, "predict", predict)
+    found = later_sols.judge([], Path(), make_index([("val", 1, 0)] * 3))
+    assert judged == list(CONDITIONS.values())
+    assert found.shape == (len(judged), 3, 25)
+    assert found[:, 0, 0].tolist() == list(range(1, len(judged) + 1))
