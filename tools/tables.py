@@ -80,6 +80,25 @@ def _selection_values(_: dict) -> dict:
     return {"shares": list(table.columns[first:last]), "rows": rows}
 
 
+def _rank_values(published: dict[str, Result]) -> dict:
+    """Return the recipes that have both a comparison and test scores, by rising criterion."""
+    rows = pd.read_csv(paths.RESULTS / "ranked_recipes.csv")
+    criteria = pd.read_csv(paths.RESULTS / ledger.SELECTION).set_index("time")["criterion"]
+    rows["criterion"] = rows["compared"].map(criteria)
+    own = ledger.recipe_digest(_default_run(published).record)
+    rows["accuracies"] = [
+        _seeds(_default_run(published).record)["accuracy"]
+        if recipe == own
+        else [
+            *{
+                r["seed"]: float(r["accuracy"]) for r in ledger.rows() if r["recipe"] == recipe
+            }.values()
+        ]
+        for recipe in rows["recipe"]
+    ]
+    return {"rows": rows.sort_values("criterion").to_dict("records")}
+
+
 def _bench_values(published: dict[str, Result]) -> dict:
     bench = _stored("bench.json", "`make bench`")
     recipe = ledger.recipe_digest(_default_run(published).record)
@@ -105,6 +124,7 @@ VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     "confusions": _rows_of(lambda test: metrics.commonest_confusions(test, MAX_CONFUSIONS)),
     "drift": _rows_of(metrics.calibration_over_sols),
     "selection": _selection_values,
+    "ranks": _rank_values,
     "b7": lambda _: {"cost": _stored("b7_cost.json", "`make gpu-cost`")},
     "b7-gpu": _b7_gpu_values,
 }
