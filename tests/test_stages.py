@@ -74,6 +74,13 @@ def assert_same(found: tuple, expected: tuple, skipped: int) -> None:
     assert all(map(np.array_equal, found[2], expected[2]))
 
 
+def log_loss(weights: list[np.ndarray], examples: Examples) -> float:
+    head, _ = prepare(Path())
+    head.set_weights(weights)
+    rows = np.arange(len(examples.labels))
+    return -np.log(head.predict_on_batch(examples.features)[rows, examples.labels]).mean()
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -162,10 +169,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     losses = [record["val_loss"] for record in stopped[1]]
     best = int(np.argmin(losses))
     assert 0 < best == len(losses) - 4 and losses[-1] > losses[best] + 0.01
-    head, _ = prepare(tmp_path, **options)
-    head.set_weights(stopped[2])
-    of_labels = head.predict_on_batch(validation.features)[np.arange(40), validation.labels]
-    assert -np.log(of_labels).mean() == pytest.approx(losses[best], abs=1e-5)
+    assert log_loss(stopped[2], validation) == pytest.approx(losses[best], abs=1e-5)
     assert_same(fit(tmp_path, **options), stopped, skipped=30)  # it is not trained again
 
 
@@ -179,8 +183,9 @@ def test_the_average_of_the_steps_is_kept(accumulate: int, tmp_path: Path) -> No
 
     Watch.weights.clear()
     _, history, weights = fit(tmp_path, Watch(), ema=0.9, accumulate=accumulate)
-    best = 1 + int(np.argmin([record["val_loss"] for record in history]))
-    steps = Watch.weights[: 4 * best]
+    best = min(history, key=lambda record: record["val_loss"])
+    assert best["val_loss"] == pytest.approx(log_loss(weights, toy(40, seed=9)), abs=1e-5)
+    steps = Watch.weights[: 4 * best["epoch"]]
     # Where two batches make a step, both together count as much as one step does.
     average, share = steps[accumulate - 1], 0.9 ** (1 / accumulate)
     for step in steps[accumulate:]:
