@@ -84,16 +84,13 @@ def image_features(
     cache: Path = CACHE,
 ) -> Features:
     """Return the features of each complete image under a condition, kept as float32."""
-    size = network.input_shape[1]
-    return compute_features(
-        root,
-        rows,
-        np.ones(len(rows), int),
-        network,
-        lambda image, _: fit_view(image, size, condition),
-        {"condition": asdict(condition)},
-        cache=cache,
-    )
+    counts, size = np.ones(len(rows), int), network.input_shape[1]
+    by = {"condition": asdict(condition)}
+
+    def render(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
+        return fit_view(image, size, condition)
+
+    return compute_features(root, rows, counts, network, render, by, cache=cache)
 
 
 def view_features(
@@ -106,18 +103,12 @@ def view_features(
     cache: Path = CACHE,
 ) -> Features:
     """Return the features of `counts[i]` random views of each image i, kept as float16."""
-    size = network.input_shape[1]
-    return compute_features(
-        root,
-        rows,
-        counts,
-        network,
-        lambda image, rng: random_view(image, size, augmentation, rng),
-        {"augmentation": asdict(augmentation)},
-        seed,
-        np.float16,
-        cache,
-    )
+    size, by = network.input_shape[1], {"augmentation": asdict(augmentation)}
+
+    def render(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return random_view(image, size, augmentation, rng)
+
+    return compute_features(root, rows, counts, network, render, by, seed, np.float16, cache)
 
 
 def compute_features(

@@ -17,12 +17,7 @@ from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, check_zoo
 from marsclf.networks.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import has_gpu
 from marsclf.paths import CACHE
-from marsclf.training.features import (
-    apply_network,
-    image_features,
-    view_counts,
-    view_features,
-)
+from marsclf.training.features import apply_network, image_features, view_counts, view_features
 from marsclf.training.stages import (
     Batches,
     Checkpoints,
