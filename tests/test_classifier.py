@@ -30,6 +30,7 @@ from marsclf.networks.backbones import build_backbone
 from marsclf.pipeline.presets import DEFAULT_PRESET
 from marsclf.training.stages import build_head, join
 
+HEAD = ("head_hidden", "probabilities")
 METADATA = {
     "format": "marsclf-classifier",
     "version": 1,
@@ -48,20 +49,13 @@ def files(sample_dataset: Dataset) -> list[str]:
     return [str(sample_dataset.root / path) for path in sample_dataset.index["path"][::20]]
 
 
-def test_the_file_holds_what_training_changed(classifier_path: Path, tmp_path: Path) -> None:
-    weights, metadata, digest = classifier_file.read(classifier_path)
+def test_the_file_holds_what_training_changed(classifier_path: Path) -> None:
+    weights, metadata, _ = classifier_file.read(classifier_path)
     head = {f"{layer}/{part}" for layer in HEAD for part in ("kernel", "bias")}
     assert set(weights) == head | {"top_conv/kernel"}
-    assert metadata["first_learning_block"] == "top"
     assert (metadata["image_size"], metadata["head_hidden"]) == (64, 16)
     original = build_backbone("EfficientNetLite0", 64).get_layer("top_conv").kernel
     np.testing.assert_allclose(weights["top_conv/kernel"], original * 1.01, rtol=1e-3, atol=1e-6)
-    # Equal content gives an equal file.
-    classifier_file.write(tmp_path / "again.safetensors", weights, metadata)
-    assert classifier_file.read(tmp_path / "again.safetensors")[2] == digest
-
-
-HEAD = ("head_hidden", "probabilities")
 
 
 def test_a_loaded_classifier_is_the_model_that_was_saved(
@@ -76,20 +70,18 @@ def test_a_loaded_classifier_is_the_model_that_was_saved(
 
 def test_a_linear_head(tmp_path: Path) -> None:
     model = join(build_backbone("EfficientNetLite0", 32), build_head(1280, 0, 0.2))
-    path = tmp_path / "c.safetensors"
-    save_classifier(model, path, backbone="EfficientNetLite0", training={})
-    weights, metadata, _ = classifier_file.read(path)
-    assert (metadata["head_hidden"], metadata["first_learning_block"]) == (0, None)
+    path, options = tmp_path / "c.safetensors", {"backbone": "EfficientNetLite0", "training": {}}
+    save_classifier(model, path, **options)
+    weights, metadata, digest = classifier_file.read(path)
+    assert metadata["head_hidden"] == 0
     view = np.full((1, 32, 32, 3), 90, np.uint8)
     found = classifier_file.build_network(path, weights, metadata).predict_on_batch(view)
     np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
-
-
-@pytest.mark.parametrize("value", [1e6, np.nan])
-def test_weights_that_float16_cannot_hold(tmp_path: Path, value: float) -> None:
-    with pytest.raises(MarsclfError, match="too large for float16, or not finite"):
-        classifier_file.write(tmp_path / "c.safetensors", {"a/b": np.array([value])}, {})
-    assert list(tmp_path.iterdir()) == []
+    for value in (1e6, np.nan):  # half precision cannot hold them
+        model.layers[-1].bias.assign(np.full(25, value))
+        with pytest.raises(MarsclfError, match="too large for float16, or not finite"):
+            save_classifier(model, path, **options)
+    assert classifier_file.read(path)[2] == digest and list(tmp_path.iterdir()) == [path]
 
 
 class Payload:
@@ -105,8 +97,6 @@ def test_files_of_other_formats_are_refused_and_not_executed(tmp_path: Path) -> 
     (tmp_path / "text.safetensors").write_text("format: marsclf-classifier")
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     save_file({"a": np.zeros(3, np.float16)}, tmp_path / "other.safetensors")
-    layers = [keras.Input((4,)), keras.layers.Lambda(lambda x: x + 1)]
-    keras.Sequential(layers).save(tmp_path / "lambda.keras")
     for path in tmp_path.iterdir():
         with pytest.raises(MarsclfError, match=r"is not a classifier file of marsclf \(.+\): name"):
             load_classifier(path, tmp_path)
@@ -148,32 +138,27 @@ BIAS = "probabilities/bias"
         (changed(format="other"), "header does not describe a marsclf-classifier"),
         (changed(version=2), "version is 2"),
         (changed(image_size=10**6), "image_size is 1000000"),
-        (changed(image_size=True), "image_size is True"),
-        (changed(zooms=[]), "zooms are"),
         (changed(zooms=[1.0, 1e9]), "zooms are"),
-        (changed(zooms="1"), "zooms are"),
         (changed(head_hidden=-1), "head_hidden is -1"),
         (changed(classes=["a"]), "classes is"),
         (changed(backbone=["EfficientNetLite0"]), "backbone is"),
-        (changed(backbone="ResNet"), "needs a backbone 'ResNet'"),
-        (changed(head_hidden=32), "lacks head_hidden/"),
-        (changed(calibration={"kind": "vector"}), "kind is 'vector'"),
+        (changed(calibration={"kind": "vector", "temperature": 1}), "kind is 'vector'"),
         (changed(calibration={"kind": "temperature", "temperature": 0}), "temperature is 0"),
-        (changed(calibration=[float("nan")]), "kind is None"),
         (changed(training=None), "training is None"),
-        (content([1]), "header does not describe"),
+        (changed(backbone="ResNet"), "There is no backbone 'ResNet'"),
+        (changed(head_hidden=32), "weights 'head_hidden/kernel' are missing"),
+        (changed(calibration=[float("nan")]), "is not a classifier file"),
+        (content([1]), "is not a classifier file"),
         (content("{"), "is not a classifier file"),
         (content("[" * 100_000), "is not a classifier file"),
-        (content("x" * 2_000_000), "header of at most 1,000,000 bytes"),
         (content(header=b'{"a": '), "is not a classifier file"),
         (content(header=huge_shape()), "is not a classifier file"),
-        ((2**62).to_bytes(8, "little") + bytes(100), "header of at most 1,000,000 bytes"),
+        ((2**62).to_bytes(8, "little") + bytes(100), "is not a classifier file"),
         (content()[:-10], "is not a classifier file"),
-        (content(**{BIAS: None}), "lacks probabilities/bias"),
-        (content(**{BIAS: np.zeros(9, np.float16)}), "does not fit EfficientNetLite0"),
-        (content(**{BIAS: np.zeros(25, np.float32)}), "is not float16"),
+        (content(**{BIAS: None}), "weights 'probabilities/bias' are missing"),
+        (content(**{BIAS: np.zeros(9, np.float16)}), "do not fit EfficientNetLite0"),
+        (content(**{"other/kernel": np.zeros(3, np.float16)}), "weights 'other/kernel' are"),
         (content(**{BIAS: np.full(25, np.inf, np.float16)}), "not finite"),
-        (content(**{"no_layer/kernel": np.zeros(3, np.float16)}), "has weights 'no_layer/kernel'"),
     ],
 )
 def test_a_file_is_checked_completely(made: bytes, reason: str, tmp_path: Path) -> None:
@@ -184,21 +169,13 @@ def test_a_file_is_checked_completely(made: bytes, reason: str, tmp_path: Path) 
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
-def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "c.safetensors").write_bytes(content())
-    monkeypatch.setattr(classifier_file, "MAX_BYTES", 1000)
-    with pytest.raises(MarsclfError, match="it has more than 1,000 bytes"):
-        classifier_file.read(tmp_path / "c.safetensors")
-
-
 @settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(place=st.integers(0, 2000), value=st.integers(0, 255), cut=st.booleans())
 def test_damaged_files(tmp_path: Path, place: int, value: int, cut: bool) -> None:
     path = tmp_path / "c.safetensors"
-    classifier_file.write(path, {"a/b": np.arange(3.0)}, METADATA)
-    damaged = bytearray(path.read_bytes())
+    damaged = bytearray(content())
     damaged[place % len(damaged)] = value
     path.write_bytes(damaged[: place % len(damaged)] if cut else damaged)
     try:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from marsclf.classify import find
 from marsclf.classify.find import find_images, list_images
 from marsclf.errors import MarsclfError
 
@@ -73,11 +72,6 @@ def test_a_folder_that_cannot_be_listed_is_named(
     assert sorted(found(tmp_path, ".")) == ["a.jpg", "closed", "open/c.jpg"]
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
-    assert [os.fsencode(path)[-8:] for path in find_images([tmp_path])] == [b"caf\xe9.jpg"]
-
-
 def test_a_list_on_standard_input_and_no_image_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,11 +87,3 @@ def test_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(MarsclfError, match=f"no image in {tmp_path}, standard input"):
         list(list_images([str(tmp_path), "-"]))
-
-
-def test_the_names_in_one_folder_are_not_kept_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    touch(tmp_path, "a.jpg")
-    monkeypatch.setattr(find.hashlib, "blake2b", lambda *_, **__: pytest.fail("kept"))
-    assert len(list(list_images([str(tmp_path)]))) == 1

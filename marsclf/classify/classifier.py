@@ -1,8 +1,8 @@
 """The classifier: images in, a table of predictions out."""
 
 import functools
+import itertools
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,24 +30,15 @@ NETWORK_VERSION = 1  # increase it when equal classifier files give another netw
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network with its weights, ready to classify.
+    """A network with its weights, ready to classify."""
 
-    Attributes:
-        image_size: side of the network's input, pixels.
-        zooms: an image is classified at each of them and the predictions are pooled.
-        temperature: the logits are divided by it (Guo et al. 2017).
-        digest: SHA-256 of the classifier file.
-        training: where its weights come from.
-        engine: RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
-        network: returns the equivalent Keras model, built on the first call.
-    """
-
-    image_size: int
-    zooms: tuple[float, ...]
-    temperature: float
-    digest: str
-    training: dict
+    image_size: int  # side of the network's input, pixels
+    zooms: tuple[float, ...]  # an image is classified at each, and the predictions are pooled
+    temperature: float  # the logits are divided by it (Guo et al. 2017)
+    training: dict  # where the weights come from
+    # RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
     engine: Predictor = field(repr=False)
+    # Returns the equivalent Keras model, built on the first call.
     network: Callable[[], "keras.Model"] = field(repr=False)
 
     def predict(
@@ -69,14 +60,11 @@ class Classifier:
         # One array of (height, width) or (height, width, 3) is one image, (n, ...) are several.
         if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4):
             images = [images]
-        items: Iterable[str | np.ndarray] = (
-            item
+        items = itertools.chain.from_iterable(
+            [_rgb(image)] if isinstance(image, np.ndarray) else find_images([image])
             for image in images
-            for item in ([_rgb(image)] if isinstance(image, np.ndarray) else find_images([image]))
         )
-        with warnings.catch_warnings():
-            ignore_decoder_warnings()
-            return table(row for _, row in self.rows(items, threshold))
+        return table(row for _, row in self.rows(items, threshold))
 
     def rows(
         self, items: Iterable[str | np.ndarray], threshold: float
@@ -85,30 +73,24 @@ class Classifier:
 
         Items are read about a hundred ahead. A prediction does not depend on the other items.
         """
-        ahead: deque[str | np.ndarray] = deque()
         errors: dict[int, str] = {}
 
-        def read_ahead() -> Iterator[tuple[int, str | np.ndarray]]:
-            for number, item in enumerate(items):
-                ahead.append(item)
-                yield number, item
-
         def load(numbered: tuple[int, str | np.ndarray]) -> np.ndarray:
+            number, item = numbered
             try:
-                return self.views(numbered[1])
-            except MarsclfError as error:
-                errors[numbered[0]] = str(error)
+                return self.views(item)
             except Exception as error:  # one file must not stop the others
-                reason = str(error) or type(error).__name__
-                errors[numbered[0]] = f"the image cannot be used: {reason}"
-            return np.zeros((len(self.zooms), self.image_size, self.image_size, 3), np.uint8)
+                errors[number] = str(error) or type(error).__name__
+                return np.zeros((len(self.zooms), self.image_size, self.image_size, 3), np.uint8)
 
-        outputs = predict_each(read_ahead(), load, self._predict_views)
-        for number, probabilities in enumerate(outputs):
-            item, error = ahead.popleft(), errors.pop(number, None)
-            calibrated = with_temperature(probabilities.astype(np.float64), self.temperature)
-            path = item if isinstance(item, str) else None
-            yield item, make_row(path, threshold, None if error else calibrated, error)
+        loading, waiting = itertools.tee(enumerate(items))
+        outputs = predict_each(loading, load, self._predict_views)
+        with warnings.catch_warnings():
+            ignore_decoder_warnings()
+            for probabilities, (number, item) in zip(outputs, waiting, strict=True):
+                calibrated = with_temperature(probabilities.astype(np.float64), self.temperature)
+                path = item if isinstance(item, str) else None
+                yield item, make_row(path, threshold, calibrated, errors.pop(number, None))
 
     def views(self, source: str | np.ndarray) -> np.ndarray:
         """Return the network's inputs for an image, one per zoom: uint8 (zooms, size, size, 3)."""
@@ -143,7 +125,6 @@ def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -
         image_size=size,
         zooms=tuple(metadata["zooms"]),
         temperature=metadata["calibration"]["temperature"],
-        digest=digest,
         training=metadata["training"],
         engine=engine or make_predictor(network(), cache, name=name),
         network=network,

@@ -5,7 +5,7 @@ To add or change an output column, edit `Row` and `make_row`; all else follows f
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -23,43 +23,34 @@ DECIMALS = 6  # of a confidence; the engine's own error is about 1e-6
 
 
 class Row(NamedTuple):
-    """The prediction for one image; values that do not apply are None.
+    """The prediction for one image; values that do not apply are None."""
 
-    Attributes:
-        path: the file's path (see `printable`), or None for an array.
-        predicted: name of the most likely class.
-        confidence: its calibrated probability, 0 to 1.
-        runner_up: name of the second most likely class.
-        runner_up_confidence: its calibrated probability, 0 to 1.
-        uncertain: whether the confidence is below the threshold.
-        sol: Martian day, from the file name if that is a Curiosity product id.
-        camera: ML, MR or MH, likewise.
-        error: why the file could not be read.
-    """
-
-    path: str | None
-    predicted: str | None = None
-    confidence: float | None = None
-    runner_up: str | None = None
+    path: str | None  # as `printable` returns it; None for an array
+    predicted: str | None = None  # name of the most likely class
+    confidence: float | None = None  # its calibrated probability, 0 to 1
+    runner_up: str | None = None  # name of the second most likely class
     runner_up_confidence: float | None = None
-    uncertain: bool | None = None
-    sol: int | None = None
-    camera: str | None = None
-    error: str | None = None
+    uncertain: bool | None = None  # whether the confidence is below the threshold
+    sol: int | None = None  # Martian day, if the file name is a Curiosity product id
+    camera: str | None = None  # ML, MR or MH, likewise
+    error: str | None = None  # why the file could not be read
+
+
+_DTYPES = {str | None: "str", float | None: "float64", bool | None: "boolean", int | None: "Int64"}
+# The columns and their pandas types.
+COLUMNS = {name: _DTYPES[kind] for name, kind in Row.__annotations__.items()}
+_SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 
 
 def make_row(
-    path: str | None,
-    threshold: float,
-    probabilities: np.ndarray | None = None,
-    error: str | None = None,
+    path: str | None, threshold: float, probabilities: np.ndarray, error: str | None = None
 ) -> Row:
-    """Return the row of an image, from its calibrated probabilities (25,) or its error."""
+    """Return the row of an image, from its error or else its calibrated probabilities (25,)."""
     row = Row(path and printable(path), error=error and printable(error))
     with suppress(MarsclfError):  # not a product id
         product = parse_product_id(f"{Path(path or '').stem.upper()}.JPG")
         row = row._replace(sol=product.sol, camera=product.camera)
-    if probabilities is None:
+    if error:
         return row
     second, first = np.argsort(probabilities, kind="stable")[-2:]
     # Round first, so that `uncertain` agrees with the confidence in the table.
@@ -73,27 +64,15 @@ def make_row(
     )
 
 
-_DTYPES = {str | None: "str", float | None: "float64", bool | None: "boolean", int | None: "Int64"}
-# The columns and their pandas types.
-COLUMNS = {name: _DTYPES[kind] for name, kind in Row.__annotations__.items()}
-_SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-
-
 def table(rows: Iterable[Row]) -> pd.DataFrame:
     """Return rows as a DataFrame with the types of COLUMNS."""
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def count(rows: Iterable[Row]) -> Counter:
-    """Count the rows: "images", "uncertain", "errors", and each class by its name."""
-    counts: Counter = Counter()
-    for row in rows:
-        counts["images"] += 1
-        counts["errors"] += row.error is not None
-        counts["uncertain"] += bool(row.uncertain)
-        if row.predicted:
-            counts[row.predicted] += 1
-    return counts
+def count(rows: list[Row]) -> Counter:
+    """Count "images", "uncertain", "errors", and each class by its name."""
+    counts = Counter(row.predicted or "errors" for row in rows)
+    return counts + Counter(images=len(rows), uncertain=sum(bool(row.uncertain) for row in rows))
 
 
 def printable(text: str) -> str:
@@ -111,21 +90,8 @@ def check_threshold(threshold: float) -> None:
         raise MarsclfError(f"The threshold is {threshold}; it must be between 0 and 1.")
 
 
-def write_rows(rows: list[Row], path: Path) -> None:
-    """Write rows as a Parquet file."""
-    parquet.write_table(_arrow_table(rows), path)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what write_rows wrote."""
-    return [Row(**row) for row in parquet.read_table(path).to_pylist()]
-
-
-def _arrow_table(rows: list[Row]) -> pyarrow.Table:
-    return pyarrow.Table.from_pylist([row._asdict() for row in rows], _SCHEMA)
-
-
-def _write_csv(parts: Iterator[list[Row]], path: Path) -> None:
+def write_csv(parts: Iterable[list[Row]], path: Path) -> None:
+    """Write the rows of all parts as one CSV file."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -133,14 +99,16 @@ def _write_csv(parts: Iterator[list[Row]], path: Path) -> None:
             writer.writerows(rows)
 
 
-def _write_parquet(parts: Iterator[list[Row]], path: Path) -> None:
+def write_parquet(parts: Iterable[list[Row]], path: Path) -> None:
+    """Write the rows of all parts as one Parquet file."""
     with parquet.ParquetWriter(path, _SCHEMA) as writer:
         for rows in parts:
-            writer.write_table(_arrow_table(rows))
+            writer.write_table(pyarrow.Table.from_pylist([row._asdict() for row in rows], _SCHEMA))
 
 
-# Write the rows of all parts to one file, by the file's suffix.
-WRITERS: dict[str, Callable[[Iterator[list[Row]], Path], None]] = {
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
-}
+def read_parquet(path: Path) -> list[Row]:
+    """Read what write_parquet wrote."""
+    return [Row(**row) for row in parquet.read_table(path).to_pylist()]
+
+
+WRITERS = {".csv": write_csv, ".parquet": write_parquet}
