@@ -53,7 +53,6 @@ def read_rgb(path: str | Path) -> np.ndarray:
             path.open("rb") as stream,
             Image.open(stream, formats=("JPEG", "PNG", "TIFF")) as image,
         ):
-            _check_size(*image.size)
             size = _shrunk_size(*image.size)
             with nullcontext() if size == image.size else _one_large_at_a_time:
                 image.draft(None, size)  # a JPEG may be decoded at a half, a quarter or an eighth
@@ -110,12 +109,10 @@ def _check_file(path: Path) -> None:
         raise MarsclfError(f"the file has more than {MAX_BYTES:,} bytes")
 
 
-def _check_size(width: int, height: int) -> None:
+def _shrunk_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size to which an image is shrunk; MarsclfError for more than 100 megapixels."""
     if width * height > MAX_PIXELS:
         raise MarsclfError(f"the image has over {MAX_PIXELS:,} pixels: {width:,} x {height:,}")
-
-
-def _shrunk_size(width: int, height: int) -> tuple[int, int]:
     scale = min(1, (LARGE_PIXELS / (width * height)) ** 0.5, LARGE_SIDE / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -179,5 +176,4 @@ def _read_pds(path: Path) -> np.ndarray:
             if len(values) not in (1, 3):
                 raise MarsclfError(f"the image has {len(values)} bands instead of 1 or 3")
             values = values[0] if len(values) == 1 else np.moveaxis(values, 0, 2)
-        _check_size(values.shape[1], values.shape[0])
         return to_8_bit(np.ma.filled(_thinned(values), 0))
