@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from reference.make_reference import CASES, FEATURES, reference_images
@@ -24,21 +23,6 @@ def test_features_equal_those_of_pytorch(case: str) -> None:
     assert expected.std() > 0.1
     features = build_efficientnet_lite(size, shape).predict_on_batch(reference_images(*shape))
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4)
-
-
-def test_mixed_precision_keeps_the_features() -> None:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        model = build_efficientnet_lite(0, (224, 224))
-    finally:
-        keras.config.set_dtype_policy(before)
-    features = model.predict_on_batch(reference_images(224, 224)).astype(np.float32)
-    with np.load(FEATURES) as stored:
-        similarity = np.corrcoef(features.ravel(), stored["lite0_224x224"].ravel())[0, 1]
-    # 0.99 and more where the processor multiplies bfloat16 itself; others, which also add in so few
-    # bits, reach 0.95. Pixels that are scaled twice, for example, reach a third.
-    assert similarity > 0.9
 
 
 def test_weights_that_are_missing_or_damaged(
