@@ -14,13 +14,7 @@ import pytest
 from marsclf.errors import MarsclfError
 from marsclf.networks import engine
 from marsclf.networks.backbones import build_backbone
-from marsclf.networks.engine import (
-    compare_outputs,
-    make_predictor,
-    network_digest,
-    predict_each,
-    stored_predictor,
-)
+from marsclf.networks.engine import make_predictor, network_digest, predict_each, stored_predictor
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (24, 16, 16, 3), np.uint8)
 
@@ -64,8 +58,6 @@ def test_openvino_gives_what_keras_gives(tmp_path: Path) -> None:
     first = predict(views[:32])
     predict(views[3:])
     np.testing.assert_array_equal(first, predict(views[:32]))  # not overwritten by another batch
-    files = sorted(path.name for path in tmp_path.glob("networks/*/*"))
-    assert files == ["network.bin", "network.xml"]
 
 
 def test_equal_networks_have_equal_digests() -> None:
@@ -78,12 +70,6 @@ def test_equal_networks_have_equal_digests() -> None:
     weights[0][0, 0, 0, 0] += 1e-6
     network.set_weights(weights)
     assert network_digest(network) not in digests
-    for name in ("EfficientNetB0", "EfficientNetLite0"):
-        built = []
-        for _ in range(2):
-            keras.utils.set_random_seed(0)
-            built.append(network_digest(build_backbone(name, 32, weights=None)))
-        assert built[0] == built[1]
 
 
 def test_a_network_is_exported_once_and_then_needs_no_keras(
@@ -109,29 +95,6 @@ def test_a_damaged_export_is_replaced(tmp_path: Path) -> None:
     assert stored_predictor("mine", network.input_shape, tmp_path) is not None
 
 
-def test_openvino_sends_no_telemetry(exported: keras.Model) -> None:
-    from openvino.tools.ovc import telemetry_utils
-
-    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
-
-
-def test_the_loading_thread_is_the_first_to_use_the_engine(
-    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise two threads that are the first can, now and then, deadlock."""
-    import openvino
-
-    infer, users = openvino.InferRequest.infer, []
-
-    def noted(*arguments: object) -> object:
-        users.append(threading.current_thread())
-        return infer(*arguments)
-
-    monkeypatch.setattr(openvino.InferRequest, "infer", noted)
-    make_predictor(exported, cache)
-    assert users == [threading.main_thread()]
-
-
 def test_without_openvino_keras_predicts(
     exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,24 +104,15 @@ def test_without_openvino_keras_predicts(
     np.testing.assert_array_equal(predict(IMAGES), exported.predict_on_batch(IMAGES))
 
 
-@pytest.mark.parametrize("converted", ["nothing", "another network"])
-def test_keras_predicts_where_openvino_fails_or_gives_other_outputs(
-    converted: str,
-    exported: keras.Model,
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_keras_predicts_where_openvino_gives_other_outputs(
+    exported: keras.Model, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import openvino
 
+    other = openvino.Core().read_model(next(cache.glob("networks/*/network.xml")))
+    monkeypatch.setattr(openvino, "convert_model", lambda _: other)
     network = tiny_network(seed=2)
-    monkeypatch.setattr(network, "export", lambda path, **_: path.mkdir(parents=True))
-    reason = "predicting with Keras"
-    if converted == "another network":
-        other = openvino.Core().read_model(next(cache.glob("networks/*/network.xml")))
-        monkeypatch.setattr(openvino, "convert_model", lambda _: other)
-        reason = r"OpenVINO's outputs differ from Keras's by \d"
-    with pytest.warns(UserWarning, match=reason):
+    with pytest.warns(UserWarning, match=r"OpenVINO's outputs differ from Keras's by \d"):
         predict = make_predictor(network, tmp_path)
     np.testing.assert_array_equal(predict(IMAGES), network.predict_on_batch(IMAGES))
     assert entries(tmp_path) == []
@@ -170,9 +124,10 @@ def test_a_kill_before_the_check_leaves_no_network(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "compare_outputs", killed)
+    network = tiny_network()
+    monkeypatch.setattr(network, "predict_on_batch", killed)
     with pytest.raises(KeyboardInterrupt):
-        make_predictor(tiny_network(), tmp_path)
+        make_predictor(network, tmp_path)
     assert entries(tmp_path) == []
 
 
@@ -192,19 +147,6 @@ def test_on_a_gpu_keras_predicts(
     predict = make_predictor(exported, tmp_path)
     np.testing.assert_array_equal(predict(IMAGES), exported.predict_on_batch(IMAGES))
     assert not (tmp_path / "networks").exists()
-
-    def devices(_: str) -> list[str]:  # JAX without a GPU
-        raise RuntimeError("Unknown backend: 'gpu' requested")
-
-    monkeypatch.setattr(keras.distribution, "list_devices", devices)
-    assert not engine.has_gpu()
-
-
-def test_outputs_compared_by_hand() -> None:
-    expected = np.array([[3.0, 4.0], [0.0, 10.0]])
-    difference, cosine = compare_outputs(np.array([[3.0, 4.0], [10.0, 10.0]]), expected)
-    assert difference == 1.0  # ten apart, the largest output being ten
-    assert cosine == pytest.approx(0.5**0.5)  # 45 degrees
 
 
 def double(images: np.ndarray) -> np.ndarray:

@@ -51,9 +51,8 @@ def test_equals_the_gradient_of_the_complete_network() -> None:
     np.testing.assert_allclose(heatmaps, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_gives_nearly_the_same(policy: str) -> None:
-    heatmaps = gradcam(make_model(policy), IMAGES, CLASSES)
+def test_mixed_precision_gives_nearly_the_same() -> None:
+    heatmaps = gradcam(make_model("mixed_bfloat16"), IMAGES, CLASSES)
     assert heatmaps.dtype == np.float32
     np.testing.assert_allclose(heatmaps, gradcam(make_model(), IMAGES, CLASSES), atol=0.1)
 
@@ -79,11 +78,8 @@ def test_finds_what_speaks_for_a_class_even_when_the_probability_is_1() -> None:
     assert not gradcam(two_colors(), np.zeros((1, 8, 8, 3)), np.array([1])).any()
 
 
-def test_a_model_without_pooling_and_other_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_pooling() -> None:
     inputs = keras.Input((16, 20, 3))
     outputs = keras.layers.Dense(5, activation="softmax")(keras.layers.Flatten()(inputs))
     with pytest.raises(MarsclfError, match="needs global average pooling"):
         gradcam(keras.Model(inputs, outputs), IMAGES, CLASSES)
-    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    with pytest.raises(MarsclfError, match="not on torch"):
-        gradcam(two_colors(), IMAGES, CLASSES)

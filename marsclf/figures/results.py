@@ -42,9 +42,8 @@ def set_style() -> None:
 
 def save_figure(fig: Figure, folder: Path, name: str, sample: bool) -> Path:
     """Save `fig` as the PNG file `name` in `folder` (see `png_of`) and return its path."""
-    content = png_of(fig, sample)
     with replace_atomically(folder / name) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(png_of(fig, sample))
     return folder / name
 
 

@@ -94,9 +94,7 @@ def select(
 def thumbnails(rows: pd.DataFrame) -> Figure:
     """Lay out the images of a table's rows; raise MarsclfError if there are no rows."""
     if rows.empty:
-        raise MarsclfError(
-            "No image is selected: choose another class or a wider confidence range."
-        )
+        raise MarsclfError("No image is selected: choose another class or a wider range.")
     titles = [f"{row.predicted}\n{row.confidence:.2f}" for row in rows.itertuples()]
     return gallery([_tile(path) for path in rows["path"]], titles, COLUMNS, "Selected images")
 

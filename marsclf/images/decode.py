@@ -8,8 +8,7 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import cv2
@@ -19,15 +18,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from marsclf.errors import MarsclfError
 
 FORMATS = ("JPEG", "PNG", "TIFF")
-PDS_SUFFIXES = (".img", ".lbl", ".xml")
-PDS_DATA_SUFFIXES = (".img", ".dat")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".img")
 MAX_PIXELS = 100_000_000  # about 0.8 GB once decoded
 MAX_BYTES = 1_000_000_000
 # Larger images are shrunk after decoding; OpenCV cannot warp sides of more than 32,767 pixels.
 LARGE_PIXELS, LARGE_SIDE = 20_000_000, 16_000
-FULL_SCALES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)
-STRETCH = (0.5, 99.5)  # percentiles that become black and white where the full scale is unknown
 # OpenCV would log every odd tag of a TIFF file; `read_rgb` reports what cannot be read.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Threads decode small images in parallel but large ones one at a time, which bounds the memory.
@@ -39,9 +34,9 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
     Gray images get three equal channels, transparent pixels become black, and the EXIF rotation is
     applied. Integers of more than 8 bits are assumed to use the smallest of 8, 10, 12, 14 and 16
-    bits that holds them (CMYK, and gray with transparency: always 16); other numbers are stretched
-    between two percentiles. A file with several pictures gives the first. Images of more than 20
-    megapixels are shrunk to that size.
+    bits that holds them (CMYK and images with transparency: always 16); other numbers are stretched
+    from their 0.5th to their 99.5th percentile. A file with several pictures gives the first.
+    Images of more than 20 megapixels are shrunk to that size.
 
     Raises:
         MarsclfError: the file cannot be read, is not such an image, is damaged, or has more than
@@ -50,30 +45,29 @@ def read_rgb(path: str | Path) -> np.ndarray:
     path = Path(path)
     try:
         _check_file(path)
-        if path.suffix.lower() in PDS_SUFFIXES:
+        if path.suffix.lower() in (".img", ".lbl", ".xml"):
             return _read_pds(path)
         # A stream, because Pillow maps named files into memory, which scrambles gray TIFF files
         # whose EXIF rotation is 90 degrees.
-        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
-            _check_size(*image.size)
-            if _shrunk_size(*image.size) == image.size:
-                return _to_rgb(image, path)
-            with _one_large_at_a_time:
-                # Lets the JPEG decoder work at a half, a quarter or an eighth of the size.
-                image.draft(None, _shrunk_size(*image.size))
+        with (
+            path.open("rb") as stream,
+            Image.open(stream, formats=("JPEG", "PNG", "TIFF")) as image,
+        ):
+            size = _shrunk_size(*image.size)
+            with nullcontext() if size == image.size else _one_large_at_a_time:
+                image.draft(None, size)  # a JPEG may be decoded at a half, a quarter or an eighth
                 return _to_rgb(image, path)
     except MarsclfError:
         raise
+    except UnidentifiedImageError:
+        raise MarsclfError("it is not a JPEG, PNG or TIFF image") from None
+    except Image.DecompressionBombError:
+        raise MarsclfError(f"the image has over {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # decoders raise almost anything on a damaged file
-        reasons = {
-            UnidentifiedImageError: "it is not a JPEG, PNG or TIFF image",
-            Image.DecompressionBombError: f"the image has over {MAX_PIXELS:,} pixels",
-            MemoryError: "there is not enough memory to decode it",
-        }
-        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
         # Only the operating system's errors have a `strerror`, Pillow's do not.
-        reason = reason or getattr(error, "strerror", None)
-        raise MarsclfError(reason or f"the image is damaged: {_one_line(error)}") from None
+        reason = " ".join((str(error) or type(error).__name__).split())
+        text = getattr(error, "strerror", None) or f"it cannot be decoded: {reason:.200}"
+        raise MarsclfError(text) from None
 
 
 def ignore_decoder_warnings() -> None:
@@ -95,18 +89,14 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
         return values
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = 0, values.max()
-    if np.issubdtype(values.dtype, np.integer) and high <= FULL_SCALES[-1]:
-        high = next(scale for scale in FULL_SCALES if high <= scale)
+    if np.issubdtype(values.dtype, np.integer) and high < 2**16:
+        high = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
     else:
-        low, high = np.percentile(values, STRETCH)
+        low, high = np.percentile(values, (0.5, 99.5))
     spread = float(high) - float(low)
     factor = 255 / spread if spread > 1e-30 else 0.0  # an image of one value is black
     scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
     return np.clip(scaled, 0, 255).round().astype(np.uint8)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def _check_file(path: Path) -> None:
@@ -119,12 +109,10 @@ def _check_file(path: Path) -> None:
         raise MarsclfError(f"the file has more than {MAX_BYTES:,} bytes")
 
 
-def _check_size(width: int, height: int) -> None:
+def _shrunk_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size to which an image is shrunk; MarsclfError for more than 100 megapixels."""
     if width * height > MAX_PIXELS:
         raise MarsclfError(f"the image has over {MAX_PIXELS:,} pixels: {width:,} x {height:,}")
-
-
-def _shrunk_size(width: int, height: int) -> tuple[int, int]:
     scale = min(1, (LARGE_PIXELS / (width * height)) ** 0.5, LARGE_SIDE / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -138,10 +126,14 @@ def _thinned(values: np.ndarray) -> np.ndarray:
 
 def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
     # Of 16-bit color Pillow keeps the upper bytes only; `tile` says so until it has decoded.
-    is_16_bit_color = any(re.search(r"\bRGBA?;16", str(tile.args)) for tile in image.tile)
+    is_16_bit_color = any(re.search(r"\bRGB;16", str(tile.args)) for tile in image.tile)
     image.load()
     if is_16_bit_color:
-        return to_8_bit(_read_16_bit_color(path, image))
+        content = np.fromfile(path, np.uint8)
+        values = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # BGR, upright
+        if values is None:
+            raise MarsclfError("it cannot be decoded: OpenCV gives no reason")
+        return to_8_bit(_thinned(values)[..., ::-1])
     if image.mode.startswith("I;16"):
         image = image.convert("I")
     elif image.has_transparency_data:
@@ -150,31 +142,13 @@ def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
         image = image.convert("RGB")
     if _shrunk_size(*image.size) != image.size:
         image = image.resize(_shrunk_size(*image.size), Image.Resampling.BOX)
-    _turn_upright(image)
+    with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F"):
         return to_8_bit(np.asarray(image))
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _read_16_bit_color(path: Path, image: Image.Image) -> np.ndarray:
-    """Return uint16 (height, width, 3) of a file whose upper bytes are in `image`."""
-    content = np.fromfile(path, np.uint8)
-    values = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # BGR, upright
-    if values is None:
-        raise MarsclfError("the image is damaged: OpenCV cannot decode it")
-    values = _thinned(values)[..., ::-1]
-    if image.mode == "RGB":
-        return values
-    _turn_upright(image)
-    alpha = _thinned(np.asarray(image.getchannel("A")))[..., np.newaxis]
-    return (values * (alpha / 255)).astype(np.uint16)
-
-
-def _turn_upright(image: Image.Image) -> None:
-    with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
-        ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(image.convert("RGB"))
 
 
 def _read_pds(path: Path) -> np.ndarray:
@@ -185,34 +159,21 @@ def _read_pds(path: Path) -> np.ndarray:
             "PDS products need the reader pdr: pip install '.[pds]' in a copy of the repository"
         ) from None
     with _one_large_at_a_time:
-        try:
-            product = pdr.read(path)
-            # The shortest name is the image itself; longer ones are masks and backplanes.
-            names = sorted((k for k in product.keys() if "IMAGE" in k.upper()), key=len)  # noqa: SIM118
-            values = _pds_values(product, names[0]) if names else None
-        except MarsclfError:
-            raise
-        except Exception as error:
-            raise MarsclfError(f"pdr cannot read the product: {_one_line(error)}") from None
+        product = pdr.read(path)
+        # The shortest name is the image itself; longer ones are masks and backplanes.
+        names = [name for name in product.keys() if "IMAGE" in name.upper()]  # noqa: SIM118
+        name = min(names, key=len, default=None)
+        files = (name and product._target_path(name)) or []
+        for file in map(Path, [files] if isinstance(files, str | Path) else files):
+            # Of other suffixes pdr lets Pillow open any format, and it runs Ghostscript for one.
+            if file.suffix.lower() not in (".img", ".dat"):
+                raise MarsclfError(f"its label names {file.name!r} instead of an .IMG file")
+            _check_file(file)
+        values = product[name] if name else None
         if not isinstance(values, np.ndarray) or values.ndim not in (2, 3) or not values.size:
             raise MarsclfError("the product holds no image that pdr can read; is its label there?")
         if values.ndim == 3:  # PDS puts the bands first
             if len(values) not in (1, 3):
                 raise MarsclfError(f"the image has {len(values)} bands instead of 1 or 3")
             values = values[0] if len(values) == 1 else np.moveaxis(values, 0, 2)
-        _check_size(values.shape[1], values.shape[0])
         return to_8_bit(np.ma.filled(_thinned(values), 0))
-
-
-def _pds_values(product: Mapping[str, object], name: str) -> object:
-    """Return what pdr reads of the product's part `name`, after a check of the file that holds it.
-
-    Of other suffixes pdr lets Pillow open any format, and Pillow runs Ghostscript for one of them.
-    """
-    found = product._target_path(name)
-    for data in found if isinstance(found, list | tuple | set) else [found]:
-        if data is not None:  # otherwise pdr reports it
-            if Path(data).suffix.lower() not in PDS_DATA_SUFFIXES:
-                raise MarsclfError(f"its label names {Path(data).name!r} instead of an .IMG file")
-            _check_file(Path(data))
-    return product[name]

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -74,15 +73,10 @@ def build_backbone(
 def unfreeze_blocks(model: keras.Model, blocks: Sequence[str]) -> None:
     """Freeze the backbone in `model` except for the named blocks; all its BatchNorm stays frozen.
 
-    `model` is a backbone or a flat model that contains one. Layers outside every block (a head,
-    whose layer names must not start with `stem_`, `block` and a digit, or `top_`) become trainable.
-    Compile the model again before training. Raises MarsclfError for an unknown block.
+    `model` is a backbone or a flat model that contains one, `blocks` are members of BLOCKS. Layers
+    outside every block (a head, whose layer names must not start with `stem_`, `block` and a digit,
+    or `top_`) become trainable. Compile the model again before training.
     """
-    unknown = [block for block in blocks if block not in BLOCKS]
-    if unknown:
-        raise MarsclfError(
-            f"There is no block {unknown[0]!r} to unfreeze; the blocks are {', '.join(BLOCKS)}."
-        )
     model.trainable = True
     for layer in model.layers:
         block = re.match(r"stem(?=_)|block\d(?=[a-z]+_)|top(?=_)", layer.name)
@@ -120,47 +114,38 @@ def install_weights(name: str, file: Path) -> Path:
     """
     if name not in SPECS or "Lite" in name:
         raise MarsclfError(f"{name} takes no file of weights: leave out --weights.")
-    path, md5, md5_with_top = _published_weights(name)
+    path, md5 = _published_weights(name)
     wanted = f"the weights of {name} are {path.name}, md5 {md5}"
     try:
         found = pooch.file_hash(str(file), alg="md5")
     except OSError as error:
         raise MarsclfError(f"{file} cannot be read ({error.strerror}); {wanted}.") from error
-    if found == md5_with_top:
-        raise MarsclfError(f"{file} includes the top, the classes of ImageNet; {wanted}.")
     if found != md5:
         raise MarsclfError(f"{file} is damaged or another file (md5 {found}); {wanted}.")
-    if path.resolve() != file.resolve():
-        with replace_atomically(path) as temporary:
-            shutil.copyfile(file, temporary)
+    with replace_atomically(path) as temporary:
+        shutil.copyfile(file, temporary)
     return path
 
 
-def _published_weights(name: str) -> tuple[Path, str, str]:
-    """Return where Keras keeps the weights, their md5, and the md5 of the file with the top."""
+def _published_weights(name: str) -> tuple[Path, str]:
+    """Return where Keras keeps the weights, and their md5."""
     home = Path(keras_home()).expanduser()
-    if not os.access(home, os.W_OK):  # keras.utils.get_file then uses this folder
-        home = (Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())) / ".keras"
-    md5_with_top, md5 = keras_efficientnet.WEIGHTS_HASHES[name[-2:].lower()]
-    return home / "models" / f"{name.lower()}_notop.h5", md5, md5_with_top
+    if not os.access(home, os.W_OK):
+        home = Path("/tmp/.keras")  # as keras.utils.get_file does
+    md5 = keras_efficientnet.WEIGHTS_HASHES[name[-2:].lower()][1]
+    return home / "models" / f"{name.lower()}_notop.h5", md5
 
 
 def _fetch_weights(name: str) -> None:
     """Download the backbone's weights into Keras's cache, unless they are there."""
-    path, md5, _ = _published_weights(name)
-    was_there = path.exists()
+    path, md5 = _published_weights(name)
+    url = keras_efficientnet.BASE_WEIGHTS_PATH + path.name
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
     try:
-        pooch.retrieve(
-            keras_efficientnet.BASE_WEIGHTS_PATH + path.name,
-            known_hash=f"md5:{md5}",
-            fname=path.name,
-            path=path.parent,
-            downloader=pooch.HTTPDownloader(timeout=TIMEOUT),
-        )
+        pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=downloader)
     except Exception as error:  # the network's, the disk's, or a wrong hash
-        damaged = " (the file there is damaged or another one)" if was_there else ""
         raise MarsclfError(
             f"The ImageNet weights of {name} cannot be downloaded ({error}); get {path.name} "
-            f"(md5 {md5}) where there is a network and name it with --weights, or put it at {path}"
-            f"{damaged}. EfficientNetLite0, the backbone of the preset laptop, needs no download."
+            f"(md5 {md5}) where there is a network and name it with --weights, or put it at {path}."
+            " EfficientNetLite0, the backbone of the preset laptop, needs no download."
         ) from error

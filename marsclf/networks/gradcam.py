@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from marsclf.errors import MarsclfError
 
@@ -11,16 +12,8 @@ def gradcam(model: keras.Model, images: np.ndarray, class_ids: np.ndarray) -> np
 
     `model` is a flat classifier of any precision: images (n, height, width, 3), 0 to 255, then
     convolutions, one global average pooling, a head, and probabilities (n, classes). A heatmap is
-    all 0 where nothing speaks for the class. Raises MarsclfError for a model without pooling, and
-    where Keras does not run on TensorFlow.
+    all 0 where nothing speaks for the class. Raises MarsclfError for a model without pooling.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise MarsclfError(
-            f"Grad-CAM needs Keras on TensorFlow, not on {keras.backend.backend()}; "
-            "set KERAS_BACKEND=tensorflow."
-        )
-    import tensorflow as tf
-
     pooling = [x for x in model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
     if not pooling:
         raise MarsclfError(f"Grad-CAM needs global average pooling, and {model.name} has none.")
