@@ -97,12 +97,13 @@ def _predict(**options: object) -> int:
 def _run(
     preset: str, data_dir: str | None, sample: bool, settings: list[str], weights: Path | None
 ) -> int:
-    from marsclf.networks.backbones import install_weights
     from marsclf.pipeline.presets import parameters_of, parse_settings
     from marsclf.pipeline.run import run
 
     parsed = parse_settings(settings)
     if weights:
+        from marsclf.networks.backbones import install_weights  # starts TensorFlow
+
         install_weights(parameters_of(preset, parsed)["backbone"], weights)
     run(preset, data_dir, parsed, sample)
     return 0
