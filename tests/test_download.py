@@ -2,7 +2,6 @@
 
 import gc
 import io
-import stat
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from marsclf.errors import MarsclfError
 
 # pooch leaves the connection of a failed attempt to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")
-
 
 Publish = Callable[..., "Server"]
 
@@ -48,18 +46,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def zip_of(folder: Path, extra: str | zipfile.ZipInfo) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(extra, b"extra")
-        for path in folder.rglob("*.*"):
-            archive.write(path, f"a/msl-images/{path.relative_to(folder)}")
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def archive(sample_dir: Path) -> bytes:
-    return zip_of(sample_dir, f"__MACOSX/{data.split_file('train')}")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("../outside", "/outside", "a/../../outside"):
+            archive.writestr(name, b"unwanted")
+        for path in sample_dir.rglob("*.*"):
+            archive.write(path, f"a/msl-images/{path.relative_to(sample_dir)}")
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -109,6 +104,7 @@ def test_download_is_retried_until_complete(
         assert download.fetch_msl_images(target) == target
     assert data.load_dataset(target).digest == download.MSL_V1_DIGEST
     assert (server.pauses, server.replies) == (expected_pauses, [])
+    assert list(target.parent.parent.rglob("*outside")) == []
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     assert "%" not in capsys.readouterr().err  # no progress bar outside a terminal
 
@@ -116,7 +112,6 @@ def test_download_is_retried_until_complete(
 @pytest.mark.parametrize(
     ("reply", "head_status", "unused_replies", "message"),
     [
-        ((503, b"oops", 4), 405, 1, "127.0.0.1 failed 9 times (status 503)"),
         ((429, b"oops", 4), 200, 1, "127.0.0.1 failed 9 times (status 429)"),
         ((200, b"oops", 9), 200, 1, "127.0.0.1 failed 9 times (ChunkedEncodingError)"),
         ((404, b"gone", 4), 404, 10, "(status 404)"),  # no retry
@@ -139,24 +134,14 @@ def test_server_that_never_delivers(
     assert_nothing_left(target)
 
 
-LINK = zipfile.ZipInfo("calibrated/link")
-LINK.external_attr = (stat.S_IFLNK | 0o777) << 16
-OUTSIDE = ("../out", "a/../../out", "/tmp/out", "C:/out", "..\\out", LINK)
-
-
 @pytest.mark.parametrize(
     ("change", "expected", "message"),
     [
         (bytes, {"ZENODO_BYTES": 1}, "bytes instead of 1"),
         (bytes, {"MSL_V1_DIGEST": "0" * 64}, "not those of the published data set"),
-        (bytes, {"MAX_UNPACKED_BYTES": 1000}, "unpacks to more than 1,000 bytes"),
         (lambda archive: b"<html>".ljust(len(archive)), {}, "File is not a zip file"),
         (lambda archive: archive.replace(b"JFIF", b"jfif"), {}, "Bad CRC-32"),
         (lambda _: b"PK\x05\x06" + bytes(18), {}, "holds no train-calibrated"),  # an empty zip
-        *(
-            (lambda _, m=m: zip_of(Path("missing"), m), {}, "leads out of the folder")
-            for m in OUTSIDE
-        ),
     ],
 )
 def test_unusable_archive_is_downloaded_again(
