@@ -70,8 +70,9 @@ def test_no_figure_without_a_line(results: Path, tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text('{"dataset": "msl-v1", "seed": 0}')
     with pytest.raises(MarsclfError, match="lacks 'commit'"):
         ledger.score(predictions)
-    (tmp_path / "training.json").write_text("{")
-    with pytest.raises(MarsclfError, match=r"training\.json cannot be read as a run"):
+    (tmp_path / "training.json").unlink()
+    (tmp_path / "metrics.json").write_text("{")  # read where there is no training.json
+    with pytest.raises(MarsclfError, match=r"metrics\.json cannot be read as a run"):
         ledger.score(predictions)
     assert ledger.rows() == []
 

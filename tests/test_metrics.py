@@ -18,7 +18,6 @@ from marsclf.evaluation.predictions import (
     PROBABILITY_COLUMNS,
     product_ids,
     read_predictions,
-    run_record,
     write_predictions,
 )
 
@@ -118,12 +117,9 @@ def test_calibration_bins_hold_their_upper_end() -> None:
 def test_calibration_over_sols(four: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "PERIODS", 2)
     found = metrics.calibration_over_sols(four)
-    assert found[["first_sol", "last_sol", "images", "accuracy"]].values.tolist() == [
-        [600, 600, 2, 1],
-        [700, 700, 2, 0],
-    ]
     # Gaps: 0.05 and 0.1 (two bins of one image); 0.6 and 1.
-    assert found["ece"].tolist() == pytest.approx([0.075, 0.8])
+    rows = [[600, 600, 2, 1, 0.925, 0.075], [700, 700, 2, 0, 0.8, 0.8]]
+    np.testing.assert_allclose(found.to_numpy(), rows)
 
 
 def test_commonest_confusions(four: pd.DataFrame) -> None:
@@ -230,12 +226,3 @@ def test_a_faulty_file(tmp_path: Path, four: pd.DataFrame) -> None:
     }.items():
         with pytest.raises(MarsclfError, match=fault):
             read_predictions(tmp_path / name)
-
-
-def test_the_record_of_a_run_is_beside_its_predictions(tmp_path: Path) -> None:
-    predictions = tmp_path / "predictions.csv"
-    assert run_record(predictions) == {}
-    (tmp_path / "metrics.json").write_text('{"dataset": "msl-v1"}')
-    assert run_record(predictions) == {"dataset": "msl-v1"}
-    (tmp_path / "training.json").write_text('{"dataset": "sample"}')
-    assert run_record(predictions) == {"dataset": "sample"}

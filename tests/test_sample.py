@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from marsclf.data import msl as data
@@ -36,17 +35,6 @@ def test_other_data_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(MarsclfError, match="holds no sample data"):
         sample.make_sample(tmp_path)
     assert (tmp_path / "photo.JPG").read_bytes() == b"precious"
-
-
-def test_killed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(split: str, _: np.random.Generator):
-        yield "0003ML0000010000001000I01_DRCL.JPG", 0, np.zeros((9, 9), np.uint8)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sample, "_split_images", killed)
-    with pytest.raises(KeyboardInterrupt):
-        sample.make_sample(tmp_path / "sample")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_splits_resemble_the_real_data(sample_dataset: data.Dataset) -> None:
