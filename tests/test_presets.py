@@ -60,8 +60,8 @@ def test_a_preset_extends_another_and_settings_both(project: Path) -> None:
         ("rate=high", "must be of type float"),
         ("blocks=a", "must be of type list"),
         ("seed=", "must be of type int"),
-        ("seed", "Settings are name=value, .* not 'seed'"),
-        ("seed=[", r"Settings are name=value, .* not 'seed=\['"),
+        ("seed", "A setting is name=value, .* not 'seed'"),
+        ("seed=[", r"A setting is name=value, .* not 'seed=\['"),
     ],
 )
 def test_a_wrong_setting(project: Path, setting: str, reason: str) -> None:

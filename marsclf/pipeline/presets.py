@@ -73,10 +73,8 @@ def parse_settings(texts: list[str]) -> dict[str, object]:
         pairs = (text.split("=", 1) for text in texts)
         return {name: yaml.safe_load(value) for name, value in pairs}
     except (ValueError, yaml.YAMLError):
-        listed = " ".join(texts)
-        raise MarsclfError(
-            f"Settings are name=value, with values in YAML, not {listed!r}."
-        ) from None
+        given = " ".join(texts)
+        raise MarsclfError(f"A setting is name=value, the value in YAML, not {given!r}.") from None
 
 
 def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dict[str, object]:
