@@ -62,10 +62,9 @@ def split_file(split: str) -> str:
 
 
 def load_dataset(root: str | Path) -> Dataset:
-    """Check every listed file in the folder `root` and return the data set.
+    """Check every listed file in the folder `root` and return the data set; decode no pixels.
 
-    Reads the bytes and the header of each image but decodes no pixels. A relative `root` counts
-    from the project folder. Raises MarsclfError with the first fault.
+    A relative `root` counts from the project folder. Raises MarsclfError with the first fault.
     """
     root = paths.resolve(root)
     faults, rows, hashes = _scan(root, decode=False)

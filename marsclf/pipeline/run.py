@@ -43,13 +43,12 @@ def run(
     settings: dict[str, object] | None = None,
     sample: bool = False,
 ) -> dict:
-    """Run a preset's notebooks into runs/<preset>/, print the results and return its metrics.json.
+    """Run a preset's notebooks, print the results and return its metrics.json, or ladder.json.
 
-    For LADDERS that is ladder.json. The files of an earlier run are replaced when the new run is
-    complete; until then the new ones are in runs/unfinished/<preset>/. `settings` override the
-    preset's parameters; `sample` uses the generated images, whatever else is available. Raises
-    MarsclfError for an invalid preset, setting or data set, while another process runs the preset,
-    and if a notebook fails.
+    Files are in runs/unfinished/<preset>/ until the run is complete; then they replace those in
+    runs/<preset>/. `settings` override the preset's parameters; `sample` uses the generated images,
+    whatever else is available. Raises MarsclfError for an invalid preset, setting or data set,
+    while another process runs the preset, and if a notebook fails.
     """
     started, is_ladder, run_dir = time.monotonic(), preset in LADDERS, paths.RUNS / preset
     parameters, code = presets.parameters_of(preset, settings), commit()
@@ -60,10 +59,10 @@ def run(
     result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
     wall_s, peaks = {"total": 0.0, "data": time.monotonic() - started}, []
     with _replacing(run_dir) as folder:
-        # The preset's values are among the parameters, so the notebooks need not load it.
-        given = parameters | {"data_dir": str(dataset.root), "preset": None}
-        given |= {"run_dir": str(folder), "predictions_file": str(folder / "predictions.csv")}
-        given["dataset"] = dataset.name
+        # The parameters include the preset's, so a preset named in notebook 02 is not loaded.
+        given = parameters | {"preset": None, "dataset": dataset.name}
+        given |= {"data_dir": str(dataset.root), "run_dir": str(folder)}
+        given["predictions_file"] = str(folder / "predictions.csv")
         for name in (LADDER_NOTEBOOK,) if is_ladder else NOTEBOOKS:
             wall_s[name], peak = execute(name, folder / f"{name}.ipynb", given)
             peaks.append(peak)
@@ -103,9 +102,8 @@ def _replacing(run_dir: Path) -> Iterator[Path]:
     try:
         held = FileLock(lock).acquire(timeout=0)
     except Timeout:
-        raise MarsclfError(
-            f"Another process is running the preset {run_dir.name}: wait until it ends, or stop it."
-        ) from None
+        reason = f"Another process is running the preset {run_dir.name}"
+        raise MarsclfError(f"{reason}: wait until it ends, or stop it.") from None
     with held:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(exist_ok=True)
