@@ -29,19 +29,12 @@ def cores() -> int:
 
 def hardware() -> dict[str, object]:
     """Return processor, usable cores, memory (GB), GPU name or None, and software versions."""
-    cpu, gpu = platform.processor() or platform.machine(), None
-    with suppress(OSError, StopIteration):  # platform does not know the name on Linux
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line for line in lines if line.startswith("model name")).partition(": ")[2]
-    with suppress(OSError, subprocess.CalledProcessError):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-        gpu = output.partition("\n")[0] or None
+    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     return {
-        "cpu": cpu,
+        "cpu": _from_proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "gpu": gpu,
+        "gpu": gpus.partition("\n")[0] or None,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "keras": importlib.metadata.version("keras"),
@@ -52,13 +45,10 @@ def hardware() -> dict[str, object]:
 def peak_rss_mb(pid: int | None = None) -> int:
     """Return the peak resident memory (10^6 bytes) of a process (None: this one), children apart.
 
-    On Linux it is VmHWM, on Windows the peak working set. macOS reports no peak for another
-    process, so there it is the memory at the time of the call. 0 if the process has ended.
+    On macOS, which reports no peak, it is the memory now. 0 if the process has ended.
     """
-    with suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="utf-8").splitlines()
-        kibibytes = next(line for line in lines if line.startswith("VmHWM:")).split()[1]
-        return round(int(kibibytes) * 1024 / 1e6)
+    if peak := _from_proc(f"{pid or 'self'}/status", "VmHWM"):
+        return round(int(peak.split()[0]) * 1024 / 1e6)  # "1234 kB"
     with suppress(psutil.Error):
         memory = psutil.Process(pid).memory_info()
         return round(getattr(memory, "peak_wset", memory.rss) / 1e6)
@@ -67,17 +57,27 @@ def peak_rss_mb(pid: int | None = None) -> int:
 
 def commit() -> str:
     """Return the commit of this code, with "-dirty" if files differ from it, or "unknown"."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(paths.PROJECT_ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != paths.PROJECT_ROOT.resolve():
-            return "unknown"
-        # Only what determines the numbers: figures and tables of an earlier run may differ.
-        code = ("marsclf", "notebooks", "presets", "requirements.lock")
-        changed = git("status", "--porcelain", *code)
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+    git = ("git", "-C", str(paths.PROJECT_ROOT))
+    # The prefix is empty unless the project lies inside another repository.
+    prefix, _, head = _output(*git, "rev-parse", "--show-prefix", "HEAD").partition("\n")
+    if prefix or not head:
         return "unknown"
+    # Only what determines the numbers: figures and tables of an earlier run may differ.
+    code = ("marsclf", "notebooks", "presets", "requirements.lock")
+    changed = _output(*git, "status", "--porcelain", *code)
+    return head.strip() + ("-dirty" if changed else "")
+
+
+def _output(*command: str) -> str:
+    """Return what a command prints, or "" if it fails."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return ""
+
+
+def _from_proc(file: str, name: str) -> str:
+    """Return the first value called `name` in a file of Linux's /proc, or ""."""
+    with suppress(OSError):
+        lines = Path("/proc", file).read_text(encoding="utf-8").splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+    return ""

@@ -4,8 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +20,7 @@ from marsclf.data import sample
 
 # The slow files, the longest first, so that no process ends long before another. The notebooks are
 # late, or they would wait for the run that JupyterLab's tests have started.
-LONG = ("jupyterlab", "bench", "ray_engine", "notebooks", "backbones", "training")
+LONG = ("jupyterlab", "bench", "ray_engine", "notebooks", "backbones", "recipe", "run")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -90,18 +88,11 @@ def classifier(classifier_path: Path, prepared: Path):
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is the same for all processes of the tests (see `alone_in`)."""
+    """A folder that is the same for all processes of the tests; its file `lock` is for filling."""
     base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return folder / "shared"
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Make other processes of the tests wait until this one has filled the shared folder."""
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / "lock"):
-        yield
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -109,9 +100,9 @@ def project(shared: Path) -> Path:
     """A copy of the project's code, so that nothing is written into the project itself."""
     root = shared / "project"
     without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    with alone_in(shared):
-        if not root.exists():
-            for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
+    with FileLock(shared / "lock"):
+        for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
+            if not (root / folder.name).exists():
                 shutil.copytree(folder, root / folder.name, ignore=without)
     return root
 
@@ -121,13 +112,11 @@ def smoke_run(project: Path, shared: Path, sample_dir: Path) -> tuple[Path, str]
     """The folder of a run of the preset `smoke`, and what the command printed."""
     command = [sys.executable, "-m", "marsclf", "run", "--preset", "smoke"]
     command += ["--data-dir", str(sample_dir), "--set", *SMALL]
+    options = {"cwd": project, "env": environment_of(project), "capture_output": True}
     printed = shared / "printed.txt"
-    with alone_in(shared):
+    with FileLock(shared / "lock"):
         if not printed.exists():
-            environment = environment_of(project)
-            ended = subprocess.run(
-                command, cwd=project, env=environment, capture_output=True, text=True
-            )
+            ended = subprocess.run(command, text=True, **options)
             assert ended.returncode == 0, ended.stderr
             printed.write_text(ended.stdout)
     return project / "runs" / "smoke", printed.read_text()

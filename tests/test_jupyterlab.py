@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 from tiny_project import environment_of
 
@@ -48,101 +47,91 @@ def browser() -> Iterator["playwright.Browser"]:
 @pytest.fixture(scope="module")
 def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project as it is after notebook 02 was run by hand."""
-    root = tmp_path_factory.mktemp("lab") / "project"
-    project = smoke_run[0].parents[1]
-    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs"))
-    shutil.copytree(smoke_run[0], root / "runs" / "by-hand")
+    root, run = tmp_path_factory.mktemp("lab") / "project", smoke_run[0]
+    shutil.copytree(run.parents[1], root, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(run, root / "runs" / "by-hand")
     for name in ("Makefile", "requirements.lock"):
         shutil.copy(paths.PROJECT_ROOT / name, root)
     # This environment stands for the one that `make` would make.
     (root / ".venv").mkdir()
-    for path in Path(sys.prefix).iterdir():
-        if path.name != "made-from.lock":
-            (root / ".venv" / path.name).symlink_to(path)
+    (root / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
     shutil.copy(root / "requirements.lock", root / ".venv" / "made-from.lock")
     return root
 
 
 @pytest.fixture(scope="module")
-def lab(copy: Path, sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab that `make lab` started."""
+def page(
+    copy: Path, browser, sample_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["playwright.Page"]:
+    """The first page of a JupyterLab that `make lab` started."""
     folder = tmp_path_factory.mktemp("jupyter")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = f"--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
     for name, values in SETTINGS.items():
         path = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(values))
-    own = {"MARSCLF_DATA_DIR": str(sample_dir), "JUPYTER_TOKEN": TOKEN}
-    own |= {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTERLAB_SETTINGS_DIR": str(folder)}
+    options = f"--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
+    environment = environment_of(copy) | {"MARSCLF_DATA_DIR": str(sample_dir)}
+    environment |= {"JUPYTER_TOKEN": TOKEN, "JUPYTERLAB_SETTINGS_DIR": str(folder)}
     with (folder / "log").open("w") as output:
         process = subprocess.Popen(
             ["make", "lab", f"LAB_OPTIONS={options}"],
             cwd=copy,
-            env=environment_of(copy) | own,
+            env=environment | {"JUPYTER_CONFIG_DIR": str(folder)},
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
     try:
-        yield f"http://127.0.0.1:{port}"
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(60_000)
+        for _ in range(120):
+            try:
+                page.goto(f"http://127.0.0.1:{port}/lab?token={TOKEN}")
+                break
+            except playwright.Error:  # the server is still starting
+                page.wait_for_timeout(250)
+        yield page
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
 
 
-@pytest.fixture(scope="module")
-def page(lab: str, browser: "playwright.Browser") -> "playwright.Page":
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(60_000)
-    for _ in range(60):
-        try:
-            page.goto(f"{lab}/lab?token={TOKEN}")
-            break
-        except playwright.Error:
-            page.wait_for_timeout(500)
-    return page
-
-
 @pytest.mark.parametrize("name", PICTURES)
-def test_run_all_cells(
-    name: str, copy: Path, lab: str, page: "playwright.Page", tmp_path: Path
-) -> None:
-    cells = nbformat.read(copy / "notebooks" / f"{name}.ipynb", as_version=4).cells
-    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?reset")
+def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path: Path) -> None:
+    cells = json.loads((copy / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    page.goto(page.url.partition("/lab")[0] + f"/lab/tree/notebooks/{name}.ipynb?reset")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
     # JupyterLab skips cells that are run before the kernel is ready.
     page.wait_for_selector("#jp-main-statusbar :text('Python 3 (ipykernel) | Idle')")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    code = sum(cell.cell_type == "code" for cell in cells)
+    code = sum(cell["cell_type"] == "code" for cell in cells)
     done = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[\d+\]"))
     try:
         playwright.expect(done).to_have_count(code, timeout=300_000)
     finally:
         page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
     outputs = page.locator(".jp-CodeCell .jp-OutputArea-output")
-    kinds = set(outputs.evaluate_all("all => all.map(one => one.dataset.mimeType)"))
-    assert "application/vnd.jupyter.error" not in kinds, outputs.all_inner_texts()
-    assert "application/vnd.jupyter.stderr" not in kinds, outputs.all_inner_texts()
-    assert SAMPLE_NOTICE in " ".join("\n".join(outputs.all_inner_texts()).split())
+    kinds = outputs.evaluate_all("all => all.map(one => one.dataset.mimeType)")
+    texts = outputs.all_inner_texts()
+    bad = {"application/vnd.jupyter.error", "application/vnd.jupyter.stderr"}
+    assert bad.isdisjoint(kinds), texts
+    assert SAMPLE_NOTICE in " ".join("\n".join(texts).split())
     widths = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.naturalWidth)")
     assert len(widths) == PICTURES[name] and min(widths) >= 1500
-    if name == "03_error_analysis":
-        check_controls(page)
-
-
-def check_controls(page: "playwright.Page") -> None:
-    """Another choice gives another picture."""
+    # Another choice gives another picture.
     menu = page.locator(".widget-dropdown select")
-    slider = page.locator(".widget-hslider [role=slider]")
-    for control, act in (
-        (menu, lambda: menu.select_option(index=1)),
-        (slider, lambda: slider.press("ArrowLeft")),
-    ):
-        picture = page.locator(".widget-vbox").filter(has=control).locator("img")
-        before = picture.get_attribute("src")
-        act()
-        playwright.expect(picture).not_to_have_attribute("src", before)
+    change(page, menu, lambda: menu.select_option(index=1))
+    if name == "03_error_analysis":
+        slider = page.locator(".widget-hslider [role=slider]")
+        change(page, slider, lambda: slider.press("ArrowLeft"))
+
+
+def change(page: "playwright.Page", control, act) -> None:
+    picture = page.locator(".widget-vbox").filter(has=control).locator("img")
+    before = picture.get_attribute("src")
+    act()
+    playwright.expect(picture).not_to_have_attribute("src", before)

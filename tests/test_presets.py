@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_project import PARAMETERS, enter_project, make_project, write_notebook, write_preset
+from tiny_project import enter_project, make_project, write_notebook, write_preset
 
 from marsclf import paths
 from marsclf.errors import MarsclfError
@@ -17,24 +17,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("text", ["- a list", "description: x\nexpected: {}", "a: [", "\0"])
+@pytest.mark.parametrize("text", ["- a list", "expected: {}", "a: [", "\0"])
 def test_a_faulty_preset(project: Path, text: str) -> None:
     (paths.PRESETS / "odd.yaml").write_text(text)
     with pytest.raises(MarsclfError, match=r"odd\.yaml"):
         presets.load_preset("odd")
 
 
-def test_a_preset_extends_another(project: Path) -> None:
-    write_preset(paths.PRESETS / "more.yaml", "extends: laptop\nparameters: {seed: 7}")
-    laptop = presets.load_preset("laptop")["parameters"]
-    assert presets.load_preset("more")["parameters"] == laptop | {"seed": 7} != laptop
-
-
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
-        ("a", r"extends itself \(a -> a\)"),
-        ("b", r"extends itself \(a -> b -> a\)"),
+        ("a", "a.yaml extends itself"),
+        ("b", "a.yaml extends itself"),
         ("gone", "no preset 'gone', which a extends; there are a, b, ladder, laptop"),
         ("[b]", r"no preset \['b'\], which a extends"),
     ],
@@ -46,29 +40,28 @@ def test_a_preset_that_cannot_be_extended(project: Path, base: str, reason: str)
         presets.load_preset("a")
 
 
-def test_settings_are_read_as_yaml(project: Path) -> None:
-    settings = presets.parse_settings(["seed=5", "rate=1e-4", "blocks=[a, b]", "backbone=B0"])
-    values = presets.parameters_of("laptop", settings)
-    expected = {"seed": 5, "rate": 0.0001, "blocks": ["a", "b"], "backbone": "B0", "epochs": 1}
-    assert values == expected
+def test_a_preset_extends_another_and_settings_both(project: Path) -> None:
+    write_preset(paths.PRESETS / "more.yaml", "extends: laptop\nparameters: {epochs: 7, seed: 7}")
+    settings = presets.parse_settings(["seed=5", "blocks=[a, b]", "backbone=B0", "size=64"])
+    expected = {"rate": 0.001, "epochs": 7, "seed": 5, "blocks": ["a", "b"], "backbone": "B0"}
+    assert presets.parameters_of("more", settings) == expected | {"size": 64}
+    assert presets.parameters_of("laptop")["epochs"] == 1
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
         ("epoch=3", r"^--set: 'epoch' is not a parameter .* did you mean epochs\?"),
-        ("zzz=3", r"did you mean backbone, blocks, epochs, rate, seed\?"),
+        ("zzz=3", r"did you mean backbone, blocks, epochs, rate, seed, size\?"),
         ("data_dir=x", "not a parameter that can be set; .* the data with --data-dir"),
         ("preset=x", "the preset with --preset"),
         ("epochs=ten", "--set: epochs must be of type int, like its default 1, but is 'ten'"),
         ("epochs=true", "must be of type int"),
         ("rate=high", "must be of type float"),
-        ("rate=~", "must be of type float"),
         ("blocks=a", "must be of type list"),
         ("seed=", "must be of type int"),
-        ("seed", "unlike 'seed'"),
-        ("=3", "unlike '=3'"),
-        ("seed=[", r"unlike 'seed=\['"),
+        ("seed", "A setting is name=value, .* not 'seed'"),
+        ("seed=[", r"A setting is name=value, .* not 'seed=\['"),
     ],
 )
 def test_a_wrong_setting(project: Path, setting: str, reason: str) -> None:
@@ -82,12 +75,6 @@ def test_a_wrong_name_in_a_preset(project: Path) -> None:
         presets.parameters_of("odd")
 
 
-def test_a_parameter_that_is_none_by_default_takes_any_value(project: Path) -> None:
-    write_notebook(paths.NOTEBOOKS, "02_fine_tuning", f"{PARAMETERS[1]}\nsize = None", "pass")
-    for text, value in (("size=", None), ("size=64", 64), ("size=[1, 2]", [1, 2])):
-        assert presets.parameters_of("laptop", presets.parse_settings([text]))["size"] == value
-
-
 @pytest.mark.parametrize(
     ("parameters", "tagged", "reason"),
     [
@@ -95,7 +82,6 @@ def test_a_parameter_that_is_none_by_default_takes_any_value(project: Path) -> N
         ("seed = 0", 2, "has 2 cells tagged"),
         ("import os", 1, "only lines like"),
         ("seed = int('3')", 1, "only lines like"),
-        ("seed =", 1, "only lines like"),
     ],
 )
 def test_a_faulty_notebook(project: Path, parameters: str, tagged: int, reason: str) -> None:

@@ -44,18 +44,21 @@ def make(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements.lock").write_text("first")
-    (tmp_path / "python").write_text(FAKE_PYTHON)
-    (tmp_path / "python").chmod(0o755)
+    write_program(tmp_path / "python", FAKE_PYTHON)
     return tmp_path
 
 
-@pytest.fixture
-def ready(checkout: Path) -> Path:
-    """A checkout whose environment is complete: this one."""
-    (checkout / ".venv").mkdir()
-    (checkout / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def make_environment(checkout: Path) -> Path:
+    """Let `make` take the environment for complete; return its folder of programs."""
+    programs = checkout / ".venv" / "bin"
+    programs.mkdir(parents=True)
     shutil.copy(checkout / "requirements.lock", checkout / ".venv" / "made-from.lock")
-    return checkout
+    return programs
 
 
 def test_environment_yml_has_every_direct_dependency_at_the_locked_version() -> None:
@@ -79,7 +82,7 @@ def test_make_help_lists_every_target() -> None:
 
 def test_make_passes_the_settings_on() -> None:
     arguments = ["run", "PRESET=p", "DATA_DIR=a b", "SET=seed=1 epochs=3", "--dry-run"]
-    printed = " ".join(make(ROOT, *arguments).stdout.replace("\\\n", " ").split())
+    printed = " ".join(make(ROOT, *arguments).stdout.split())
     assert "run --preset 'p' --data-dir 'a b' --set 'seed=1' --set 'epochs=3'" in printed
 
 
@@ -95,11 +98,7 @@ def test_make_calls_the_tools_with_options_that_they_have(module: str) -> None:
 
 
 def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path) -> None:
-    (checkout / ".venv" / "bin").mkdir(parents=True)
-    shutil.copy(checkout / "requirements.lock", checkout / ".venv" / "made-from.lock")
-    jupyter = checkout / ".venv" / "bin" / "jupyter"
-    jupyter.write_text('#!/bin/sh\necho "$@"\nenv\n')
-    jupyter.chmod(0o755)
+    write_program(make_environment(checkout) / "jupyter", '#!/bin/sh\necho "$@"\nenv\n')
     ended = make(checkout, "lab", "LAB_OPTIONS=--no-browser --port=9000", MALLOC_TOP_PAD_="7")
     expected = KERNEL_ENVIRONMENT | {"MALLOC_TOP_PAD_": "7"}  # the user's own takes precedence
     expected |= {"JUPYTER_PATH": str(checkout / "marsclf" / "jupyter")}
@@ -107,15 +106,16 @@ def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path
     assert {f"{name}={value}" for name, value in expected.items()} <= {*ended.stdout.splitlines()}
 
 
-def test_make_html(ready: Path) -> None:
-    ended = make(ready, "html", "PRESET=tiny")
+def test_make_html(checkout: Path) -> None:
+    (make_environment(checkout) / "jupyter").symlink_to(Path(sys.prefix) / "bin" / "jupyter")
+    ended = make(checkout, "html", "PRESET=tiny")
     assert ended.returncode != 0
     assert "error: There are no executed notebooks in runs/tiny: run `make run" in ended.stderr
-    run_dir = ready / "runs" / "tiny"
+    run_dir = checkout / "runs" / "tiny"
     run_dir.mkdir(parents=True)
     cells = [nbformat.v4.new_markdown_cell("# A title")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), run_dir / "01_tiny.ipynb")
-    ended = make(ready, "html", "PRESET=tiny")
+    ended = make(checkout, "html", "PRESET=tiny")
     assert ended.returncode == 0, ended.stderr
     assert "A title" in (run_dir / "html" / "01_tiny.html").read_text()
 
@@ -129,32 +129,27 @@ def test_make_needs_a_suitable_python(checkout: Path) -> None:
 
 def test_an_incomplete_environment_is_made_again(checkout: Path) -> None:
     arguments = ["environment", f"PYTHON=false {checkout / 'python'}"]
-    log = checkout / "log"
+    lock, log = checkout / "requirements.lock", checkout / "log"
     assert make(checkout, *arguments, PIP_STATUS="1").returncode != 0
-    assert make(checkout, *arguments, PIP_STATUS="0").returncode == 0
-    assert log.read_text() == "made\n" * 2
-    # Complete now; only another lock file is a reason to make it again.
-    os.utime(checkout / "requirements.lock", (2e9, 2e9))
-    assert make(checkout, *arguments, PIP_STATUS="0").returncode == 0
-    assert log.read_text() == "made\n" * 2
-    (checkout / "requirements.lock").write_text("second")
-    os.utime(checkout / "requirements.lock", (3e9, 3e9))
-    assert make(checkout, *arguments, PIP_STATUS="0").returncode == 0
-    assert log.read_text() == "made\n" * 3
+    # Complete after the second time; then only another lock file is a reason to make it again.
+    for text, modified, times in (("first", 1e9, 2), ("first", 2e9, 2), ("second", 3e9, 3)):
+        lock.write_text(text)
+        os.utime(lock, (modified, modified))
+        assert make(checkout, *arguments, PIP_STATUS="0").returncode == 0
+        assert log.read_text() == "made\n" * times
 
 
 def test_license_notice_and_citation() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "Copyright 2026 marsclf contributors" in text
     notice = (ROOT / "NOTICE").read_text()
-    for needed in ("CC BY-SA 4.0", "NASA/JPL-Caltech/MSSS", "EfficientNet-Lite", "ML Illustrated"):
-        assert needed in notice
-    assert f"The file marsclf/{paths.CLASSIFIER.name} holds weights" in notice
+    needed = ("CC BY-SA 4.0", "NASA/JPL-Caltech/MSSS", "EfficientNet-Lite", "ML Illustrated")
+    file = f"The file marsclf/{paths.CLASSIFIER.name} holds weights"
+    assert [words for words in (*needed, file) if words not in notice] == []
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
-    assert citation["version"] == PROJECT["version"]
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
     assert isinstance(citation["date-released"], date)
-    assert citation["license"] == PROJECT["license"]
     dois = {reference["doi"] for reference in citation["references"]}
     assert dois == {"10.5281/zenodo.1049137", "10.1609/aaai.v32i1.11404"}
 

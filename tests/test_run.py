@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import replace
-from io import StringIO
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -67,35 +65,27 @@ def assert_old_run_is_untouched(folder: Path) -> None:
     assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(OLD, "old")
 
 
-def copy_package(root: Path) -> None:
+def run_command(root: Path, sample_dir: Path) -> list[str]:
+    """Copy the package to the project at `root`, and return the command that runs it there."""
     package = Path(marsclf.__file__).parent
     shutil.copytree(package, root / "marsclf", ignore=shutil.ignore_patterns("__pycache__"))
+    return [sys.executable, "-m", "marsclf", "run", "--data-dir", str(sample_dir)]
 
 
-@pytest.fixture(scope="module")
-def offline_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Run the tiny notebooks without data or network: the run's folder, and what it printed."""
-    root = make_project(tmp_path_factory.mktemp("project"))
-
-    def unreachable(*_: object, **__: object) -> None:
+def test_a_run_without_data_and_network(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(_: Path) -> None:
         raise download.NetworkUnreachable("no network")
 
-    with pytest.MonkeyPatch.context() as patch:
-        enter_project(patch, root)
-        patch.delenv("MARSCLF_DATA_DIR", raising=False)
-        patch.setattr(download, "fetch_msl_images", unreachable)
-        write_predictions(paths.RESULTS / "laptop" / "predictions.csv.gz")
-        leave_old_run(root)
-        variables = dict(os.environ)
-        with redirect_stdout(StringIO()) as printed:
-            run.run("laptop", settings={"seed": 3})
-        assert dict(os.environ) == variables
-        assert {path.name for path in paths.RUNS.glob("[!.]*")} == {"laptop"}
-    return root / "runs" / "laptop", printed.getvalue()
-
-
-def test_a_complete_run(offline_run: tuple[Path, str]) -> None:
-    folder, printed = offline_run
+    monkeypatch.delenv("MARSCLF_DATA_DIR", raising=False)
+    monkeypatch.setattr(download, "fetch_msl_images", unreachable)
+    published = paths.RESULTS / "laptop" / "predictions.csv.gz"
+    write_predictions(published)
+    folder, variables = leave_old_run(project), dict(os.environ)
+    run.run("laptop", settings={"seed": 3})
+    assert dict(os.environ) == variables
+    assert [path.name for path in paths.RUNS.rglob("*.old")] == []
     files = {"predictions.csv", "training.json", "model.keras", "metrics.json"}
     files |= {f"{name}.ipynb" for name in (*presets.NOTEBOOKS, "03_published_results")}
     assert {path.name for path in folder.iterdir()} == files | {"figures", "published"}
@@ -106,21 +96,17 @@ def test_a_complete_run(offline_run: tuple[Path, str]) -> None:
     assert set(result["wall_s"]) == {"total", "data", *presets.NOTEBOOKS, "head"}
     assert result["splits"] == metrics.measure(read_predictions(folder / "predictions.csv"))
     training = run_record(folder / "predictions.csv")
-    for part in ("preset", "settings", "parameters"):
+    for part in ("preset", "settings", "parameters", "temperature"):
         assert training[part] == result[part]
     cells = nbformat.read(folder / "01_data_exploration.ipynb", as_version=4).cells
     outputs = [output.text for cell in cells for output in cell.get("outputs", [])]
     assert outputs == [f"{sys.executable}\n"]
+    assert (folder / "published" / "figures" / "graph.png").read_text() == str(published)
+    printed = capsys.readouterr().out
     assert SAMPLE_NOTICE in printed.partition("01_data_exploration")[0]
     assert printed.endswith(f"{SAMPLE_NOTICE}\n")
     (row,) = (line.split() for line in printed.splitlines() if line.startswith("test "))
     assert f"{result['splits']['test']['accuracy']:.1%}" in row
-
-
-def test_an_offline_run_shows_the_published_results(offline_run: tuple[Path, str]) -> None:
-    folder, _ = offline_run
-    source = folder.parents[1] / "results" / "laptop" / "predictions.csv.gz"
-    assert (folder / "published" / "figures" / "graph.png").read_text() == str(source)
 
 
 def test_a_ladder(project: Path, sample_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +116,7 @@ def test_a_ladder(project: Path, sample_dir: Path, capsys: pytest.CaptureFixture
     assert (result["preset"], result["seed"], result["settings"]) == ("ladder", 1, {"seed": 1})
     assert result["rungs"] == json.loads((folder / "rungs.json").read_text())
     assert result["wall_s"] > 0 and result["peak_rss_mb"] > 0
-    assert "original  train 50.0%, val 50.0%, test 50.0%" in capsys.readouterr().out
+    assert "original, test " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -143,7 +129,7 @@ def test_a_ladder(project: Path, sample_dir: Path, capsys: pytest.CaptureFixture
         ),
         ("import os\nos.kill(os.getpid(), 9)", r"in cell \[4\] `import os`: its Python process"),
         ("import time\ntime.sleep(60)", r"in cell \[4\] `import time`: it took longer than"),
-        ("pass", r"did not write .*predictions\.csv"),
+        ("pass", r"did not write .*training\.json"),
     ],
 )
 def test_a_failing_notebook(
@@ -157,7 +143,7 @@ def test_a_failing_notebook(
         run.run("laptop", sample_dir)
     assert_old_run_is_untouched(old)
     if code != "pass":
-        failed = paths.RUNS / "unfinished" / "laptop" / "02_fine_tuning.failed.ipynb"
+        failed = paths.RUNS / "unfinished" / "laptop" / "02_fine_tuning.partial.ipynb"
         assert str(failure.value).endswith(f" {failed}")
         cells = nbformat.read(failed, as_version=4).cells
         executed = [cell.source for cell in cells if cell.get("execution_count")]
@@ -166,10 +152,6 @@ def test_a_failing_notebook(
 
 def test_faulty_input_leaves_the_old_run(project: Path, sample_dir: Path) -> None:
     old = leave_old_run(project)
-    (paths.PRESETS / "laptop.yaml").write_text("[")
-    with pytest.raises(MarsclfError, match="cannot be read"):
-        run.run("laptop", sample_dir)
-    shutil.copy(paths.PRESETS / "ladder.yaml", paths.PRESETS / "laptop.yaml")
     with pytest.raises(MarsclfError, match="'sed' is not a parameter"):
         run.run("laptop", sample_dir, {"sed": 1})
     with pytest.raises(MarsclfError, match="typo"):
@@ -196,55 +178,33 @@ def test_test_figures_are_in_the_ledger_before_they_are_shown(
 
 
 def test_two_runs_of_one_preset(project: Path, sample_dir: Path) -> None:
-    old = leave_old_run(project)
-    hold = "lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held'); input()"
-    lock = paths.RUNS / ".laptop.lock"
-    command = [sys.executable, "-uc", f"import filelock, sys; {hold}", str(lock)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(MarsclfError, match="Another process is running the preset laptop"):
-            run.run("laptop", sample_dir)
-        other.communicate("\n")
+    old, lock = leave_old_run(project), paths.RUNS / "unfinished" / "laptop.lock"
+    lock.parent.mkdir()
+    with FileLock(lock), pytest.raises(MarsclfError, match="Another process is running the preset"):
+        run.run("laptop", sample_dir)
     assert_old_run_is_untouched(old)
 
 
 def test_the_kernel_imports_the_package_of_the_run(tmp_path: Path, sample_dir: Path) -> None:
     """Not another checkout, which the environment may name or have installed."""
     make_project(tmp_path, training="import marsclf.figures.results")
-    copy_package(tmp_path)
+    command = run_command(tmp_path, sample_dir)
     (tmp_path / "marsclf" / "figures" / "results.py").write_text("raise ImportError('broken copy')")
-    ended = subprocess.run(
-        [sys.executable, "-m", "marsclf", "run", "--data-dir", str(sample_dir)],
-        cwd=tmp_path,
-        env=environment_of(Path(marsclf.__file__).parents[1]),
-        capture_output=True,
-        text=True,
-    )
+    environment = environment_of(Path(marsclf.__file__).parents[1])
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "02_fine_tuning failed in cell [4]" in ended.stderr and "broken copy" in ended.stderr
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """In the background of a script Ctrl-C is ignored, also by the processes one starts there."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended(tmp_path: Path, sample_dir: Path, number: signal.Signals) -> None:
     make_project(tmp_path, training=SLEEP)
-    copy_package(tmp_path)
-    old = leave_old_run(tmp_path)
+    command, old = run_command(tmp_path, sample_dir), leave_old_run(tmp_path)
     pid = old.parent / "unfinished" / "laptop" / "kernel.pid"
-    command = [sys.executable, "-m", "marsclf", "run", "--data-dir", str(sample_dir)]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # A script in the background ignores Ctrl-C, and so do the processes that it starts.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed, **output) as process:
         deadline = time.monotonic() + 60
         while not pid.exists():
             assert process.poll() is None and time.monotonic() < deadline
@@ -260,7 +220,7 @@ def test_a_run_that_is_ended(tmp_path: Path, sample_dir: Path, number: signal.Si
     while kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the kernel outlives the run"
         time.sleep(0.1)
-    FileLock(tmp_path / "runs" / ".laptop.lock").acquire(timeout=0).lock.release()
+    FileLock(pid.parent.with_name("laptop.lock")).acquire(timeout=0).lock.release()
 
 
 def test_peak_memory_of_a_kernel(project: Path, tmp_path: Path) -> None:
@@ -268,7 +228,7 @@ def test_peak_memory_of_a_kernel(project: Path, tmp_path: Path) -> None:
     write_notebook(paths.NOTEBOOKS, "01_data_exploration", "data_dir = None", code)
     seconds, peak = run.execute("01_data_exploration", tmp_path / "out.ipynb", {})
     assert 400 < peak < 700 and seconds > 0
-    assert 30 < peak_rss_mb() < 30_000
+    assert peak_rss_mb(-1) == 0 and 30 < peak_rss_mb() < 30_000
 
 
 def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> None:
@@ -291,20 +251,9 @@ def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> Non
 
 def test_the_command_line_reports_an_error_in_one_line() -> None:
     command = [sys.executable, "-m", "marsclf", "run", "--preset", "nowhere"]
-    environment = os.environ | {"PYTHONWARNINGS": "error"}
-    ended = subprocess.run(
-        command, cwd=paths.PROJECT_ROOT, env=environment, capture_output=True, text=True
-    )
+    ended = subprocess.run(command, cwd=paths.PROJECT_ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert re.fullmatch(r"error: There is no preset 'nowhere'.*\n", ended.stderr)
-
-
-def test_another_python_gets_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 10, 1, "final", 0))
-    assert main(["run"]) == 1
-    assert "needs Python 3.11 to 3.13" in capsys.readouterr().err
 
 
 def test_a_python_without_the_packages_gets_a_sentence() -> None:
@@ -320,13 +269,24 @@ def test_check_data(sample_dir: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert main(["check-data", "--data-dir", str(sample_dir)]) == 0
     assert capsys.readouterr().out == f"{sample_dir}: 0 faults\n"
     assert main(["check-data", "--data-dir", str(tmp_path / "none")]) == 1
-    assert "none" in capsys.readouterr().out
+    assert "none is missing or not a folder" in capsys.readouterr().out
 
 
-def test_the_library_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("sys.version_info", (3, 10, 1, "final", 0), "needs Python 3.11 to 3.13"),
+        # Installed from a wheel, without the repository's notebooks and presets.
+        ("marsclf.paths.NOTEBOOKS", Path("missing"), "the library alone, which can predict"),
+    ],
+)
+def test_a_command_that_cannot_run(
+    name: str,
+    value: object,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Installed from a wheel, without the repository's notebooks and presets."""
-    monkeypatch.setattr("marsclf.paths.NOTEBOOKS", tmp_path / "not there")
+    monkeypatch.setattr(name, value)
     assert main(["run"]) == 1
-    assert "This is the library alone, which can predict" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err

@@ -20,7 +20,7 @@ COMMON = 'data_dir = None\nrun_dir = "runs/by-hand"'
 NETWORK = f'{COMMON}\nbackbone = "EfficientNetLite0"\nseed = 0'
 PARAMETERS = (
     COMMON,
-    f"{NETWORK}\nrate = 0.1\nepochs = 1\nblocks = ()",
+    f"{NETWORK}\nrate = 0.1\nepochs = 1\nblocks = []\nsize = None",
     f"{COMMON}\npredictions_file = None",
     NETWORK,
 )
@@ -35,7 +35,8 @@ index = load_dataset(data_dir).index
 probabilities = np.random.RandomState(seed).dirichlet(np.full(25, 0.1), len(index))
 write_predictions(Path(run_dir) / "predictions.csv", index, probabilities)
 (Path(run_dir) / "model.keras").touch()
-training = {"dataset": "sample", "commit": "unknown", "seed": seed, "wall_s": {"head": rate}}
+training = {"dataset": "sample", "commit": "unknown", "seed": seed, "temperature": 0.5}
+training["wall_s"] = {"head": 0.1}
 (Path(run_dir) / "training.json").write_text(json.dumps(training))
 """
 READ = """
@@ -44,11 +45,10 @@ figures = Path(run_dir) / "figures"
 figures.mkdir(parents=True, exist_ok=True)
 (figures / "graph.png").write_text(str(predictions_file))
 """
-CLIMB = """
-import json
-from pathlib import Path
-splits = {split: {"accuracy": 0.5} for split in ("train", "val", "test")}
-rungs = {"original": {"name": "original", "splits": splits}}
+CLIMB = f"""{PREDICT}
+from marsclf.evaluation import ledger
+splits = ledger.score(Path(run_dir) / "predictions.csv")
+rungs = {{"original": {{"name": "original", "splits": splits}}}}
 (Path(run_dir) / "rungs.json").write_text(json.dumps(rungs))
 """
 

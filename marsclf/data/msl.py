@@ -7,7 +7,7 @@ doi 10.5281/zenodo.1049137: JPEGs, three split files with lines "path label", an
 import re
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
@@ -29,9 +29,9 @@ CLASS_FILE = "msl_synset_words-indexed.txt"
 SAMPLE_MARKER = "SAMPLE_DATA.txt"
 MSL_V1_DIGEST = "23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b"
 
-# The images are about 256 pixels wide; a full frame of the cameras has 1648 x 1200 pixels.
-MAX_PIXELS = 20_000_000
-MAX_BYTES = 50_000_000
+MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200
+# A path that cannot lead out of its folder on any system, and a label.
+_LINE = re.compile(r"((?:[\w-][\w.-]*/)*\w+\.\w+)\s+(-?\d{1,9})", re.ASCII)
 
 SAMPLE_NOTICE = (
     "SAMPLE DATA: this run uses generated pictures of geometric shapes, not images from Curiosity. "
@@ -62,10 +62,9 @@ def split_file(split: str) -> str:
 
 
 def load_dataset(root: str | Path) -> Dataset:
-    """Check every listed file in the folder `root` and return the data set.
+    """Check every listed file in the folder `root` and return the data set; decode no pixels.
 
-    Reads the bytes and the header of each image but decodes no pixels. A relative `root` counts
-    from the project folder. Raises MarsclfError with the first fault.
+    A relative `root` counts from the project folder. Raises MarsclfError with the first fault.
     """
     root = paths.resolve(root)
     faults, rows, hashes = _scan(root, decode=False)
@@ -78,20 +77,12 @@ def load_dataset(root: str | Path) -> Dataset:
     if (root / SAMPLE_MARKER).is_file():
         name = "sample"
     rows.sort(key=lambda row: (SPLITS.index(row["split"]), row["path"]))
-    index = pd.DataFrame(rows)
-    index.insert(3, "class_name", [CLASS_NAMES[label] for label in index["label"]])
-    return Dataset(root=root, name=name, digest=digest, index=index)
+    return Dataset(root=root, name=name, digest=digest, index=pd.DataFrame(rows))
 
 
 def find_faults(root: str | Path) -> list[str]:
     """Return every fault of the data in `root`, one sentence each; decodes every image."""
     return _scan(paths.resolve(root), decode=True)[0]
-
-
-def leaves_folder(path: str) -> bool:
-    """Tell whether a relative path in POSIX style could lead out of its folder on any system."""
-    posix = PurePosixPath(path)
-    return posix.is_absolute() or ".." in posix.parts or bool(re.search(r"[\\:\0]", path))
 
 
 def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, str]]:
@@ -100,32 +91,28 @@ def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, st
         fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {split_file('train')}"
         return [f"The data folder {root} is missing or not a folder: {fix}."], [], {}
     faults, rows, hashes, places, split_of_sol = [], [], {}, {}, {}
-    classes = _read_lines(root, CLASS_FILE, faults, hashes)
-    for (place, line), (label, name) in zip(classes, enumerate(CLASS_NAMES), strict=False):
-        if line.split() != [str(label), *name.split()]:
-            faults.append(f"{place}: expected class '{label} {name}', found {line!r}.")
-    if classes and len(classes) != NUM_CLASSES:
-        faults.append(f"{root / CLASS_FILE} lists {len(classes)} classes instead of 25.")
+    classes = [line.split() for _, line in _read_lines(root, CLASS_FILE, faults, hashes)]
+    if classes and classes != [[str(i), *name.split()] for i, name in enumerate(CLASS_NAMES)]:
+        faults.append(f"{root / CLASS_FILE} does not list the classes 0 apxs to 24 wheel in order.")
     for split in SPLITS:
         for place, line in _read_lines(root, split_file(split), faults, hashes):
             try:
-                path, label = _parse_line(line)
-                product = parse_product_id(path)
-                if path in places:
-                    raise MarsclfError(f"{path} is already listed in {places[path]}")
-                places[path] = place
+                if (match := _LINE.fullmatch(line)) is None:
+                    raise MarsclfError(f"{line[:80]!r} is not a path in this folder and a label")
+                path, label, product = match[1], int(match[2]), parse_product_id(match[1])
+                if (first := places.setdefault(path, place)) != place:
+                    raise MarsclfError(f"{path} is already listed in {first}")
                 if not 0 <= label < NUM_CLASSES:
-                    faults.append(f"{place}: label {label} of {path} is outside 0-24.")
-                other = split_of_sol.setdefault(product.sol, split)
-                if other != split:
-                    faults.append(f"{place}: sol {product.sol} is already in the {other} split.")
+                    raise MarsclfError(f"label {label} of {path} is outside 0-24")
+                if (other := split_of_sol.setdefault(product.sol, split)) != split:
+                    raise MarsclfError(f"sol {product.sol} is already in the {other} split")
                 image = _check_image(root, path, decode)
             except MarsclfError as error:
                 faults.append(f"{place}: {error}.")
             else:
                 hashes[path] = image["sha256"]
                 row = {"split": split, "path": path, "label": label}
-                rows.append(row | product._asdict() | image)
+                rows.append(row | {"class_name": CLASS_NAMES[label]} | product._asdict() | image)
     return faults, rows, hashes
 
 
@@ -138,9 +125,8 @@ def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple
     except OSError as error:
         faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
         return []
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        faults.append(f"{path}, line {number}: this is not UTF-8 text.")
+    except UnicodeDecodeError:
+        faults.append(f"{path} is not UTF-8 text.")
         return []
     hashes[name] = sha256_of(content)
     found = [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
@@ -149,21 +135,9 @@ def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple
     return found
 
 
-def _parse_line(line: str) -> tuple[str, int]:
-    """Return the normalized path and the label of a split file's line."""
-    match = re.fullmatch(r"(\S.*?)\s+(-?\d{1,9})", line, re.ASCII)
-    if match is None:
-        raise MarsclfError(f"{line[:80]!r} is not an image path, a space and a label")
-    if leaves_folder(match[1]):
-        raise MarsclfError(f"the path {match[1]!r} leads out of the data folder")
-    return str(PurePosixPath(match[1])), int(match[2])
-
-
 def _check_image(root: Path, path: str, decode: bool) -> dict:
     """Return width, height, channels and sha256; raises MarsclfError if it is not a valid JPEG."""
     try:
-        if (root / path).stat().st_size > MAX_BYTES:
-            raise MarsclfError(f"the image {path} is too large (over {MAX_BYTES:,} bytes)")
         content = (root / path).read_bytes()
         image = Image.open(BytesIO(content), formats=["JPEG"])
         (width, height), channels = image.size, len(image.getbands())

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from marsclf.errors import MarsclfError
 
+EXAMPLE = "0830MR0036510000500684E01_DRCL.JPG"
 _PRODUCT_ID = re.compile(
     r"(?P<frame>(?P<sequence>(?P<sol>\d{4})(?P<camera>M[LRH])\d{6})\d{10})"
     r"(?P<product_type>[A-Z])\d\d_[A-Z]{4}\.JPG",
@@ -32,9 +33,7 @@ def parse_product_id(path: str | Path) -> Product:
     `frame` is one exposure, shared by its product types. Raises MarsclfError for any other name.
     """
     name = PurePosixPath(path).name
-    match = _PRODUCT_ID.fullmatch(name)
-    if match is None:
-        example = "0830MR0036510000500684E01_DRCL.JPG"
-        raise MarsclfError(f"{name!r} is not the name of a Curiosity image such as {example}")
+    if (match := _PRODUCT_ID.fullmatch(name)) is None:
+        raise MarsclfError(f"{name!r} is not the name of a Curiosity image such as {EXAMPLE}")
     parts = match.groupdict()
     return Product(sol=int(parts.pop("sol")), **parts)

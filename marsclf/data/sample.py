@@ -1,8 +1,7 @@
 """Generated sample data with the layout and the difficulties of the real data set.
 
-Every class except `ground` and `horizon` is a patterned shape on a noisy background in the colors
-of Mars. As in the real data, splits follow the sols, pictures come in bursts, later sols differ in
-appearance and class frequencies, and a few files are gray.
+Every class except `ground` and `horizon` is a patterned shape on noisy soil. As in the real data,
+splits follow the sols, pictures come in bursts, later sols differ, and a few files are gray.
 """
 
 from collections.abc import Iterator
@@ -33,26 +32,19 @@ SIZES = {"ML": [(256, 192), (255, 188)], "MR": [(256, 192), (256, 256)], "MH": [
 GRAY_EVERY = 20  # sequences
 
 # Change the version with the pictures, so that old sample folders are replaced.
-MARKER_TEXT = """\
-SAMPLE DATA, version 1, seed 0
-
-These are not photographs of Mars. marsclf made them by code, for tests and for runs that have no
-real images at hand. Results on them say nothing about the classification of Curiosity's images.
-"""
+MARKER_TEXT = "SAMPLE DATA, version 1: generated pictures, not photographs of Mars.\n"
 
 
 def make_sample(target: Path) -> Path:
     """Write about 400 pictures, always the same, to the folder `target`, and return that folder.
 
-    Keeps current sample data in `target` and replaces sample data of another version. Raises
-    MarsclfError if `target` holds anything else.
+    Replaces sample data of another version; raises MarsclfError if `target` holds anything else.
     """
-    if target.exists():
-        marker = target / SAMPLE_MARKER
-        if not marker.is_file():
-            raise MarsclfError(f"{target} holds no sample data: name another folder for it.")
-        if marker.read_text(encoding="utf-8") == MARKER_TEXT:
-            return target
+    marker = target / SAMPLE_MARKER
+    if marker.is_file() and marker.read_text(encoding="utf-8") == MARKER_TEXT:
+        return target
+    if target.exists() and not marker.is_file():
+        raise MarsclfError(f"{target} holds no sample data: name another folder for it.")
     with replace_atomically(target) as folder:
         (folder / "calibrated").mkdir(parents=True)
         rng = np.random.default_rng(0)
@@ -99,8 +91,7 @@ def _burst(label: int, split: str, camera: str, rng: np.random.Generator) -> Ite
     width, height = sizes[rng.integers(len(sizes))]
     radius = height * rng.uniform(*RADIUS[split])
     center = rng.uniform(0.35, 0.65, 2) * (width, height)
-    angle = rng.uniform(0, 2 * np.pi)
-    squash = rng.uniform(0.75, 1)
+    angle, squash = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1)
     exposure = rng.uniform(*EXPOSURE[split])
     dark = np.float32(rng.uniform((30, 30, 35), (80, 80, 90)))
     light = np.float32(rng.uniform(150, 230, 3))
@@ -112,9 +103,10 @@ def _burst(label: int, split: str, camera: str, rng: np.random.Generator) -> Ite
         if label not in (GROUND, HORIZON):
             x, y = np.arange(width) - center[0], np.arange(height)[:, None] - center[1]
             u, v = x * cos - y * sin, (x * sin + y * cos) / squash
-            surface = np.where(_pattern(label // 8, u, v)[..., None], light, dark)
+            shape, bright = _object(label, u, v)
+            surface = np.where(bright[..., None], light, dark)
             surface *= np.float32(1 - 0.2 * v[..., None])
-            image = np.where(_shape(label % 8, u, v)[..., None], surface, image)
+            image = np.where(shape[..., None], surface, image)
         image = cv2.GaussianBlur(image * exposure, (3, 3), 0)
         image = image + 5 * rng.standard_normal(image.shape, np.float32)
         yield np.clip(image, 0, 255).astype(np.uint8)
@@ -134,10 +126,10 @@ def _background(label: int, width: int, height: int, rng: np.random.Generator) -
     return np.where((y < edge)[..., None], np.float32((165, 190, 205)), soil)
 
 
-def _shape(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return the mask of a shape; u and v are coordinates in units of its radius."""
+def _object(label: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the masks of a class's shape and of its bright parts; u and v in units of a radius."""
     r, box = np.hypot(u, v), np.maximum(abs(u), abs(v))
-    return (
+    shapes = (
         r < 1,  # disk
         box < 0.85,  # square
         (v > -0.6) & (v < 1 - 1.7 * abs(u)),  # triangle
@@ -146,14 +138,11 @@ def _shape(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         r < 0.7 + 0.35 * np.cos(5 * np.arctan2(v, u)),  # star
         (abs(u) < 1) & (abs(v) < 0.4),  # bar
         (r < 1) & (np.hypot(u - 0.5, v) > 0.75),  # crescent
-    )[kind]
-
-
-def _pattern(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return the mask of the bright parts of the surface."""
-    return (
+    )
+    patterns = (
         u > -2,  # plain
         np.sin(14 * u) > 0,  # stripes
         np.sin(11 * u) * np.sin(11 * v) > 0,  # squares
         np.hypot((3 * u) % 1 - 0.5, (3 * v) % 1 - 0.5) < 0.28,  # dots
-    )[kind]
+    )
+    return shapes[label % 8], patterns[label // 8]

@@ -11,9 +11,7 @@ def pool(probabilities: np.ndarray, axis: int = 0) -> np.ndarray:
     It is the mean of the logits: predictions that agree keep their confidence, and one that rules
     a class out outweighs the others more than in the arithmetic mean.
     """
-    logs = np.log(np.maximum(probabilities, 1e-7)).mean(axis=axis)
-    means = np.exp(logs - logs.max(axis=-1, keepdims=True))
-    return means / means.sum(axis=-1, keepdims=True)
+    return _softmax(np.log(np.maximum(probabilities, 1e-7)).mean(axis=axis))
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -21,23 +19,23 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
 
     A temperature below 1 raises the confidence, one above 1 lowers it; the class order stays.
     """
-    logits = np.log(np.maximum(probabilities, 1e-12)) / temperature
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
+    return _softmax(np.log(np.maximum(probabilities, 1e-12)) / temperature)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def fit_temperature(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Return the temperature with the lowest weighted mean log loss (Guo et al. 2017).
+    """Return the temperature with the lowest mean log loss (Guo et al. 2017).
 
-    Args:
-        probabilities: of shape (n, classes).
-        labels: class ids (n,).
-        weights: of the rows (n,); None weighs all rows equally.
+    `probabilities` have the shape (n, classes); class ids and `weights` (None: equal) are (n,).
     """
-    losses = []
+    rows, losses = np.arange(len(labels)), []
     for temperature in TEMPERATURES:
-        of_label = with_temperature(probabilities, temperature)[np.arange(len(labels)), labels]
+        of_label = with_temperature(probabilities, temperature)[rows, labels]
         losses.append(-np.average(np.log(of_label), weights=weights))
     return float(TEMPERATURES[np.argmin(losses)])

@@ -1,7 +1,6 @@
 """The ledger: one line for every set of test predictions that was scored, good or bad.
 
-`score` writes the line before it returns any figure, so the ledger shows how often the test split
-was looked at. Lines are only ever added.
+`score` writes the line before it returns any figure. Lines are only ever added.
 """
 
 import gzip
@@ -33,19 +32,14 @@ def score(predictions_file: Path) -> dict[str, dict]:
     record, digest = run_record(predictions_file), digest_of(predictions_file)
     if record.get("dataset") != "msl-v1" or digest in scored():
         return splits
-    if missing := {"commit", "preset", "seed", "settings", "parameters"} - record.keys():
-        raise MarsclfError(
-            f"{predictions_file} cannot be scored: the JSON file beside it lacks "
-            f"{', '.join(sorted(missing))}; run notebook 02 again."
-        )
-    row = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{name: record[name] for name in ("commit", "preset", "seed")},
-        "settings": json.dumps(record["settings"]),
-        "predictions_sha256": digest,
-        **_figures(splits["test"]),
-        "recipe": recipe_digest(record),
-    }
+    row = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        row |= {name: record[name] for name in ("commit", "preset", "seed")}
+        row |= {"settings": json.dumps(record["settings"]), "predictions_sha256": digest}
+        row |= _figures(splits["test"]) | {"recipe": recipe_digest(record)}
+    except KeyError as error:
+        reason = f"{predictions_file} cannot be scored: the JSON file beside it lacks {error}"
+        raise MarsclfError(f"{reason}; run notebook 02 again.") from error
     append_row(paths.RESULTS / NAME, row)
     return splits
 
@@ -62,21 +56,19 @@ def recipe_digest(record: dict) -> str:
     return sha256_of(json.dumps(parameters, sort_keys=True).encode())[:16]
 
 
-def _figures(test: dict) -> dict[str, float]:
-    return {name: test[name] for name in FIGURES} | {"burst_accuracy": test["burst"]["accuracy"]}
-
-
 def seeds(result: dict) -> dict[str, dict[str, float]]:
     """Return, by seed, the test figures of all runs with the recipe of these metrics.
 
     The figures of the run's own seed are the run's; those of another seed are from its last line.
     """
-    found = {
-        row["seed"]: {name: float(row[name]) for name in (*FIGURES, "burst_accuracy")}
-        for row in rows()
-        if row["recipe"] == recipe_digest(result)
-    }
-    return found | {str(result["seed"]): _figures(result["splits"]["test"])}
+    own = _figures(result["splits"]["test"])
+    lines = [row for row in rows() if row["recipe"] == recipe_digest(result)]
+    found = {row["seed"]: {name: float(row[name]) for name in own} for row in lines}
+    return found | {str(result["seed"]): own}
+
+
+def _figures(test: dict) -> dict[str, float]:
+    return {name: test[name] for name in FIGURES} | {"burst_accuracy": test["burst"]["accuracy"]}
 
 
 def append_row(path: Path, row: dict[str, object]) -> None:
@@ -86,18 +78,17 @@ def append_row(path: Path, row: dict[str, object]) -> None:
         options = {"mode": "a", "header": not path.exists(), "lineterminator": "\n"}
         pd.DataFrame([row]).to_csv(path, index=False, **options)
     except OSError as error:
-        raise MarsclfError(
-            f"The score cannot be entered in {path} ({error.strerror}); make it writable."
-        ) from error
+        reason = f"The score cannot be entered in {path} ({error.strerror})"
+        raise MarsclfError(f"{reason}; make it writable.") from error
 
 
 def rows(path: Path | None = None) -> list[dict[str, str]]:
     """Return the lines of the ledger, or of a copy of it at `path`, oldest first."""
     path = path or paths.RESULTS / NAME
-    if not path.exists():
-        return []
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError) as error:
         raise MarsclfError(f"{path} cannot be read: {error}.") from error
 

@@ -13,7 +13,7 @@ THRESHOLD = 0.9
 RESAMPLES = 2000  # of the bootstrap
 BINS = 15  # of the calibration
 PERIODS = 4  # of `calibration_over_sols`
-VERDICTS, NOT_LOOKED_AT = "test_by_eye.csv", "not looked at"
+VERDICTS = "test_by_eye.csv"
 BURST = ["sol", "camera", "sequence"]  # images that share these show one subject
 
 
@@ -31,31 +31,29 @@ def measure(predictions: pd.DataFrame) -> dict[str, dict]:
 def summarize(predictions: pd.DataFrame) -> dict[str, object]:
     """Return the metrics of one split: fractions in 0 to 1, rounded to six digits.
 
-    `accuracy_at_0.9` is None if no confidence reaches 0.9.
+    `ece` is the mean gap between confidence and accuracy over the bins of `calibration_bins`
+    (Guo et al. 2017). `accuracy_at_0.9` is None if no confidence reaches 0.9.
     """
-    labels = predictions["label"].to_numpy()
+    labels, confidence = predictions["label"].to_numpy(), predictions["confidence"].to_numpy()
     probabilities = predictions[PROBABILITY_COLUMNS].to_numpy()
-    confidence, correct = _confidence_and_correct(predictions)
-    classes, covered = per_class(predictions), confidence >= THRESHOLD
+    correct, covered = labels == predictions["predicted"].to_numpy(), confidence >= THRESHOLD
+    classes, bins = per_class(predictions), calibration_bins(confidence, correct)
     # Of two equal probabilities the lower class id ranks first, as with argmax.
     top3 = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
+    of_label = np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)
+    gaps = (bins["accuracy"] - bins["confidence"]).abs() * bins["count"]
     summary = {
         "accuracy": correct.mean(),
-        "accuracy_ci95": bootstrap_over_sols(correct, product_ids(predictions)["sol"].to_numpy()),
+        "accuracy_ci95": bootstrap_over_sols(correct, product_ids(predictions)["sol"]),
         "macro_f1": classes.loc[classes["support"] > 0, "f1"].mean(),
         "top3": (top3 == labels[:, None]).any(axis=1).mean(),
-        "nll": -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)).mean(),
-        "ece": expected_calibration_error(confidence, correct),
+        "nll": -np.log(of_label).mean(),
+        "ece": gaps.sum() / len(labels),
         "coverage_at_0.9": covered.mean(),
         "accuracy_at_0.9": correct[covered].mean() if covered.any() else None,
     }
     rounded = {k: None if v is None else np.round(v, 6).tolist() for k, v in summary.items()}
     return {"n": len(predictions)} | rounded
-
-
-def _confidence_and_correct(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    correct = predictions["predicted"] == predictions["label"]
-    return predictions["confidence"].to_numpy(), correct.to_numpy()
 
 
 def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -75,11 +73,10 @@ def bootstrap_over_sols(correct: np.ndarray, sols: np.ndarray) -> np.ndarray:
     Images of one sol come in bursts and are not independent, so the sol is the unit that is drawn:
     the percentile interval of a cluster bootstrap (Efron and Tibshirani 1993, chapters 8 and 13).
     """
-    _, sol_number = np.unique(sols, return_inverse=True)
+    sol_number = np.unique(sols, return_inverse=True)[1]
     hits, images = np.bincount(sol_number, weights=correct), np.bincount(sol_number)
     # RandomState, because NumPy promises that its stream never changes; default_rng's may.
-    size = (RESAMPLES, len(images))
-    draws = np.random.RandomState(0).randint(len(images), size=size, dtype=np.int64)
+    draws = np.random.RandomState(0).randint(len(images), size=(RESAMPLES, len(images)), dtype="i8")
     return np.percentile(hits[draws].sum(axis=1) / images[draws].sum(axis=1), [2.5, 97.5])
 
 
@@ -94,13 +91,6 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFram
     return table.assign(count=np.bincount(number, minlength=BINS))
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the mean gap between confidence and accuracy over 15 bins (Guo et al. 2017)."""
-    table = calibration_bins(confidence, correct)
-    gaps = (table["accuracy"] - table["confidence"]).abs() * table["count"]
-    return float(gaps.sum() / len(confidence))
-
-
 def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each of four periods that hold equally many sols.
 
@@ -108,19 +98,18 @@ def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     sols, rows = product_ids(predictions)["sol"].to_numpy(), []
     for period in np.array_split(np.unique(sols), PERIODS):
-        confidence, correct = _confidence_and_correct(predictions[np.isin(sols, period)])
-        numbers = [len(correct), correct.mean(), confidence.mean()]
-        ece = expected_calibration_error(confidence, correct)
-        rows.append([period[0], period[-1], *numbers, ece])
-    names = ["first_sol", "last_sol", "images", "accuracy", "confidence", "ece"]
-    return pd.DataFrame(rows, columns=names)
+        part = predictions[np.isin(sols, period)]
+        summary, confidence = summarize(part), part["confidence"].mean()
+        row = {"first_sol": period[0], "last_sol": period[-1], "images": len(part)}
+        row |= {"accuracy": summary["accuracy"], "confidence": confidence, "ece": summary["ece"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def confusion_matrix(predictions: pd.DataFrame) -> np.ndarray:
-    """Return counts (25, 25): the true class by row, the predicted class by column."""
-    counts = np.zeros((NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
-    np.add.at(counts, (predictions["label"].to_numpy(), predictions["predicted"].to_numpy()), 1)
-    return counts
+    """Return counts (25, 25): true classes by row, predicted classes by column."""
+    cells = predictions["label"].to_numpy() * NUM_CLASSES + predictions["predicted"].to_numpy()
+    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
 
 
 def per_class(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -141,14 +130,14 @@ def per_class(predictions: pd.DataFrame) -> pd.DataFrame:
 def commonest_confusions(predictions: pd.DataFrame, limit: int | None = 12) -> pd.DataFrame:
     """Return the `limit` commonest confusions (None: all): true, predicted (names), count, share.
 
-    `share` is the fraction of the true class's images, 0 to 1.
+    `share` is the fraction of the true class's images, 0 to 1. Equal counts are in the order of
+    the class ids.
     """
-    counts, names = confusion_matrix(predictions), np.array(CLASS_NAMES)
-    true, predicted = np.nonzero(counts - np.diag(np.diag(counts)))
-    table = pd.DataFrame({"true": names[true], "predicted": names[predicted]}).assign(
-        count=counts[true, predicted], share=counts[true, predicted] / counts.sum(axis=1)[true]
-    )
-    # A stable sort leaves equal counts in the order of the class ids.
+    matrix, names = confusion_matrix(predictions), np.array(CLASS_NAMES)
+    true, predicted = np.nonzero(matrix - np.diag(np.diag(matrix)))
+    count = matrix[true, predicted]
+    table = pd.DataFrame({"true": names[true], "predicted": names[predicted], "count": count})
+    table["share"] = count / matrix.sum(axis=1)[true]
     return table.sort_values("count", ascending=False, kind="stable", ignore_index=True)[:limit]
 
 
@@ -182,11 +171,11 @@ def errors_by_burst(predictions: pd.DataFrame) -> pd.DataFrame:
 def by_eye(mistakes: pd.DataFrame) -> pd.DataFrame:
     """Return `errors` or `errors_by_burst` with the columns verdict and note.
 
-    Both are from results/test_by_eye.csv, written by a person who looked at the images of a burst
-    and true class. Other rows get the verdict "not looked at". Labels are not changed.
+    A person wrote both in results/test_by_eye.csv for the images of a burst and true class. Other
+    rows get the verdict "not looked at".
     """
-    keys, columns = ["sequence", "true"], ["sequence", "true", "verdict", "note"]
+    columns = ["sequence", "true", "verdict", "note"]
     path = paths.RESULTS / VERDICTS
     reviews = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(columns=columns)
-    table = mistakes.merge(reviews[columns], how="left", on=keys)
-    return table.fillna({"verdict": NOT_LOOKED_AT, "note": ""})
+    table = mistakes.merge(reviews[columns], how="left", on=["sequence", "true"])
+    return table.fillna({"verdict": "not looked at", "note": ""})

@@ -23,8 +23,7 @@ COLUMNS = ["split", "path", "label", "predicted", "confidence", *PROBABILITY_COL
 def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """Return predictions for `index_rows` (split, path, label) and `probabilities` (n, 25).
 
-    Predicted class and confidence are taken after rounding to four significant digits, so that
-    they agree with the probabilities in the file.
+    Predicted class and confidence are those of the rounded probabilities.
     """
     rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
     table = index_rows[["split", "path", "label"]].reset_index(drop=True)
@@ -42,10 +41,10 @@ def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.nd
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read a predictions file; raise MarsclfError, with the line, for the first fault."""
-    if not path.is_file():
-        raise MarsclfError(f"There is no predictions file {path}: make one with `make run`.")
     try:
         table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise MarsclfError(f"There is no predictions file {path}: call `make run`.") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise MarsclfError(f"{path} cannot be read as a CSV file: {error}.") from error
     if missing := [name for name in COLUMNS if name not in table.columns]:
@@ -54,18 +53,18 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise MarsclfError(f"{path} holds no predictions.")
     numbers = table[COLUMNS[2:]].apply(pd.to_numeric, errors="coerce")
     probabilities = numbers[PROBABILITY_COLUMNS].to_numpy(dtype=np.float64)
+    # Rounding 25 probabilities to four digits leaves their sum within 0.0005 of 1.
+    sums_to_1 = np.abs(probabilities.sum(axis=1) - 1) <= 0.002
+    highest = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    matches = (numbers["predicted"] == highest[0]) & (numbers["confidence"] == highest[1])
     faults = {
         "the split is not train, val or test": ~table["split"].isin(SPLITS),
         "the path is missing": table["path"].isna(),
         "a number is missing or is not a number": numbers.isna().any(axis=1),
         "the label is not a class id from 0 to 24": ~numbers["label"].isin(range(NUM_CLASSES)),
-        # Rounding 25 probabilities to four digits leaves their sum within 0.0005 of 1.
-        "the probabilities are not in 0 to 1 with the sum 1": (probabilities < 0).any(axis=1)
-        | (np.abs(probabilities.sum(axis=1) - 1) > 0.002),
-        "predicted and confidence do not match the highest probability": (
-            numbers["predicted"] != probabilities.argmax(axis=1)
-        )
-        | (numbers["confidence"] != probabilities.max(axis=1)),
+        "the probabilities are not in 0 to 1": (probabilities < 0).any(axis=1),
+        "the sum of the probabilities is not 1": ~sums_to_1,
+        "predicted and confidence do not match the highest probability": ~matches,
     }
     for fault, rows in faults.items():
         if rows.any():
@@ -76,11 +75,12 @@ def read_predictions(path: Path) -> pd.DataFrame:
 def run_record(predictions_file: Path) -> dict:
     """Return training.json, else metrics.json, beside a predictions file; {} without either."""
     for path in map(predictions_file.with_name, ("training.json", "metrics.json")):
-        if path.is_file():
-            try:
-                return dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                raise MarsclfError(f"{path} cannot be read as a run's record: {error}.") from error
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError) as error:
+            raise MarsclfError(f"{path} cannot be read as a run's record: {error}.") from error
     return {}
 
 

@@ -26,25 +26,20 @@ def load_preset(name: str, extended_by: tuple[str, ...] = ()) -> dict:
     unknown preset, for a file of another form, and for presets that extend one another in a circle
     (`extended_by` names those that led here).
     """
-    known = sorted(path.stem for path in paths.PRESETS.glob("*.yaml"))
+    path = paths.PRESETS / f"{name}.yaml"
+    known = sorted(file.stem for file in paths.PRESETS.glob("*.yaml"))
     if name not in known:
         origin = f", which {extended_by[-1]} extends" if extended_by else ""
         raise MarsclfError(f"There is no preset {name!r}{origin}; there are {', '.join(known)}.")
-    path = paths.PRESETS / f"{name}.yaml"
     if name in extended_by:
-        circle = " -> ".join([*extended_by, name])
-        raise MarsclfError(f"{path} extends itself ({circle}): remove one `extends`.")
+        raise MarsclfError(f"{path} extends itself: remove its `extends`.")
     try:
         preset = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise MarsclfError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
-    parts = {"description": str, "expected": dict, "parameters": dict}
-    if not isinstance(preset, dict) or any(
-        not isinstance(preset.get(part), kind) for part, kind in parts.items()
-    ):
-        raise MarsclfError(
-            f"{path} must hold a text `description` and the mappings `expected` and `parameters`."
-        )
+    parts = ("expected", "parameters")
+    if not isinstance(preset, dict) or not all(isinstance(preset.get(p), dict) for p in parts):
+        raise MarsclfError(f"{path} must hold the mappings `expected` and `parameters`.")
     if "extends" in preset:
         base = load_preset(preset["extends"], (*extended_by, name))
         preset["parameters"] = base["parameters"] | preset["parameters"]
@@ -68,28 +63,18 @@ def notebook_parameters(path: Path) -> dict[str, object]:
         statements = ast.parse("".join(tagged[0]["source"])).body
         return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}
     except (SyntaxError, ValueError, AttributeError) as error:
-        raise MarsclfError(
-            f"{path}: the cell tagged `parameters` may hold only lines like `name = 1`."
-        ) from error
+        reason = "the cell tagged `parameters` may hold only lines like `name = 1`"
+        raise MarsclfError(f"{path}: {reason}.") from error
 
 
 def parse_settings(texts: list[str]) -> dict[str, object]:
-    """Return texts like "epochs=3" as a mapping, the values read as YAML.
-
-    Raises MarsclfError for a text of another form, and for a value that is not YAML.
-    """
-    settings = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            if not name or name == text:
-                raise ValueError
-            settings[name] = yaml.safe_load(value)
-        except (ValueError, yaml.YAMLError):
-            raise MarsclfError(
-                f"A setting is name=value with a value in YAML, unlike {text!r}."
-            ) from None
-    return settings
+    """Return texts like "epochs=3" as a mapping, the values read as YAML, or raise MarsclfError."""
+    try:
+        pairs = (text.split("=", 1) for text in texts)
+        return {name: yaml.safe_load(value) for name, value in pairs}
+    except (ValueError, yaml.YAMLError):
+        given = " ".join(texts)
+        raise MarsclfError(f"A setting is name=value, the value in YAML, not {given!r}.") from None
 
 
 def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dict[str, object]:
@@ -99,31 +84,29 @@ def parameters_of(preset: str, settings: dict[str, object] | None = None) -> dic
     the default's; where the default is None any value is valid.
     """
     layers = {f"presets/{preset}.yaml": load_preset(preset)["parameters"], "--set": settings or {}}
-    declared: dict[str, object] = {}
+    values: dict[str, object] = {}
     for name in (LADDER_NOTEBOOK,) if preset in LADDERS else NOTEBOOKS:
-        declared = notebook_parameters(paths.NOTEBOOKS / f"{name}.ipynb") | declared
-    values = {name: value for name, value in declared.items() if name not in SET_BY_RUN}
+        values = notebook_parameters(paths.NOTEBOOKS / f"{name}.ipynb") | values
+    values = {name: value for name, value in values.items() if name not in SET_BY_RUN}
+    defaults = dict(values)
     for origin, layer in layers.items():
         for name, value in layer.items():
-            if name not in values:
+            if name not in defaults:
                 near = ", ".join(difflib.get_close_matches(str(name), values) or sorted(values))
                 raise MarsclfError(
                     f"{origin}: {name!r} is not a parameter that can be set; did you mean {near}? "
                     "(Choose the data with --data-dir and the preset with --preset.)"
                 )
-            values[name] = _checked(origin, name, value, declared[name])
+            values[name] = _checked(f"{origin}: {name}", value, defaults[name])
     return values
 
 
-def _checked(origin: str, name: str, value: object, default: object) -> object:
+def _checked(name: str, value: object, default: object) -> object:
     """Return the value, as float where the default is one; raise MarsclfError for another type."""
     if isinstance(default, float) and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError):  # YAML reads 1 as an integer and 1e-4 as text
             value = float(value)
-    kind = list if isinstance(default, tuple) else type(default)
-    if default is not None and type(value) is not kind:
-        raise MarsclfError(
-            f"{origin}: {name} must be of type {kind.__name__}, like its default {default!r}, but "
-            f"is {value!r}."
-        )
+    if default is not None and type(value) is not type(default):
+        kind = f"of type {type(default).__name__}, like its default {default!r}"
+        raise MarsclfError(f"{name} must be {kind}, but is {value!r}.")
     return value
