@@ -196,7 +196,17 @@ def test_transparent_pixels_are_black(tmp_path: Path, color: np.ndarray) -> None
     alpha = np.where(np.arange(36) < 18, 0, 255).astype(np.uint8) * np.ones((24, 1), np.uint8)
     found = stored(np.dstack([color, alpha]), tmp_path / "a.png")
     expected = np.where(alpha[..., None], color.reshape(24, 36, -1), 0)
-    np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
+    expected = np.broadcast_to(expected, found.shape)
+    np.testing.assert_array_equal(found, expected)
+    values = np.dstack([color, alpha]).astype(np.uint16) * 257
+    for name in ("a.png", "a.tif"):
+        if name == "a.png":
+            (tmp_path / name).write_bytes(imagecodecs.png_encode(values))
+        else:
+            photometric = "rgb" if color.ndim == 3 else "minisblack"
+            extra = {"photometric": photometric, "extrasamples": ["unassalpha"]}
+            tifffile.imwrite(tmp_path / name, values, planarconfig="contig", **extra)
+        np.testing.assert_allclose(read_rgb(tmp_path / name), expected, atol=1)
     found = stored(RGB, tmp_path / "t.png", transparency=tuple(int(v) for v in PIXELS[5, 5]))
     assert found[5, 5].tolist() == [0, 0, 0]
 
@@ -429,7 +439,7 @@ class TestPds:
             label.read_text().replace("  BANDS", "  MISSING_CONSTANT = 32000\n  BANDS")
         )
         (tmp_path / "a.img").write_bytes(values.astype(">u2").tobytes())
-        constants = "<Special_Constants><missing_constant>32000</missing_constant>"
+        constants = "<Special_Constants><invalid_constant>32000</invalid_constant>"
         end = f"{constants}</Special_Constants></Array_2D_Image>"
         (tmp_path / "a.xml").write_text(PDS4_LABEL.replace("</Array_2D_Image>", end))
         for found in (read_rgb(path), read_rgb(tmp_path / "a.img")):

@@ -108,18 +108,16 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
         with one_if_large(width, height):
             return to_8_bit(thinned(imagecodecs.jpeg_decode(content))), 1
     with image, one_if_large(*image.size):
-        values = None
-        # The other decoders accept missing pixels.
+        # Pillow fills in missing pixels without a word, so stricter decoders look for damage.
         if kind == "JPEG" and (damage := jpeg_damage(content)):
             raise MarsclfError(f"the image data is damaged: {damage}")
-        if kind == "PNG":
-            values = imagecodecs.png_decode(content)
+        values = imagecodecs.png_decode(content) if kind == "PNG" else np.zeros(0, np.uint8)
         image.draft(None, shrunk_size(*image.size))  # a JPEG may be decoded at a fraction
         image.load()
         orientation = 1
         with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
             orientation = image.getexif().get(ORIENTATION, 1)
-        if values is not None and values.dtype == np.uint16:  # Pillow keeps the upper bytes only
+        if values.dtype == np.uint16:  # of color, Pillow keeps the upper bytes only
             values = thinned(values)
             if values.ndim == 3 and values.shape[2] in (2, 4):
                 values = on_black(values[..., :-1], values[..., -1:])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from marsclf.errors import MarsclfError
 from marsclf.images.scaling import check_file, thinned, to_8_bit
@@ -41,7 +42,8 @@ def read_pds(path: Path) -> np.ndarray:
             raise MarsclfError(f"the image has {len(values)} bands instead of 1 or 3")
         values = values[0] if len(values) == 1 else np.moveaxis(values, 0, 2)
     values = thinned(values)
-    return to_8_bit(np.ma.masked_array(values, np.isin(values, _no_data(product, name))))
+    no_data = _no_data(product, name).astype(np.result_type(values, np.float16))
+    return to_8_bit(np.ma.masked_array(values, np.isin(values, no_data)))
 
 
 def _load(product: Any, name: str, path: Path) -> np.ndarray:
@@ -71,12 +73,12 @@ def _load(product: Any, name: str, path: Path) -> np.ndarray:
     return values
 
 
-def _no_data(product: Any, name: str) -> list[float]:
+def _no_data(product: Any, name: str) -> pd.Series:
     """Return the constants that mark pixels without data, but not those of saturated ones."""
     if product.standard == "PDS3":
         constants = product.find_special_constants(name)
     else:
         constants = product.metablock_("Special_Constants") or {}
-    return [
-        float(value) for key, value in constants.items() if not re.search("(?i)sat|valid_", key)
-    ]
+    names = [key for key in constants if not re.search(r"(?i)sat|\bvalid_", key)]
+    values = pd.Series([constants[key] for key in names], dtype=object)
+    return pd.to_numeric(values, errors="coerce")

@@ -1,4 +1,4 @@
-"""Numbers of any type as 8-bit RGB, robust against no-data values and hot pixels."""
+"""Numbers of any type as 8-bit RGB, and the limits of files and images."""
 
 import stat
 import threading
@@ -21,32 +21,38 @@ NO_DATA_FROM = 1e20  # no pixel is that bright, but fill values such as -3.4e38 
 
 
 def to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Scale numbers of any type, (height, width) or (height, width, 3), to uint8 of three channels.
+    """Scale numbers of any type, (height, width[, 1 or 3]), to uint8 of three channels.
 
-    uint8 stays as it is. Other integers below 65,536 are divided by the largest number of the
-    smallest of 8, 10, 12, 14 and 16 bits that holds them; brighter specks of less than half a 5 x 5
-    neighborhood and of the pixels do not count, and become white. All other numbers are stretched
-    from their 0.5th to their 99.5th percentile. Pixels without data become black and do not
-    influence the others: those that are masked, not finite, or beyond 1e20, and those of a few
+    uint8 is not scaled. Other integers below 65,536 are divided by the largest number of the
+    smallest of 8, 10, 12, 14 and 16 bits that holds them. Hot pixels, which are brighter and fill
+    less than half of 5 x 5 pixels and 0.5% of the image, become white. All other numbers are
+    stretched from their 0.5th to their 99.5th percentile. Pixels without data become black and do
+    not influence the others: those that are masked, not finite, or beyond 1e20, and those of a few
     negative values far below all others, such as -9999.
     """
     valid, values = ~np.ma.getmaskarray(values), np.ma.getdata(values)
     if values.dtype != np.uint8:
         values = _scaled(values, valid)
-    values = np.where(valid, values, np.uint8(0))
-    return values if values.ndim == 3 else np.repeat(values[..., np.newaxis], 3, axis=2)
+    values = np.where(valid, values, np.uint8(0)).reshape(*values.shape[:2], -1)
+    return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
 
 
 def _scaled(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Return the values as uint8; clear `valid` where they mean no data."""
-    if not np.issubdtype(values.dtype, np.integer):
+    low, high = 0, None
+    if np.issubdtype(values.dtype, np.integer):
+        high = _integer_range(np.where(valid, values, 0))
+    else:
         valid &= np.abs(values) < NO_DATA_FROM  # false for NaN
-    elif (high := _integer_range(np.where(valid, values, 0))) is not None:
-        return _stretched(values, 0, high)
-    while (fill := _highest_fill_value(values[valid])) is not None:
-        valid &= values > fill
-    low, high = np.percentile(values[valid], (0.5, 99.5)) if valid.any() else (0, 0)
-    return _stretched(values, low, high)
+    if high is None:
+        while (fill := _highest_fill_value(values[valid])) is not None:
+            valid &= values > fill
+        low, high = np.percentile(values[valid], (0.5, 99.5)) if valid.any() else (0, 0)
+    spread = float(high) - float(low)
+    factor = 255 / spread if spread > 1e-30 else 0.0  # an image of one value is black
+    with np.errstate(all="ignore"):  # pixels without data
+        scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
+        return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
 def _integer_range(values: np.ndarray) -> int | None:
@@ -69,14 +75,6 @@ def _highest_fill_value(values: np.ndarray) -> float | None:
     low, high = values[place + 1], np.percentile(values[place + 1 :], 99)
     is_fill = gaps[place] > (high - low) / 20 and np.unique(values[: place + 1]).size <= 5
     return values[place] if is_fill else None
-
-
-def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    spread = float(high) - float(low)
-    factor = 255 / spread if spread > 1e-30 else 0.0  # an image of one value is black
-    with np.errstate(all="ignore"):  # pixels without data
-        scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
-        return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
 def on_black(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -113,9 +111,8 @@ def shrunk_size(width: int, height: int) -> tuple[int, int]:
 def shrunk(rgb: np.ndarray) -> np.ndarray:
     """Return a large uint8 image at its shrunk size, a small one as it is."""
     size = shrunk_size(rgb.shape[1], rgb.shape[0])
-    if size == rgb.shape[1::-1]:
-        return rgb
-    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
+    is_small = size == rgb.shape[1::-1]
+    return rgb if is_small else np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
 
 
 def thinned(values: np.ndarray) -> np.ndarray:

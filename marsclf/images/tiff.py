@@ -1,6 +1,7 @@
 """TIFF files, of any number type, as 8-bit RGB."""
 
 import logging
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -54,23 +55,22 @@ def _to_rgb(page: TiffPage, colors: str) -> np.ndarray:
         values = np.asarray(Image.fromarray(high, mode).convert("RGB"))
     if page.extrasamples[:1] == (UNASSOCIATED_ALPHA,):
         values = on_black(values, extra[..., :1])
-    if (no_data := page.tags.valueof(GDAL_NODATA)) is not None:
-        values = np.ma.masked_equal(values, float(str(no_data).strip("\0 ")), copy=False)
-    rgb = to_8_bit(values[..., 0] if values.shape[2] == 1 else values)
+    with suppress(ValueError):  # not a number
+        no_data = float(page.tags.valueof(GDAL_NODATA, default="").strip("\0"))
+        values = np.ma.masked_equal(values, no_data, copy=False)
+    rgb = to_8_bit(values)
     return 255 - rgb if colors == "MINISWHITE" else rgb
 
 
 def _check(page: TiffPage) -> str:
     """Return the name of the kind of color; raise MarsclfError if the picture cannot be read."""
-    colors, kind = (getattr(x, "name", str(x)) for x in (page.photometric, page.sampleformat))
+    colors, numbers = (getattr(x, "name", str(x)) for x in (page.photometric, page.sampleformat))
     # One more channel may be opacity.
     if page.samplesperpixel - CHANNELS.get(colors, 99) not in (0, 1) or page.imagedepth > 1:
-        shape = (
-            f"{page.samplesperpixel} channels of color type {colors} and depth {page.imagedepth}"
-        )
-        raise MarsclfError(f"TIFF images with {shape} are not supported")
+        kind = f"{page.samplesperpixel} channels, {page.imagedepth} layers and {colors} colors"
+        raise MarsclfError(f"TIFF images with {kind} are not supported")
     if page.dtype is None or page.dtype.kind not in "buif":
-        raise MarsclfError(f"TIFF images of {page.bitspersample}-bit {kind} are not supported")
+        raise MarsclfError(f"TIFF images of {page.bitspersample}-bit {numbers} are not supported")
     shrunk_size(page.imagewidth, page.imagelength)
     if max(page.size, page.tilewidth * page.tilelength) * page.dtype.itemsize > MAX_BYTES:
         raise MarsclfError(f"the image takes over {MAX_BYTES:,} bytes")
