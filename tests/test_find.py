@@ -30,6 +30,17 @@ def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
     assert found(tmp_path, ".", leave_out=tmp_path / "sub") == expected[:4]
 
 
+def test_other_files_in_folders_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path, "a.WEBP", "b.jfif", "c.txt", "sub/d.txt", "sub/README", ".hidden.txt", "n.txt")
+    assert found(tmp_path, ".", "n.txt") == ["a.WEBP", "b.jfif", "n.txt"]
+    text, other = tmp_path / "c.txt", tmp_path / "sub" / "README"
+    kinds = f"3 .txt (such as {text}), 1 without suffix (such as {other})"
+    expected = f"Skipped 4 files that do not have the suffix of an image: {kinds}.\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_files_are_taken_as_named(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", ".hidden.jpg", "odd[1].jpg")
     names = ["notes.txt", ".hidden.jpg", "gone.jpg", "odd[1].jpg"]

@@ -146,6 +146,10 @@ def test_damage_that_only_decoding_finds(folder: Path) -> None:
     data.load_dataset(folder)
     (fault,) = data.find_faults(folder)
     assert "cannot be read" in fault
+    middle = len(content) // 2
+    replace_image(content[:middle] + b"\xff\xd9" + content[middle + 2 :])(folder)
+    (fault,) = data.find_faults(folder)
+    assert "is damaged: " in fault
 
 
 def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: Path) -> None:

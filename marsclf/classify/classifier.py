@@ -18,7 +18,8 @@ from marsclf.classify.table import Row, check_threshold, make_row, table
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool, with_temperature
 from marsclf.evaluation.metrics import THRESHOLD
-from marsclf.images.decode import ignore_decoder_warnings, read_rgb, to_8_bit
+from marsclf.images.decode import ignore_decoder_warnings, read_rgb
+from marsclf.images.scaling import to_8_bit
 from marsclf.images.views import Condition, fit_view
 from marsclf.networks.engine import Predictor, make_predictor, predict_each, stored_predictor
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from marsclf.errors import MarsclfError
 from marsclf.images.decode import IMAGE_SUFFIXES
 
@@ -37,8 +39,10 @@ def find_images(sources: Iterable[str | Path], leave_out: Path | None = None) ->
     files and the folder `leave_out`. Links are followed, but no folder is entered twice, so loops
     of links end. A name that does not exist and contains `*`, `?` or `[` is a pattern (`**` matches
     folders at any depth). A missing file and a folder that cannot be listed are yielded as named,
-    so that reading them reports the error.
+    so that reading them reports the error. At the end, the other files in folders are counted on
+    standard error.
     """
+    skipped: dict[str, tuple[int, str]] = {}  # for each suffix, the number of files and one of them
     visited = {os.path.realpath(leave_out)} if leave_out else set()
     for source in map(os.fspath, sources):
         exists = os.path.lexists(source)
@@ -47,7 +51,17 @@ def find_images(sources: Iterable[str | Path], leave_out: Path | None = None) ->
             if not os.path.isdir(path):
                 yield path
             elif exists or "**" not in source:  # which also matches the files in this folder
-                yield from _walk(path, visited)
+                yield from _walk(path, visited, skipped)
+    if skipped:
+        kinds = [
+            f"{number:,} {suffix or 'without suffix'} (such as {path})"
+            for suffix, (number, path) in skipped.items()
+        ]
+        total = sum(number for number, _ in skipped.values())
+        text = (
+            f"Skipped {total:,} files that do not have the suffix of an image: {', '.join(kinds)}."
+        )
+        tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def _read_lists(sources: list[str]) -> Iterator[str]:
@@ -59,7 +73,7 @@ def _read_lists(sources: list[str]) -> Iterator[str]:
             yield source
 
 
-def _walk(top: str, visited: set[str]) -> Iterator[str]:
+def _walk(top: str, visited: set[str], skipped: dict[str, tuple[int, str]]) -> Iterator[str]:
     unreadable: list[OSError] = []
     for folder, folders, files in os.walk(top, onerror=unreadable.append, followlinks=True):
         if os.path.realpath(folder) in visited:
@@ -68,6 +82,12 @@ def _walk(top: str, visited: set[str]) -> Iterator[str]:
         visited.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield os.path.join(folder, name)
+            suffix, path = os.path.splitext(name)[1].lower(), os.path.join(folder, name)
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                yield path
+            else:
+                number, example = skipped.get(suffix, (0, path))
+                skipped[suffix] = number + 1, example
     yield from (error.filename for error in unreadable)

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from marsclf import paths
 from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
-from marsclf.files import sha256_of
+from marsclf.files import jpeg_damage, sha256_of
 
 CLASS_NAMES = (
     "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill", "drill holes",
@@ -149,6 +149,8 @@ def _check_image(root: Path, path: str, decode: bool) -> dict:
             raise MarsclfError(f"the image {path} is truncated: it has no end-of-image marker")
         if decode:
             image.load()
+            if damage := jpeg_damage(content):
+                raise MarsclfError(f"the data of the image {path} is damaged: {damage}")
     except UnidentifiedImageError as error:
         raise MarsclfError(f"the file {path} is not a JPEG image") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
