@@ -1,5 +1,6 @@
 """Atomic writes: a killed program leaves the old file or the new one, never a part of one."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -26,6 +27,12 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_is_file(path: Path) -> None:
+    """Raise OSError for a folder, or a named pipe, from which reading could block forever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def write_json(path: Path, content: object) -> None:

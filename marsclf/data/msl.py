@@ -1,9 +1,10 @@
 """The labeled Curiosity images as one checked table.
 
-The data set is *Mars surface image (Curiosity rover) labeled data set*, version 1,
-doi 10.5281/zenodo.1049137: JPEGs, three split files with lines "path label", and a class list.
+The data set is *Mars surface image (Curiosity rover) labeled data set*, version 1 (DOI): JPEGs,
+three split files with lines "path label", and a class list.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,9 +14,9 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from marsclf import paths
-from marsclf.data.product_id import parse_product_id
+from marsclf.data.product_id import EXAMPLE, parse_product_id
 from marsclf.errors import MarsclfError
-from marsclf.files import sha256_of
+from marsclf.files import check_is_file, sha256_of
 
 CLASS_NAMES = (
     "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill", "drill holes",
@@ -26,12 +27,14 @@ CLASS_NAMES = (
 NUM_CLASSES = len(CLASS_NAMES)
 SPLITS = ("train", "val", "test")
 CLASS_FILE = "msl_synset_words-indexed.txt"
+DOI = "https://doi.org/10.5281/zenodo.1049137"
 SAMPLE_MARKER = "SAMPLE_DATA.txt"
 MSL_V1_DIGEST = "23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b"
 
 MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200
-# A path that cannot lead out of its folder on any system, and a label.
-_LINE = re.compile(r"((?:[\w-][\w.-]*/)*\w+\.\w+)\s+(-?\d{1,9})", re.ASCII)
+_LINE = re.compile(r"(.+?)\s+(-?\d{1,9})", re.ASCII)
+# A path that cannot lead out of its folder on any system.
+_PATH = re.compile(r"([\w-][\w.-]*/)*[\w-]+\.\w+", re.ASCII)
 
 SAMPLE_NOTICE = (
     "SAMPLE DATA: this run uses generated pictures of geometric shapes, not images from Curiosity. "
@@ -87,9 +90,8 @@ def find_faults(root: str | Path) -> list[str]:
 
 def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, str]]:
     """Return all faults, one row of the index per image, and the SHA-256 of each file by path."""
-    if not root.is_dir():
-        fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {split_file('train')}"
-        return [f"The data folder {root} is missing or not a folder: {fix}."], [], {}
+    if fault := _fault_of_folder(root):
+        return [fault], [], {}
     faults, rows, hashes, places, split_of_sol = [], [], {}, {}, {}
     classes = [line.split() for _, line in _read_lines(root, CLASS_FILE, faults, hashes)]
     if classes and classes != [[str(i), *name.split()] for i, name in enumerate(CLASS_NAMES)]:
@@ -98,8 +100,12 @@ def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, st
         for place, line in _read_lines(root, split_file(split), faults, hashes):
             try:
                 if (match := _LINE.fullmatch(line)) is None:
-                    raise MarsclfError(f"{line[:80]!r} is not a path in this folder and a label")
-                path, label, product = match[1], int(match[2]), parse_product_id(match[1])
+                    raise MarsclfError(f"{line[:80]!r} is not a path and a label")
+                path, label = match[1], int(match[2])
+                if _PATH.fullmatch(path) is None:
+                    form = f"relative to this folder, such as calibrated/{EXAMPLE}"
+                    raise MarsclfError(f"{path[:200]!r} is not a path {form}")
+                product = parse_product_id(path)
                 if (first := places.setdefault(path, place)) != place:
                     raise MarsclfError(f"{path} is already listed in {first}")
                 if not 0 <= label < NUM_CLASSES:
@@ -116,12 +122,31 @@ def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, st
     return faults, rows, hashes
 
 
+def _fault_of_folder(root: Path) -> str | None:
+    """Return what is wrong with a folder that holds no file of the data set, else None."""
+    wanted = split_file("train")
+    fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {wanted}"
+    if not root.is_dir():
+        return f"The data folder {root} is missing or not a folder: {fix}."
+    names = (CLASS_FILE, *map(split_file, SPLITS))
+    is_readable = os.access(root, os.R_OK | os.X_OK)
+    if not is_readable or any(os.path.lexists(root / name) for name in names):
+        return None  # the files that are missing are faults of their own
+    near = [*root.parent.glob(wanted), *root.glob(f"*/{wanted}"), *root.glob(f"*/*/{wanted}")]
+    if near:
+        return f"The data set is not in {root} but in {near[0].parent}: name that folder."
+    if [*root.glob("*-set-v2*.txt"), *root.glob("*/*-set-v2*.txt")]:
+        return f"{root} holds version 2 of the data set; marsclf needs version 1 ({DOI}): {fix}."
+    return f"{root} does not hold the data set ({DOI}): {fix}."
+
+
 def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:
     """Return (place, line) for each line of a text file that is not blank."""
     path = root / name
     try:
+        check_is_file(path)
         content = path.read_bytes()
-        lines = enumerate(content.decode("utf-8-sig").split("\n"), start=1)
+        lines = enumerate(content.decode("utf-8-sig").splitlines(), start=1)
     except OSError as error:
         faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
         return []
@@ -138,6 +163,7 @@ def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple
 def _check_image(root: Path, path: str, decode: bool) -> dict:
     """Return width, height, channels and sha256; raises MarsclfError if it is not a valid JPEG."""
     try:
+        check_is_file(root / path)
         content = (root / path).read_bytes()
         image = Image.open(BytesIO(content), formats=["JPEG"])
         (width, height), channels = image.size, len(image.getbands())
@@ -145,12 +171,14 @@ def _check_image(root: Path, path: str, decode: bool) -> dict:
             raise MarsclfError(f"the image {path} is too large ({width} x {height} pixels)")
         if channels not in (1, 3):
             raise MarsclfError(f"the image {path} has {channels} channels instead of 1 or 3")
-        if not content.endswith(b"\xff\xd9"):
+        # Bytes after the marker are harmless, but the one of a thumbnail is before the scan.
+        if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
             raise MarsclfError(f"the image {path} is truncated: it has no end-of-image marker")
         if decode:
             image.load()
     except UnidentifiedImageError as error:
         raise MarsclfError(f"the file {path} is not a JPEG image") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise MarsclfError(f"the image {path} cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MarsclfError(f"the image {path} cannot be read ({reason})") from error
     return {"width": width, "height": height, "channels": channels, "sha256": sha256_of(content)}
