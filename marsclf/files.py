@@ -29,10 +29,11 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_is_file(path: Path) -> None:
-    """Raise OSError for a folder, or a named pipe, from which reading could block forever."""
+def regular_file(path: Path) -> Path:
+    """Return `path`; raise OSError for a folder or a named pipe, which could block its reader."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path
 
 
 def write_json(path: Path, content: object) -> None:

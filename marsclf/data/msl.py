@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from marsclf import paths
 from marsclf.data.product_id import EXAMPLE, parse_product_id
 from marsclf.errors import MarsclfError
-from marsclf.files import check_is_file, sha256_of
+from marsclf.files import regular_file, sha256_of
 
 CLASS_NAMES = (
     "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill", "drill holes",
@@ -32,9 +32,8 @@ SAMPLE_MARKER = "SAMPLE_DATA.txt"
 MSL_V1_DIGEST = "23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b"
 
 MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200
-_LINE = re.compile(r"(.+?)\s+(-?\d{1,9})", re.ASCII)
-# A path that cannot lead out of its folder on any system.
-_PATH = re.compile(r"([\w-][\w.-]*/)*[\w-]+\.\w+", re.ASCII)
+# A path that cannot lead out of its folder on any system, and a label.
+_LINE = re.compile(r"((?:[\w-][\w.-]*/)*[\w-]+\.\w+)\s+(-?\d{1,9})", re.ASCII)
 
 SAMPLE_NOTICE = (
     "SAMPLE DATA: this run uses generated pictures of geometric shapes, not images from Curiosity. "
@@ -100,12 +99,9 @@ def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, st
         for place, line in _read_lines(root, split_file(split), faults, hashes):
             try:
                 if (match := _LINE.fullmatch(line)) is None:
-                    raise MarsclfError(f"{line[:80]!r} is not a path and a label")
-                path, label = match[1], int(match[2])
-                if _PATH.fullmatch(path) is None:
-                    form = f"relative to this folder, such as calibrated/{EXAMPLE}"
-                    raise MarsclfError(f"{path[:200]!r} is not a path {form}")
-                product = parse_product_id(path)
+                    form = f"a path in this folder, such as calibrated/{EXAMPLE}, and a label"
+                    raise MarsclfError(f"{line[:120]!r} is not of the form {form}")
+                path, label, product = match[1], int(match[2]), parse_product_id(match[1])
                 if (first := places.setdefault(path, place)) != place:
                     raise MarsclfError(f"{path} is already listed in {first}")
                 if not 0 <= label < NUM_CLASSES:
@@ -135,17 +131,16 @@ def _fault_of_folder(root: Path) -> str | None:
     near = [*root.parent.glob(wanted), *root.glob(f"*/{wanted}"), *root.glob(f"*/*/{wanted}")]
     if near:
         return f"The data set is not in {root} but in {near[0].parent}: name that folder."
-    if [*root.glob("*-set-v2*.txt"), *root.glob("*/*-set-v2*.txt")]:
-        return f"{root} holds version 2 of the data set; marsclf needs version 1 ({DOI}): {fix}."
-    return f"{root} does not hold the data set ({DOI}): {fix}."
+    has_version_2 = any(root.glob("*-set-v2*.txt")) or any(root.glob("*/*-set-v2*.txt"))
+    found = " but version 2" if has_version_2 else ""
+    return f"{root} does not hold version 1 of the data set ({DOI}){found}: {fix}."
 
 
 def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:
     """Return (place, line) for each line of a text file that is not blank."""
     path = root / name
     try:
-        check_is_file(path)
-        content = path.read_bytes()
+        content = regular_file(path).read_bytes()
         lines = enumerate(content.decode("utf-8-sig").splitlines(), start=1)
     except OSError as error:
         faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
@@ -163,8 +158,7 @@ def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple
 def _check_image(root: Path, path: str, decode: bool) -> dict:
     """Return width, height, channels and sha256; raises MarsclfError if it is not a valid JPEG."""
     try:
-        check_is_file(root / path)
-        content = (root / path).read_bytes()
+        content = regular_file(root / path).read_bytes()
         image = Image.open(BytesIO(content), formats=["JPEG"])
         (width, height), channels = image.size, len(image.getbands())
         if width * height > MAX_PIXELS:
