@@ -79,6 +79,10 @@ def test_a_linear_head(tmp_path: Path) -> None:
     view = np.full((1, 32, 32, 3), 90, np.uint8)
     found = classifier_file.build_network(path, weights, metadata).predict_on_batch(view)
     np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
+    scale = model.get_layer("top_bn").gamma
+    scale.assign(scale + 1)
+    with pytest.raises(MarsclfError, match="top_bn/gamma have changed, but BatchNorm must be"):
+        save_classifier(model, path, **options)
     for value in (1e6, np.nan):  # half precision cannot hold them
         model.layers[-1].bias.assign(np.full(25, value))
         with pytest.raises(MarsclfError, match="too large for float16, or not finite"):
@@ -164,7 +168,7 @@ BIAS = "probabilities/bias"
         (content()[:-10], "is not a classifier file"),
         (content(**{BIAS: None}), "weights 'probabilities/bias' are missing"),
         (content(**{BIAS: np.zeros(9, np.float16)}), "do not fit EfficientNetLite0"),
-        (content(**{"stem_conv/kernel": np.zeros(3, np.float16)}), "weights 'stem_conv/kernel' are"),
+        (content(**{"top_conv/kernel": np.zeros(3, np.float16)}), "weights 'top_conv/kernel' are"),
         (content(**{"other/kernel": np.zeros(3, np.float16)}), "weights 'other/kernel' are"),
         (content(**{BIAS: np.full(25, np.inf, np.float16)}), "not finite"),
     ],

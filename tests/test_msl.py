@@ -106,7 +106,7 @@ def make_pipe(path: Path) -> None:
         (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),
         (set_line(TRAIN, 1, "calibrated/cat.JPG 8"), "line 1: 'cat.JPG' is not the name"),
         *(
-            (set_line(TRAIN, 1, f"{path}{{name}} 8"), "line 1: .* is not of the form a path in")
+            (set_line(TRAIN, 1, f"{path}{{name}} 8"), "line 1: .* must be a relative path in")
             for path in ("../x/", "/tmp/", "calibrated/../../", "..\\", "C:", "a\0/", "a b/")
         ),
         (append(TRAIN, b"%s"), f"is already listed in .*{TRAIN}, line 1"),

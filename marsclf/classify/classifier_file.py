@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # Keras takes seconds to load, and reading a file does not ne
 
 FORMAT, VERSION = "marsclf-classifier", 1
 METADATA = "marsclf"
+BLOCK = "None|stem|block[1-7]|top"
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict, str]:
@@ -104,7 +105,7 @@ def save_classifier(
     from marsclf.networks.backbones import BLOCKS, build_backbone
 
     size = model.input_shape[1]
-    untrained, trained = _variables(build_backbone(backbone, size).layers), _variables(model.layers)
+    untrained, trained = _variables(build_backbone(backbone, size)), _variables(model)
     changed = [key for key in trained if not np.array_equal(trained[key], untrained.get(key))]
     first = next((block for block in BLOCKS if any(key.startswith(block) for key in changed)), None)
     weights = {}
@@ -134,20 +135,18 @@ def save_classifier(
 
 def _learned(model: "keras.Model", first: str | None) -> dict[str, "keras.Variable"]:
     """Return the weights that a file holds: of the head and of the blocks from `first` up."""
-    from keras.layers import BatchNormalization
-
     from marsclf.networks.backbones import BLOCKS
 
-    blocks = BLOCKS[BLOCKS.index(first) :] if first else ()
-    layers = [la for la in model.layers if la.name.startswith(("head_", "probabilities", *blocks))]
-    return _variables([la for la in layers if not isinstance(la, BatchNormalization)])
+    parts = ("head_", "probabilities/", *(BLOCKS[BLOCKS.index(first) :] if first else ()))
+    every = _variables(model).items()
+    return {key: weight for key, weight in every if key.startswith(parts) and "bn/" not in key}
 
 
-def _variables(layers: Sequence["keras.Layer"]) -> dict[str, "keras.Variable"]:
-    """Return the layers' weights by "layer/weight", without the states of dropout."""
+def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
+    """Return the model's weights by "layer/weight", without the states of dropout."""
     return {
         f"{layer.name}/{weight.name}": weight
-        for layer in layers
+        for layer in model.layers
         for weight in layer.weights
         if "seed_generator" not in weight.path
     }
@@ -157,16 +156,14 @@ def _check(metadata: dict) -> None:
     """Raise an error unless the metadata have the form in the module's docstring."""
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"its header does not describe a {FORMAT}")
-    # A missing field is an empty text.
     values = defaultdict(str, metadata | dict(metadata.get("calibration", {})))
     size, units, temperature = map(values.get, ("image_size", "head_hidden", "temperature"))
-    block = str(values["first_learning_block"])
     is_valid = {
         "version": values["version"] == VERSION,
         "backbone": isinstance(values["backbone"], str),
         "image_size": isinstance(size, int) and 32 <= size <= 1024,
         "head_hidden": isinstance(units, int) and 0 <= units <= 8192,
-        "first_learning_block": re.fullmatch("None|stem|block[1-7]|top", block),
+        "first_learning_block": re.fullmatch(BLOCK, str(values["first_learning_block"])),
         "classes": values["classes"] == list(CLASS_NAMES),
         "kind": values["kind"] == "temperature",
         "temperature": isinstance(temperature, int | float) and 0.01 <= temperature <= 100,

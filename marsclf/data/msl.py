@@ -99,8 +99,8 @@ def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, st
         for place, line in _read_lines(root, split_file(split), faults, hashes):
             try:
                 if (match := _LINE.fullmatch(line)) is None:
-                    form = f"a path in this folder, such as calibrated/{EXAMPLE}, and a label"
-                    raise MarsclfError(f"{line[:120]!r} is not of the form {form}")
+                    form = f"a relative path in this folder, such as calibrated/{EXAMPLE}"
+                    raise MarsclfError(f"{line[:120]!r} must be {form}, and a label")
                 path, label, product = match[1], int(match[2]), parse_product_id(match[1])
                 if (first := places.setdefault(path, place)) != place:
                     raise MarsclfError(f"{path} is already listed in {first}")
@@ -124,10 +124,9 @@ def _fault_of_folder(root: Path) -> str | None:
     fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {wanted}"
     if not root.is_dir():
         return f"The data folder {root} is missing or not a folder: {fix}."
-    names = (CLASS_FILE, *map(split_file, SPLITS))
-    is_readable = os.access(root, os.R_OK | os.X_OK)
-    if not is_readable or any(os.path.lexists(root / name) for name in names):
-        return None  # the files that are missing are faults of their own
+    files = [root / name for name in (CLASS_FILE, *map(split_file, SPLITS))]
+    if not os.access(root, os.R_OK) or any(map(os.path.lexists, files)):
+        return None  # each file that cannot be read is a fault of its own
     near = [*root.parent.glob(wanted), *root.glob(f"*/{wanted}"), *root.glob(f"*/*/{wanted}")]
     if near:
         return f"The data set is not in {root} but in {near[0].parent}: name that folder."
