@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from marsclf.classify.find import find_images, list_images
-from marsclf.errors import MarsclfError
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -81,9 +80,3 @@ def test_a_list_on_standard_input_and_no_image_twice(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
     expected = ["c.jpg", "a b.jpg", os.fsdecode(b"caf\xe9.jpg")]
     assert list(list_images(["c.jpg", "-", "*.jpg"])) == expected
-
-
-def test_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-    with pytest.raises(MarsclfError, match=f"no image in {tmp_path}, standard input"):
-        list(list_images([str(tmp_path), "-"]))

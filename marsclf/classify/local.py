@@ -12,19 +12,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from marsclf.classify import classifier_file, parts
+from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
+from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
 
-if TYPE_CHECKING:  # takes seconds to load
-    from marsclf.classify.classifier import Classifier
-
-ALL_READ, SOME_NOT_READ, INTERRUPTED = 0, 3, 130
 # Seconds of work of the local engine, or a minute of one process, which a resumed run repeats.
 IMAGES_PER_PART = {"local": 1000, "ray": 4096}
 BATCH = 16  # images that are explained at once
@@ -41,18 +40,18 @@ def predict(options: Namespace) -> int:
     partial = output and parts.partial_of(output)
     if options.resume and os.path.exists(output) and not os.path.exists(partial):
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
-        return ALL_READ
+        return 0
     try:
         counts, done = _write_table(options, output) if output else _print_table(options)
     except KeyboardInterrupt:
         if not (partial and partial.exists()):
             raise
         print(f"error: interrupted; --resume continues from {partial}.", file=sys.stderr)
-        return INTERRUPTED
+        return 130
     _report(counts, done, time.monotonic() - started)
     if output:
         print(f"Table: {output}", file=sys.stderr)
-    return SOME_NOT_READ if counts["errors"] else ALL_READ
+    return 3 if counts["errors"] else 0
 
 
 def _check(options: Namespace) -> None:
@@ -139,31 +138,24 @@ def _classify(images: Iterable[str], options: Namespace, total: int | None = Non
     """Yield the rows of images, after saving their overlays, and show the progress."""
     print("Loading the classifier ...", file=sys.stderr)
     with _quiet_libraries():
-        from marsclf.classify.classifier import load_classifier
-
         classifier = load_classifier(options.model)
         if options.explain:
             classifier.network()  # loads TensorFlow
     hide = options.output is None and sys.stdout.isatty()
-    pairs = classifier.rows(images, options.threshold)
-    with tqdm(desc="classifying", unit="image", total=total, disable=hide or None) as bar:
-        while batch := list(itertools.islice(pairs, BATCH)):
-            if options.explain:
-                _save_overlays(classifier, batch, options.explain)
-            yield from (row for _, row in batch)
-            bar.update(len(batch))
+    rows = classifier.rows(images, options.threshold)
+    pairs = iter(tqdm(rows, "classifying", total, unit="image", disable=hide or None))
+    while batch := list(itertools.islice(pairs, BATCH)):
+        if options.explain:
+            _save_overlays(classifier, batch, options.explain)
+        yield from (row for _, row in batch)
 
 
-def _save_overlays(classifier: "Classifier", batch: list[tuple[str, Row]], folder: Path) -> None:
+def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: Path) -> None:
     """Save a Grad-CAM overlay of the first zoom as JPEG for each image that was read.
 
     The file name contains the class, and eight digits for the path, because files in several
     folders may share a name.
     """
-    import numpy as np
-    from PIL import Image
-
-    from marsclf.data.msl import CLASS_NAMES
     from marsclf.figures.results import heatmap_overlay
     from marsclf.networks.gradcam import gradcam
 

@@ -10,19 +10,16 @@ import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ray
 from filelock import FileLock
 from tqdm import tqdm
 
 from marsclf import paths
+from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.parts import LIST, read_paths, write_part
 from marsclf.errors import MarsclfError
 from marsclf.provenance import cores, limit_cores
-
-if TYPE_CHECKING:
-    from marsclf.classify.classifier import Classifier
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -65,11 +62,8 @@ def make_part(folder: Path, name: str, threshold: float) -> None:
 
 
 @functools.cache
-def _classifier(model: Path) -> "Classifier":
-    from marsclf.classify.classifier import load_classifier
-
+def _classifier(model: Path) -> Classifier:
     limit_cores(1)
-    paths.CACHE.mkdir(parents=True, exist_ok=True)
     # One at a time, so that the first exports the network for all processes on its machine.
     with FileLock(paths.CACHE / "ray.lock"):
         return load_classifier(model)

@@ -109,10 +109,10 @@ def finish(folder: Path, output: Path) -> Counter:
     else:
         for _ in parts():
             pass
-        for leftover in folder.glob(".*"):  # from a process that was killed while it wrote a part
-            shutil.rmtree(leftover, ignore_errors=True)
         folder.rename(output)
-        shutil.rmtree(output / LIST)
+        for path in output.iterdir():
+            if not path.match(PART):  # the list, and what killed processes were writing
+                shutil.rmtree(path)
     return counts
 
 
