@@ -30,7 +30,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def regular_file(path: Path) -> Path:
-    """Return `path`; raise OSError for a folder or a named pipe, which could block its reader."""
+    """Return `path`; raise OSError for a folder, or a named pipe, which could block its reader."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path

@@ -198,11 +198,11 @@ def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path, named: st
 
 def test_folders_of_other_data(tmp_path: Path) -> None:
     (fault,) = data.find_faults(tmp_path)
-    assert fault.startswith(f"{tmp_path} does not hold version 1") and TRAIN in fault
+    assert fault.startswith(f"{tmp_path} holds no version of the data set") and TRAIN in fault
     for name in ("class_map.csv", "train-set-v2.1.txt"):
         (tmp_path / name).touch()
     (fault,) = data.find_faults(tmp_path)
-    assert ") but version 2: " in fault
+    assert fault.startswith(f"{tmp_path} holds version 2 of the data set, not 1")
 
 
 def test_index(sample_dataset: data.Dataset) -> None:

@@ -1,14 +1,13 @@
-"""The classifier file: the weights that training changed, and how to use them.
+"""The classifier file: the trained weights, and how to use them.
 
 A classifier file is a safetensors file (https://github.com/huggingface/safetensors), which holds
-numbers and text but no code. It has a float16 tensor named "layer/weight" for each weight of the
-head and of the trained blocks, except those of BatchNorm, which stay those of ImageNet. Its header
-holds, under the key "marsclf", a JSON text:
+numbers and text but no code. It has a float16 tensor "layer/weight" for each weight of the head and
+the trained blocks, except BatchNorm. Its header holds, under the key "marsclf", a JSON text:
 
 - format, version: "marsclf-classifier", 1;
 - backbone: a key of marsclf.networks.backbones.SPECS; image_size: side of the input, pixels;
 - head_hidden: units of the head's hidden layer, 0 for a linear head;
-- first_learning_block: the first block of the backbone with weights in the file, or null;
+- first_learning_block: the first trained block of the backbone, or null;
 - classes: the names of the outputs, in order;
 - zooms: an image is classified at each of them and the predictions are pooled;
 - calibration: {"kind": "temperature", "temperature": T}; the logits are divided by T;
@@ -134,7 +133,7 @@ def save_classifier(
 
 
 def _learned(model: "keras.Model", first: str | None) -> dict[str, "keras.Variable"]:
-    """Return the weights that a file holds: of the head and of the blocks from `first` up."""
+    """Return the weights that a file must hold: head and blocks from `first` up, no BatchNorm."""
     from marsclf.networks.backbones import BLOCKS
 
     parts = ("head_", "probabilities/", *(BLOCKS[BLOCKS.index(first) :] if first else ()))

@@ -1,7 +1,7 @@
 """The labeled Curiosity images as one checked table.
 
-The data set is *Mars surface image (Curiosity rover) labeled data set*, version 1 (DOI): JPEGs,
-three split files with lines "path label", and a class list.
+The data set is *Mars surface image (Curiosity rover) labeled data set*, version 1,
+doi 10.5281/zenodo.1049137: JPEGs, three split files with lines "path label", and a class list.
 """
 
 import os
@@ -27,7 +27,6 @@ CLASS_NAMES = (
 NUM_CLASSES = len(CLASS_NAMES)
 SPLITS = ("train", "val", "test")
 CLASS_FILE = "msl_synset_words-indexed.txt"
-DOI = "https://doi.org/10.5281/zenodo.1049137"
 SAMPLE_MARKER = "SAMPLE_DATA.txt"
 MSL_V1_DIGEST = "23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b"
 
@@ -66,7 +65,7 @@ def split_file(split: str) -> str:
 def load_dataset(root: str | Path) -> Dataset:
     """Check every listed file in the folder `root` and return the data set; decode no pixels.
 
-    A relative `root` counts from the project folder. Raises MarsclfError with the first fault.
+    A relative `root` is relative to the project folder. Raises MarsclfError with the first fault.
     """
     root = paths.resolve(root)
     faults, rows, hashes = _scan(root, decode=False)
@@ -130,9 +129,9 @@ def _fault_of_folder(root: Path) -> str | None:
     near = [*root.parent.glob(wanted), *root.glob(f"*/{wanted}"), *root.glob(f"*/*/{wanted}")]
     if near:
         return f"The data set is not in {root} but in {near[0].parent}: name that folder."
-    has_version_2 = any(root.glob("*-set-v2*.txt")) or any(root.glob("*/*-set-v2*.txt"))
-    found = " but version 2" if has_version_2 else ""
-    return f"{root} does not hold version 1 of the data set ({DOI}){found}: {fix}."
+    is_version_2 = any(root.glob("*-set-v2*.txt")) or any(root.glob("*/*-set-v2*.txt"))
+    found = "version 2" if is_version_2 else "no version"
+    return f"{root} holds {found} of the data set, not 1 (doi 10.5281/zenodo.1049137): {fix}."
 
 
 def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:

@@ -30,8 +30,7 @@ def parse_product_id(path: str | Path) -> Product:
     It consists of sol 0830, camera MR (ML and MR: Mastcam left and right, MH: MAHLI), sequence
     number 003651, position in the sequence 000, data product 0500684, product type E, version 01
     and processing code DRCL. Numbers repeat on other sols, so `sequence` is sol, camera and number;
-    `frame` is one exposure, shared by its product types. Case does not matter. Raises MarsclfError
-    for any other name.
+    `frame` is one exposure, shared by its product types. Raises MarsclfError for any other name.
     """
     name = PurePosixPath(path).name
     if (match := _PRODUCT_ID.fullmatch(name)) is None:
