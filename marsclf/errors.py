@@ -2,4 +2,4 @@
 
 
 class MarsclfError(Exception):
-    """Says in one sentence what is wrong, where, and how to mend it."""
+    """Says in one sentence what is wrong, where, and how to fix it."""

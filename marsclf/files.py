@@ -1,5 +1,6 @@
 """Atomic writes (a killed program leaves the old file or the new one), digests, JPEG damage."""
 
+import errno
 import hashlib
 import json
 import re
@@ -29,6 +30,13 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def regular_file(path: Path) -> Path:
+    """Return `path`; raise OSError for a folder, or a named pipe, which could block its reader."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path
 
 
 def write_json(path: Path, content: object) -> None:

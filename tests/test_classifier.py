@@ -1,6 +1,7 @@
 """The classifier file is safe to read, and a classifier predicts the same however it is called."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ METADATA = {
     "backbone": "EfficientNetLite0",
     "image_size": 64,
     "head_hidden": 0,
+    "first_learning_block": None,
     "classes": list(CLASS_NAMES),
     "zooms": [1.0],
     "calibration": {"kind": "temperature", "temperature": 1.0},
@@ -78,6 +80,10 @@ def test_a_linear_head(tmp_path: Path) -> None:
     view = np.full((1, 32, 32, 3), 90, np.uint8)
     found = classifier_file.build_network(path, weights, metadata).predict_on_batch(view)
     np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
+    scale = model.get_layer("top_bn").gamma
+    scale.assign(scale + 1)
+    with pytest.raises(MarsclfError, match="top_bn/gamma have changed, but BatchNorm must be"):
+        save_classifier(model, path, **options)
     for value in (1e6, np.nan):  # half precision cannot hold them
         model.layers[-1].bias.assign(np.full(25, value))
         with pytest.raises(MarsclfError, match="too large for float16, or not finite"):
@@ -101,7 +107,8 @@ def test_files_of_other_formats_are_refused_and_not_executed(tmp_path: Path) -> 
     for path in tmp_path.iterdir():
         with pytest.raises(MarsclfError, match=r"is not a classifier file of marsclf \(.+\): name"):
             load_classifier(path, tmp_path)
-    for missing in (tmp_path / "gone", tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for missing in (tmp_path / "gone", tmp_path, tmp_path / "pipe"):
         with pytest.raises(MarsclfError, match=r"cannot be read \(.+\)\.$"):
             load_classifier(missing, tmp_path)
 
@@ -141,6 +148,10 @@ HUGE = b'{"a/b": {"dtype": "F16", "shape": [1099511627776], "data_offsets": [0, 
         (changed(backbone=["EfficientNetLite0"]), "backbone is"),
         (changed(calibration={"kind": "vector", "temperature": 1}), "kind is 'vector'"),
         (changed(calibration={"kind": "temperature", "temperature": 0}), "temperature is 0"),
+        (changed(calibration={"kind": "temperature", "temperature": "1"}), "temperature is '1'"),
+        (changed(calibration={}), "kind is ''"),
+        (changed(first_learning_block="block8"), "first_learning_block is 'block8'"),
+        (changed(first_learning_block="top"), "weights 'top_conv/kernel' are missing"),
         (changed(training=None), "training is None"),
         (changed(backbone="ResNet"), "There is no backbone 'ResNet'"),
         (changed(head_hidden=32), "weights 'head_hidden/kernel' are missing"),
@@ -153,6 +164,7 @@ HUGE = b'{"a/b": {"dtype": "F16", "shape": [1099511627776], "data_offsets": [0, 
         (content()[:-10], "is not a classifier file"),
         (content(**{BIAS: None}), "weights 'probabilities/bias' are missing"),
         (content(**{BIAS: np.zeros(9, np.float16)}), "do not fit EfficientNetLite0"),
+        (content(**{"top_conv/kernel": np.zeros(3, np.float16)}), "weights 'top_conv/kernel' are"),
         (content(**{"other/kernel": np.zeros(3, np.float16)}), "weights 'other/kernel' are"),
         (content(**{BIAS: np.full(25, np.inf, np.float16)}), "not finite"),
     ],

@@ -87,6 +87,11 @@ def move_sol(folder: Path) -> None:
     append(TEST, f"calibrated/{other.name} 8".encode())(folder)
 
 
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -101,8 +106,8 @@ def move_sol(folder: Path) -> None:
         (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),
         (set_line(TRAIN, 1, "calibrated/cat.JPG 8"), "line 1: 'cat.JPG' is not the name"),
         *(
-            (set_line(TRAIN, 1, f"{path}{{name}} 8"), "line 1: .* is not a path in this folder")
-            for path in ("../x/", "/tmp/", "calibrated/../../", "..\\", "C:", "a\0/")
+            (set_line(TRAIN, 1, f"{path}{{name}} 8"), "line 1: .* must be a relative path in")
+            for path in ("../x/", "/tmp/", "calibrated/../../", "..\\", "C:", "a\0/", "a b/")
         ),
         (append(TRAIN, b"%s"), f"is already listed in .*{TRAIN}, line 1"),
         (append(TEST, b"%s"), f"{TEST}, line .* already listed in .*{TRAIN}, line 1"),
@@ -111,6 +116,9 @@ def move_sol(folder: Path) -> None:
         (replace_image(b""), "is not a JPEG image"),
         (replace_image(encoded("PNG")), "is not a JPEG image"),
         (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* is truncated"),
+        (replace_image(encoded("JPEG")[:-2] + bytes(9)), f"{TRAIN}, line 1: .* is truncated"),
+        (lambda f: make_pipe(image_of(f)), "image .* cannot be read .it is not a regular file"),
+        (lambda f: make_pipe(f / VAL), f"{VAL}, which cannot be read .it is not a regular file"),
         (replace_image(encoded("JPEG", "CMYK")), "has 4 channels"),
         (replace_image(with_header_size(10_000, 2_001)), r"too large \(10000 x 2001 pixels\)"),
         (replace_image(with_header_size(65_000, 65_000)), "exceeds limit"),
@@ -166,6 +174,39 @@ def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: 
     image_of(folder, VAL).write_bytes(pixels)
     digests += [after.digest, data.load_dataset(folder).digest]
     assert len(set(digests)) == 3
+
+
+def test_harmless_differences_are_no_faults(folder: Path) -> None:
+    before = data.load_dataset(folder).index.drop(columns=["path", "sha256"])
+    image = image_of(folder)
+    image.write_bytes(image.read_bytes() + b"\0")
+    image.rename(image.with_name(image.name.lower()))
+    listed = (folder / TRAIN).read_text().replace(image.name, image.name.lower())
+    (folder / TRAIN).write_bytes(listed.replace("\n", "\r").encode())
+    assert data.find_faults(folder) == []
+    after = data.load_dataset(folder).index.drop(columns=["path", "sha256"])
+    columns = [*before]
+    assert after.sort_values(columns).values.tolist() == before.sort_values(columns).values.tolist()
+
+
+@pytest.mark.parametrize("named", ["", "msl-images/calibrated"])
+def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path, named: str) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    for path in [path for path in folder.iterdir() if path != outer]:
+        (outer / "msl-images").mkdir(exist_ok=True)
+        path.rename(outer / "msl-images" / path.name)
+    (fault,) = data.find_faults(outer / named)
+    assert fault.endswith(f"but in {outer / 'msl-images'}: name that folder.")
+
+
+def test_folders_of_other_data(tmp_path: Path) -> None:
+    (fault,) = data.find_faults(tmp_path)
+    assert fault.startswith(f"{tmp_path} holds no version of the data set") and TRAIN in fault
+    for name in ("class_map.csv", "train-set-v2.1.txt"):
+        (tmp_path / name).touch()
+    (fault,) = data.find_faults(tmp_path)
+    assert fault.startswith(f"{tmp_path} holds version 2 of the data set, not 1")
 
 
 def test_index(sample_dataset: data.Dataset) -> None:

@@ -1,4 +1,4 @@
-"""What the work costs on this machine: python -m tools.bench [--data-dir D].
+"""Benchmarks of this machine: python -m tools.bench [--data-dir D].
 
 Each part is measured in a process of its own. This module loads no Keras, because such a process
 begins with it, and `predict`, whose memory is measured here, works without Keras.
@@ -39,9 +39,9 @@ RUNS = {
 
 
 def bench(data_dir: str | Path | None) -> dict:
-    """Measure what the work costs, in about half an hour, and print it.
+    """Measure the time and memory of each step, in about half an hour, and print them.
 
-    What the real data set gives is stored in results/bench.json; the documents are updated.
+    With the real data set, also stores them in results/bench.json and updates the documents.
     """
     from tools import measurements  # loads Keras
 
@@ -84,7 +84,7 @@ def in_new_process(work: Callable, *arguments: object) -> object:
 def measure_growth(files: list[Path], cache: Path) -> list[dict]:
     """Measure the library's classifier on more and more images, each time in a new process.
 
-    Loading the classifier counts for the peak memory (MB), but not for the seconds.
+    The peak memory (MB) includes loading the classifier; the seconds do not.
     """
     in_new_process(classify, [], cache)  # exports the network, so that no other has to
     rows = []
@@ -121,7 +121,7 @@ def measure_start(file: Path, folder: Path) -> dict:
 def measure_runs(root: Path, folder: Path) -> dict:
     """Measure time by stage and peak memory of RUNS in a copy of the project, with nothing cached.
 
-    The ledger here gets the lines of all test scores of the copy, even if a run fails.
+    The copy's new ledger lines are added to the ledger of this project, even if a run fails.
     """
     project, code = _copy_project(folder / "run"), commit()
     copied_ledger = project / "results" / ledger.NAME

@@ -1,4 +1,4 @@
-"""How a recipe does on later sols, without the test split: python -m tools.compare --set a=b."""
+"""Evaluate a recipe on later sols, without the test split: python -m tools.compare --set a=b."""
 
 import json
 import sys
@@ -22,11 +22,11 @@ from tools.documents import store
 
 
 def compare(preset: str, settings: dict[str, object], data_dir: str | Path | None) -> dict:
-    """Train a changed recipe on early sols and judge it on later ones, without the test split.
+    """Train a changed recipe on early sols and evaluate it on later ones, without the test split.
 
-    What the real data set gives is added to results/selection.csv; the documents are updated. The
-    best epoch is chosen on random views of the images that are judged, for every recipe alike: the
-    figures compare recipes and promise nothing.
+    With the real data set, also adds a line to results/selection.csv and updates the documents. The
+    best epoch is chosen on random views of the images that are evaluated, so the figures are
+    optimistic; as every recipe has this advantage, they still rank recipes.
     """
     if preset in LADDERS:
         raise MarsclfError(

@@ -1,4 +1,4 @@
-"""The documents' tables: each stands between two markers and is made by a template of its name."""
+"""The documents' tables: each is between two markers and comes from the template of its name."""
 
 import re
 from itertools import zip_longest
@@ -27,7 +27,7 @@ TEMPLATES.filters |= FILTERS
 
 
 def store(measured: dict, file: Path, dataset: Dataset) -> None:
-    """Store what was measured on the real data in a JSON or CSV file and update the documents."""
+    """Store measurements of the real data in a JSON or CSV file and update the documents."""
     if dataset.name != "msl-v1":
         print(f"Nothing was stored, because the data set is {dataset.name}, not msl-v1.")
         return
@@ -50,7 +50,7 @@ def update_documents(published: dict[str, Result]) -> dict[Path, str]:
 
 
 def write_documents(documents: dict[Path, str]) -> None:
-    """Replace the documents by those of `update_documents`."""
+    """Replace the documents with those that `update_documents` returned."""
     for file, text in documents.items():
         with replace_atomically(file) as temporary:
             temporary.write_text(text, encoding="utf-8")

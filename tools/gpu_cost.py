@@ -1,7 +1,7 @@
 """What EfficientNetB7 costs on this machine: python -m tools.gpu_cost [--data-dir D].
 
-On a GPU both stages of the preset `b7` are measured, without one the frozen features only. Weights
-and images are random, because the speed does not depend on them.
+With a GPU, both stages of the preset `b7` are measured; without one, only the frozen features are.
+Weights and images are random, because the speed does not depend on them.
 """
 
 import functools
@@ -44,8 +44,8 @@ MEASURED, OUT_OF_MEMORY = "measured", "out of memory"
 def measure_costs(data_dir: str | Path | None) -> dict:
     """Measure time and memory of EfficientNetB7: frozen features, and on a GPU also training.
 
-    The data set tells how many images the estimates are for. Estimates for the real one are stored
-    in results/; the documents are updated.
+    The estimates are for the number of images in the data set. With the real data set, also stores
+    them in results/ and updates the documents.
     """
     dataset, recipe = open_dataset(data_dir), Recipe(**parameters_of("b7"))
     result = {
@@ -90,7 +90,7 @@ def measure_on_cpu(backbone: str) -> dict:
 def set_scale(network: keras.Model, images: np.ndarray) -> None:
     """Give every BatchNorm of a network the statistics of images (n, height, width, 3), 0-255.
 
-    Without it random weights make numbers so small that processors are slow with them.
+    Without this, random weights give such small numbers that processors compute them slowly.
     """
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -188,7 +188,7 @@ def _make_images(sides: tuple[int, int], count: int) -> np.ndarray:
 
 
 def _gpu_memory(function: str) -> dict | None:
-    """Call a function of TensorFlow's account of GPU memory, if there is a GPU."""
+    """Call one of TensorFlow's functions for GPU memory, if there is a GPU."""
     if not has_gpu():
         return None
     import tensorflow as tf

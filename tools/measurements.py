@@ -1,7 +1,7 @@
-"""What parts of the work cost: the network, images, training steps and the reference's prediction.
+"""Time measurements of the network, images, training steps and the reference's prediction.
 
-Times are medians over repeats in which all contestants take turns; each comes with the smallest and
-the largest value. Ratios are formed within each repeat, because a machine's speed drifts.
+Times are medians over repeats, each of which runs all contestants in turn; the smallest and largest
+values come with them. Ratios are computed within each repeat, because a machine's speed drifts.
 """
 
 import functools
@@ -39,7 +39,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def take_turns(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
     """Return the seconds (repeats,) of each contestant; all run once before the next repeat.
 
-    Each runs once more at first, to compile and to fill caches, which is not counted.
+    One more run of each comes first, to compile and to fill caches; it is not counted.
     """
     for work in contestants.values():
         work()
@@ -62,7 +62,7 @@ def count_flops(model: keras.Model) -> int:
 
 
 def measure_network(files: list[Path], cache: Path) -> dict:
-    """Measure Lite0 on the engine and in Keras, and the engine's share of the possible rate."""
+    """Measure Lite0 on the engine and in Keras, and the engine's share of the highest rate."""
     network = build_backbone("EfficientNetLite0")
     views = _load_views(files, network.input_shape[1])
     predict = make_predictor(network, cache)
@@ -136,7 +136,7 @@ def input_size(recipe: Recipe) -> int:
 def prepare_training(
     recipe: Recipe, backbone: keras.Model, blocks: list[str], is_split: bool = True
 ) -> tuple[keras.Model | None, keras.Model]:
-    """Return the frozen part and the part that learns, compiled for the second stage of a recipe.
+    """Return the frozen and the trainable part, compiled for the second stage of a recipe.
 
     If `is_split` is false, the frozen part is None and the other is the complete classifier.
     """
@@ -158,7 +158,7 @@ def prepare_training(
 
 
 def train(model: keras.Model, inputs: np.ndarray, steps: int) -> None:
-    """Train so many batches, which share the inputs (n, ...) evenly; the labels mean nothing."""
+    """Train on `steps` equal batches of the inputs (n, ...); the labels are arbitrary."""
     for batch in np.array_split(inputs, steps):
         model.train_on_batch(batch, np.eye(NUM_CLASSES)[np.arange(len(batch)) % NUM_CLASSES])
 
@@ -190,7 +190,7 @@ def _per_image(seconds: dict[str, np.ndarray], images: int) -> dict[str, dict[st
 
 
 def _choose(files: list[Path], count: int) -> list[Path]:
-    """Return so many of the files, spread over the list."""
+    """Return at most `count` of the files, spread over the list."""
     return files[:: max(1, len(files) // count)][:count]
 
 

@@ -1,8 +1,8 @@
 """Publishing the result of a preset on the real data: python -m tools.publish --preset P.
 
-Published are results/<preset>/, figures/<preset>/, the tables of the documents and, for the default
-preset, the classifier that comes with the library. Figures of the data alone are the same whatever
-the preset; they are published with the default preset only.
+This updates results/<preset>/, figures/<preset>/, the tables of the documents and, for the default
+preset, the library's classifier. Figures that show only the data are the same for all presets; they
+are published with the default preset only.
 """
 
 import gzip
@@ -24,8 +24,8 @@ DATA_FIGURES = "01_"  # how the names of notebook 01's figures begin
 def publish(preset: str) -> None:
     """Copy the result of a run of the real data into the repository and update the documents.
 
-    Raises MarsclfError, and changes nothing, unless the run is complete, of the real data and with
-    the preset's own parameters, and its predictions give its metrics.
+    Raises MarsclfError, and changes nothing, unless the run is complete, used the real data and the
+    preset's own parameters, and its metrics can be recomputed from its predictions.
     """
     run, run_dir = read_run(preset), paths.RUNS / preset
     used = run.record["parameters"]

@@ -1,4 +1,4 @@
-"""Results of presets, as a run writes them and as they are published, and what is wrong with them.
+"""Results of presets, as a run writes them and as they are published, and checks of both.
 
 A run writes runs/<preset>/metrics.json and predictions.csv. A ladder of recipes writes
 runs/<preset>/ladder.json and, for each recipe, a folder with a predictions.csv. Published are the
@@ -76,7 +76,7 @@ def scores(record: dict) -> dict[str, dict]:
 
 
 def find_faults(result: Result) -> list[str]:
-    """Return what is wrong with a result: its data set, or a number that its predictions deny."""
+    """Return what is wrong with a result: its data set, or numbers unlike those recomputed."""
     record, faults = result.record, []
     if (record.get("dataset"), record.get("data_digest")) != ("msl-v1", MSL_V1_DIGEST):
         return [f"{result.file}: its data set is {record.get('dataset')!r}, not the real msl-v1"]
@@ -100,7 +100,7 @@ def find_faults(result: Result) -> list[str]:
 
 
 def find_classifier_faults(path: Path, record: dict, *fields: str) -> list[str]:
-    """Return what differs in a classifier file, with these fields of `training`, from its run."""
+    """Return how a classifier file, with these fields of `training`, differs from its run."""
     try:
         _, metadata, _ = classifier_file.read(path)
     except MarsclfError as error:

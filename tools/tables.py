@@ -16,7 +16,7 @@ MAX_BURSTS, MAX_CONFUSIONS = 15, 8  # rows of their tables
 
 
 class NotMeasured(Exception):
-    """A results file is not there yet; says which command makes it."""
+    """A results file does not exist yet; the text says which command creates it."""
 
 
 def _stored(name: str, remedy: str) -> dict:
@@ -32,7 +32,7 @@ def _default_run(published: dict[str, Result]) -> Result:
 
 
 def _seeds(record: dict) -> dict:
-    """Return the seeds that a run's recipe was scored with, and lists of their test figures."""
+    """Return the seeds with which a run's recipe was scored, and lists of their test metrics."""
     seeds = ledger.seeds(record)
     names = sorted(seeds, key=int)
     return {"names": names} | pd.DataFrame([seeds[name] for name in names]).to_dict("list")

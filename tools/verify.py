@@ -1,4 +1,4 @@
-"""Verifying what is published: python -m tools.verify. Needs no images, network or Keras."""
+"""Verification of the published results: python -m tools.verify; needs no images or Keras."""
 
 import sys
 from itertools import zip_longest
@@ -12,10 +12,10 @@ from tools.results import find_classifier_faults, find_faults, read_published
 
 
 def verify() -> None:
-    """Recompute every published number and compare the documents with their templates.
+    """Recompute every published metric and compare the documents with their templates.
 
-    Prints one line for each preset. Raises MarsclfError where a number is wrong, where the ledger
-    lacks a score, and where the library's classifier is not that of the published run.
+    Prints one line for each preset. Raises MarsclfError if a number is wrong, if the ledger lacks a
+    score, or if the library's classifier is not that of the published run.
     """
     published, faults = read_published(), []
     for preset, result in published.items():

@@ -1,12 +1,13 @@
-"""The classifier file: the weights that training changed, and how to use them.
+"""The classifier file: the trained weights, and how to use them.
 
 A classifier file is a safetensors file (https://github.com/huggingface/safetensors), which holds
-numbers and text but no code. It has one float16 tensor named "layer/weight" for each weight that
-differs from the ImageNet backbone's. Its header holds, under the key "marsclf", a JSON text:
+numbers and text but no code. It has a float16 tensor "layer/weight" for each weight of the head and
+the trained blocks, except BatchNorm. Its header holds, under the key "marsclf", a JSON text:
 
 - format, version: "marsclf-classifier", 1;
 - backbone: a key of marsclf.networks.backbones.SPECS; image_size: side of the input, pixels;
 - head_hidden: units of the head's hidden layer, 0 for a linear head;
+- first_learning_block: the first trained block of the backbone, or null;
 - classes: the names of the outputs, in order;
 - zooms: an image is classified at each of them and the predictions are pooled;
 - calibration: {"kind": "temperature", "temperature": T}; the logits are divided by T;
@@ -15,6 +16,8 @@ differs from the ImageNet backbone's. Its header holds, under the key "marsclf",
 
 import hashlib
 import json
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +28,7 @@ from safetensors.numpy import save_file
 
 from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically
+from marsclf.files import regular_file, replace_atomically
 from marsclf.images.views import check_zooms
 
 if TYPE_CHECKING:  # Keras takes seconds to load, and reading a file does not need it
@@ -33,6 +36,7 @@ if TYPE_CHECKING:  # Keras takes seconds to load, and reading a file does not ne
 
 FORMAT, VERSION = "marsclf-classifier", 1
 METADATA = "marsclf"
+BLOCK = "None|stem|block[1-7]|top"
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict, str]:
@@ -41,7 +45,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict, str]:
     The file need not be trusted. Raises MarsclfError unless it is a valid classifier file.
     """
     try:
-        with path.open("rb") as stream:
+        with regular_file(path).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         with safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
@@ -72,15 +76,14 @@ def build_network(file: Path, weights: dict[str, np.ndarray], metadata: dict) ->
 
     backbone = build_backbone(metadata["backbone"], metadata["image_size"])
     model = join(backbone, build_head(backbone.output_shape[1], metadata["head_hidden"], 0.0))
-    variables = _variables(model)
-    head = [key for key in variables if key.startswith(("head_", "probabilities/"))]
-    for key in [*head, *weights]:
-        if key not in weights or key not in variables or weights[key].shape != variables[key].shape:
+    learned = _learned(model, metadata["first_learning_block"])
+    for key in [*learned, *weights]:
+        if key not in weights or key not in learned or weights[key].shape != learned[key].shape:
             raise MarsclfError(
                 f"{file} is not a valid classifier file: its weights {key[:80]!r} are missing, or "
                 f"do not fit {metadata['backbone']}."
             )
-        variables[key].assign(weights[key])
+        learned[key].assign(weights[key])
     return model
 
 
@@ -96,20 +99,22 @@ def save_classifier(
     """Write the classifier file of a trained model, images to probabilities (training.stages.join).
 
     `backbone` is the name of the model's backbone; for the others see the module's docstring.
-    Raises MarsclfError for weights that float16 cannot hold.
+    Raises MarsclfError for weights that float16 cannot hold, and if BatchNorm was trained.
     """
-    from marsclf.networks.backbones import build_backbone
+    from marsclf.networks.backbones import BLOCKS, build_backbone
 
     size = model.input_shape[1]
-    untrained = _variables(build_backbone(backbone, size))
-    changed = {}
-    for key, variable in _variables(model).items():
-        weight = np.array(variable)
-        if not np.array_equal(weight, untrained.get(key)):
-            with np.errstate(over="ignore"):
-                changed[key] = weight.astype(np.float16)
-            if not np.isfinite(changed[key]).all():
+    untrained, trained = _variables(build_backbone(backbone, size)), _variables(model)
+    changed = [key for key in trained if not np.array_equal(trained[key], untrained.get(key))]
+    first = next((block for block in BLOCKS if any(key.startswith(block) for key in changed)), None)
+    weights = {}
+    with np.errstate(over="ignore"):
+        for key, variable in _learned(model, first).items():
+            weights[key] = np.array(variable).astype(np.float16)
+            if not np.isfinite(weights[key]).all():
                 raise MarsclfError(f"The weights {key} are too large for float16, or not finite.")
+    if lost := {*changed} - {*weights}:
+        raise MarsclfError(f"The weights {min(lost)} have changed, but BatchNorm must be frozen.")
     hidden = [layer.units for layer in model.layers if layer.name == "head_hidden"]
     metadata = {
         "format": FORMAT,
@@ -117,13 +122,23 @@ def save_classifier(
         "backbone": backbone,
         "image_size": size,
         "head_hidden": hidden[0] if hidden else 0,
+        "first_learning_block": first,
         "classes": list(CLASS_NAMES),
         "zooms": list(zooms),
         "calibration": {"kind": "temperature", "temperature": temperature},
         "training": training,
     }
     with replace_atomically(path) as temporary:
-        save_file(changed, temporary, {METADATA: json.dumps(metadata)})
+        save_file(weights, temporary, {METADATA: json.dumps(metadata)})
+
+
+def _learned(model: "keras.Model", first: str | None) -> dict[str, "keras.Variable"]:
+    """Return the weights that a file must hold: head and blocks from `first` up, no BatchNorm."""
+    from marsclf.networks.backbones import BLOCKS
+
+    parts = ("head_", "probabilities/", *(BLOCKS[BLOCKS.index(first) :] if first else ()))
+    every = _variables(model).items()
+    return {key: weight for key, weight in every if key.startswith(parts) and "bn/" not in key}
 
 
 def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
@@ -138,21 +153,22 @@ def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
 
 def _check(metadata: dict) -> None:
     """Raise an error unless the metadata have the form in the module's docstring."""
-    if metadata.get("format") != FORMAT:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"its header does not describe a {FORMAT}")
-    values = metadata | metadata["calibration"]
-    size, units = values["image_size"], values["head_hidden"]
+    values = defaultdict(str, metadata | dict(metadata.get("calibration", {})))
+    size, units, temperature = map(values.get, ("image_size", "head_hidden", "temperature"))
     is_valid = {
         "version": values["version"] == VERSION,
         "backbone": isinstance(values["backbone"], str),
         "image_size": isinstance(size, int) and 32 <= size <= 1024,
         "head_hidden": isinstance(units, int) and 0 <= units <= 8192,
+        "first_learning_block": re.fullmatch(BLOCK, str(values["first_learning_block"])),
         "classes": values["classes"] == list(CLASS_NAMES),
         "kind": values["kind"] == "temperature",
-        "temperature": 0.01 <= values["temperature"] <= 100,
+        "temperature": isinstance(temperature, int | float) and 0.01 <= temperature <= 100,
         "training": isinstance(values["training"], dict),
     }
     for key, valid in is_valid.items():
         if not valid:
             raise ValueError(f"its {key} is {values[key]!r:.150}, which marsclf cannot use")
-    check_zooms(metadata["zooms"])
+    check_zooms(values["zooms"])

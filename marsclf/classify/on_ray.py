@@ -1,8 +1,8 @@
 """The Ray engine of `predict`: many processes, on one machine or a cluster, work on the parts.
 
 Each process loads the network once, then reads and classifies the images of one part after another
-and stores the rows. Neither images nor rows pass through the driver, and the part of a lost process
-is simply started again. All machines must see the images and the output under the same paths.
+and stores the rows. Neither images nor rows pass through the driver; Ray starts the part of a lost
+process again. All machines must see the images and the output under the same paths.
 """
 
 import functools
@@ -38,7 +38,7 @@ def classify_parts(folder: Path, missing: list[str], options: Namespace) -> None
         local = {"num_cpus": cores(), "object_store_memory": 10**8, "include_dashboard": False}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
-    except Exception as error:  # Ray raises a bare one if its processes do not start in time
+    except Exception as error:  # what Ray raises if its processes do not start in time
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         failed = f"No Ray cluster answers at {address!r}" if address else "Ray does not start"
         raise MarsclfError(f"{failed} ({reason}){kept}.") from None

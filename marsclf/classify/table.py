@@ -48,7 +48,7 @@ def make_row(
     """Return the row of an image, from its error or else its calibrated probabilities (25,)."""
     row = Row(path and printable(path), error=error and printable(error))
     with suppress(MarsclfError):  # not a product id
-        product = parse_product_id(f"{Path(path or '').stem.upper()}.JPG")
+        product = parse_product_id(f"{Path(path or '').stem}.JPG")
         row = row._replace(sol=product.sol, camera=product.camera)
     if error:
         return row

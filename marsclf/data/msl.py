@@ -4,6 +4,7 @@ The data set is *Mars surface image (Curiosity rover) labeled data set*, version
 doi 10.5281/zenodo.1049137: JPEGs, three split files with lines "path label", and a class list.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,9 +14,9 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from marsclf import paths
-from marsclf.data.product_id import parse_product_id
+from marsclf.data.product_id import EXAMPLE, parse_product_id
 from marsclf.errors import MarsclfError
-from marsclf.files import jpeg_damage, sha256_of
+from marsclf.files import jpeg_damage, regular_file, sha256_of
 
 CLASS_NAMES = (
     "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill", "drill holes",
@@ -31,7 +32,7 @@ MSL_V1_DIGEST = "23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549
 
 MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200
 # A path that cannot lead out of its folder on any system, and a label.
-_LINE = re.compile(r"((?:[\w-][\w.-]*/)*\w+\.\w+)\s+(-?\d{1,9})", re.ASCII)
+_LINE = re.compile(r"((?:[\w-][\w.-]*/)*[\w-]+\.\w+)\s+(-?\d{1,9})", re.ASCII)
 
 SAMPLE_NOTICE = (
     "SAMPLE DATA: this run uses generated pictures of geometric shapes, not images from Curiosity. "
@@ -64,7 +65,7 @@ def split_file(split: str) -> str:
 def load_dataset(root: str | Path) -> Dataset:
     """Check every listed file in the folder `root` and return the data set; decode no pixels.
 
-    A relative `root` counts from the project folder. Raises MarsclfError with the first fault.
+    A relative `root` is relative to the project folder. Raises MarsclfError with the first fault.
     """
     root = paths.resolve(root)
     faults, rows, hashes = _scan(root, decode=False)
@@ -87,9 +88,8 @@ def find_faults(root: str | Path) -> list[str]:
 
 def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, str]]:
     """Return all faults, one row of the index per image, and the SHA-256 of each file by path."""
-    if not root.is_dir():
-        fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {split_file('train')}"
-        return [f"The data folder {root} is missing or not a folder: {fix}."], [], {}
+    if fault := _fault_of_folder(root):
+        return [fault], [], {}
     faults, rows, hashes, places, split_of_sol = [], [], {}, {}, {}
     classes = [line.split() for _, line in _read_lines(root, CLASS_FILE, faults, hashes)]
     if classes and classes != [[str(i), *name.split()] for i, name in enumerate(CLASS_NAMES)]:
@@ -98,7 +98,8 @@ def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, st
         for place, line in _read_lines(root, split_file(split), faults, hashes):
             try:
                 if (match := _LINE.fullmatch(line)) is None:
-                    raise MarsclfError(f"{line[:80]!r} is not a path in this folder and a label")
+                    form = f"a relative path in this folder, such as calibrated/{EXAMPLE}"
+                    raise MarsclfError(f"{line[:120]!r} must be {form}, and a label")
                 path, label, product = match[1], int(match[2]), parse_product_id(match[1])
                 if (first := places.setdefault(path, place)) != place:
                     raise MarsclfError(f"{path} is already listed in {first}")
@@ -116,12 +117,29 @@ def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, st
     return faults, rows, hashes
 
 
+def _fault_of_folder(root: Path) -> str | None:
+    """Return what is wrong with a folder that holds no file of the data set, else None."""
+    wanted = split_file("train")
+    fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {wanted}"
+    if not root.is_dir():
+        return f"The data folder {root} is missing or not a folder: {fix}."
+    files = [root / name for name in (CLASS_FILE, *map(split_file, SPLITS))]
+    if not os.access(root, os.R_OK) or any(map(os.path.lexists, files)):
+        return None  # each file that cannot be read is a fault of its own
+    near = [*root.parent.glob(wanted), *root.glob(f"*/{wanted}"), *root.glob(f"*/*/{wanted}")]
+    if near:
+        return f"The data set is not in {root} but in {near[0].parent}: name that folder."
+    is_version_2 = any(root.glob("*-set-v2*.txt")) or any(root.glob("*/*-set-v2*.txt"))
+    found = "version 2" if is_version_2 else "no version"
+    return f"{root} holds {found} of the data set, not 1 (doi 10.5281/zenodo.1049137): {fix}."
+
+
 def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:
     """Return (place, line) for each line of a text file that is not blank."""
     path = root / name
     try:
-        content = path.read_bytes()
-        lines = enumerate(content.decode("utf-8-sig").split("\n"), start=1)
+        content = regular_file(path).read_bytes()
+        lines = enumerate(content.decode("utf-8-sig").splitlines(), start=1)
     except OSError as error:
         faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
         return []
@@ -138,14 +156,15 @@ def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple
 def _check_image(root: Path, path: str, decode: bool) -> dict:
     """Return width, height, channels and sha256; raises MarsclfError if it is not a valid JPEG."""
     try:
-        content = (root / path).read_bytes()
+        content = regular_file(root / path).read_bytes()
         image = Image.open(BytesIO(content), formats=["JPEG"])
         (width, height), channels = image.size, len(image.getbands())
         if width * height > MAX_PIXELS:
             raise MarsclfError(f"the image {path} is too large ({width} x {height} pixels)")
         if channels not in (1, 3):
             raise MarsclfError(f"the image {path} has {channels} channels instead of 1 or 3")
-        if not content.endswith(b"\xff\xd9"):
+        # Bytes after the marker are harmless, but the one of a thumbnail is before the scan.
+        if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
             raise MarsclfError(f"the image {path} is truncated: it has no end-of-image marker")
         if decode:
             image.load()
@@ -154,5 +173,6 @@ def _check_image(root: Path, path: str, decode: bool) -> dict:
     except UnidentifiedImageError as error:
         raise MarsclfError(f"the file {path} is not a JPEG image") from error
     except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise MarsclfError(f"the image {path} cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MarsclfError(f"the image {path} cannot be read ({reason})") from error
     return {"width": width, "height": height, "channels": channels, "sha256": sha256_of(content)}

@@ -9,8 +9,8 @@ from marsclf.errors import MarsclfError
 EXAMPLE = "0830MR0036510000500684E01_DRCL.JPG"
 _PRODUCT_ID = re.compile(
     r"(?P<frame>(?P<sequence>(?P<sol>\d{4})(?P<camera>M[LRH])\d{6})\d{10})"
-    r"(?P<product_type>[A-Z])\d\d_[A-Z]{4}\.JPG",
-    re.ASCII,
+    r"(?P<product_type>[A-Z])\d\d_[A-Z]{4}\.JPE?G",
+    re.ASCII | re.IGNORECASE,
 )
 
 
@@ -35,5 +35,5 @@ def parse_product_id(path: str | Path) -> Product:
     name = PurePosixPath(path).name
     if (match := _PRODUCT_ID.fullmatch(name)) is None:
         raise MarsclfError(f"{name!r} is not the name of a Curiosity image such as {EXAMPLE}")
-    parts = match.groupdict()
+    parts = {key: part.upper() for key, part in match.groupdict().items()}
     return Product(sol=int(parts.pop("sol")), **parts)

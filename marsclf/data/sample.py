@@ -41,7 +41,7 @@ def make_sample(target: Path) -> Path:
     Replaces sample data of another version; raises MarsclfError if `target` holds anything else.
     """
     marker = target / SAMPLE_MARKER
-    if marker.is_file() and marker.read_text(encoding="utf-8") == MARKER_TEXT:
+    if marker.is_file() and marker.read_bytes() == MARKER_TEXT.encode():
         return target
     if target.exists() and not marker.is_file():
         raise MarsclfError(f"{target} holds no sample data: name another folder for it.")

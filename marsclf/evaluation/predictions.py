@@ -27,8 +27,7 @@ def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.Da
     """
     rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
     table = index_rows[["split", "path", "label"]].reset_index(drop=True)
-    table["predicted"] = rounded.argmax(axis=1)
-    table["confidence"] = rounded.max(axis=1)
+    table = table.assign(predicted=rounded.argmax(axis=1), confidence=rounded.max(axis=1))
     return table.join(pd.DataFrame(rounded, columns=PROBABILITY_COLUMNS))
 
 

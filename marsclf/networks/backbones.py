@@ -109,8 +109,8 @@ def split_frozen(
 def install_weights(name: str, file: Path) -> Path:
     """Copy a file of ImageNet weights into Keras's cache; return its path there.
 
-    Keras could read the file itself, but then omits a scaling of the pixels that these weights were
-    trained with. Raises MarsclfError unless the file is the one that Keras publishes.
+    Keras could load the file directly, but would then omit a scaling of the pixels that these
+    weights expect. Raises MarsclfError unless the file is the one that Keras publishes.
     """
     if name not in SPECS or "Lite" in name:
         raise MarsclfError(f"{name} takes no file of weights: leave out --weights.")

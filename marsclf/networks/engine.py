@@ -1,8 +1,8 @@
 """Fast prediction with a frozen Keras network: exported once to OpenVINO, checked against Keras.
 
 OpenVINO predicts one image at a time on each core: a batch of one fits into the core's cache, and
-the output for an image does not depend on the other images. If OpenVINO is missing or gives other
-numbers, Keras predicts, with a warning; on a GPU Keras always predicts.
+the output for an image does not depend on the other images. If OpenVINO is missing or its outputs
+differ from Keras's, Keras predicts, with a warning; on a GPU Keras always predicts.
 """
 
 import json
@@ -130,7 +130,7 @@ def _folder(name: str, cache: Path) -> Path:
 
 
 def _export(model: "keras.Model", path: Path, sample: np.ndarray | None) -> None:
-    """Write the folder `path`, once the network in it has proved to be right."""
+    """Write the folder `path`, after checking the outputs of the network in it."""
     import openvino
 
     with replace_atomically(path) as folder:

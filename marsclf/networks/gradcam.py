@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017): which parts of an image speak for a class."""
+"""Grad-CAM (Selvaraju et al. 2017): which parts of an image support a class."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ def gradcam(model: keras.Model, images: np.ndarray, class_ids: np.ndarray) -> np
 
     `model` is a flat classifier of any precision: images (n, height, width, 3), 0 to 255, then
     convolutions, one global average pooling, a head, and probabilities (n, classes). A heatmap is
-    all 0 where nothing speaks for the class. Raises MarsclfError for a model without pooling.
+    all 0 where nothing supports the class. Raises MarsclfError for a model without pooling.
     """
     pooling = [x for x in model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
     if not pooling:
@@ -21,14 +21,14 @@ def gradcam(model: keras.Model, images: np.ndarray, class_ids: np.ndarray) -> np
     pooled = pooling[-1].output
     backbone = keras.Model(model.input, [pooling[-1].input, pooled])
     maps, features = backbone(np.float32(images), training=False)
-    # All layers above see the maps only through their means. So the weight of a channel, the mean
-    # gradient over its map, is the gradient by its mean, up to a factor that scaling removes.
+    # The layers above use only the means of the maps. So the weight of a channel, the mean gradient
+    # over its map, is the gradient with respect to its mean, up to a factor that scaling removes.
     with tf.GradientTape() as tape:
         tape.watch(features)
         probabilities = keras.Model(pooled, model.output)(features, training=False)
-        # The log-probability of the class would do but for its gradient, which fades to rounding
-        # noise as the probability nears 1. So this is the logit of the class less the mean logit,
-        # which the probabilities determine, because softmax ignores a constant added to all logits.
+        # The gradient of the class's log-probability fades to rounding noise as the probability
+        # nears 1. So the score is the logit of the class less the mean logit, which the
+        # probabilities determine, because softmax ignores a constant added to all logits.
         logs = tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), 1e-30))
         scores = tf.gather(logs, class_ids, batch_dims=1) - tf.reduce_mean(logs, axis=-1)
     weights = tf.cast(tape.gradient(scores, features), tf.float32)

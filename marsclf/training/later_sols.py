@@ -1,8 +1,8 @@
-"""Comparing recipes without the test split: how they do on later sols.
+"""Comparing recipes on later sols, without the test split.
 
-Test differs from training in time: the same parts come back at other scales, rotated, over-exposed,
-and with other frequencies. Each fold therefore trains on early sols of train and validation and is
-judged on later ones, under changed conditions and with all classes weighted equally.
+The test images are later than the training images: the same parts reappear at other scales,
+rotated, overexposed, and with other frequencies. Each fold therefore trains on early sols of train
+and validation and evaluates on later ones, under several conditions and with equal class weights.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from marsclf.paths import CACHE
 from marsclf.training.recipe import TrainedNetwork, predict
 from marsclf.training.stages import class_weights
 
-# The last sol to train on and the last to be judged on; "late" is the data set's own split.
+# The last sol to train on and the last to evaluate on; "late" is the data set's own split.
 FOLDS = {"early": (150, 320), "late": (181, 564)}
 CONDITIONS = {
     "as it is": Condition(),
@@ -32,7 +32,7 @@ IMAGES_PER_CLASS = 40
 
 
 def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows to train on and the rows to be judged on; neither has a row of test."""
+    """Return the rows to train on and the rows to evaluate on; neither includes test images."""
     train_until, judge_until = FOLDS[name]
     usable = index[index["split"] != "test"].sort_values(["sol", "path"])
     train = usable[usable["sol"] <= train_until]

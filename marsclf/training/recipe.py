@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a network learns, and its steps in order.
+"""A recipe: the parameters that determine a trained network, and the steps of training.
 
 Notebook 02 shows the steps of `train_network` one by one.
 """
@@ -99,7 +99,7 @@ class TrainedNetwork(NamedTuple):
     """A trained network in two parts.
 
     Attributes:
-        frozen: images (n, height, width, 3), 0-255, to features: what did not learn.
+        frozen: images (n, height, width, 3), 0-255, to features: the part that was not trained.
         classifier: features to probabilities (n, 25).
         complete: both in one, images to probabilities.
         zooms: at which it classifies an image; the predictions are pooled.
@@ -134,10 +134,10 @@ def train_network(
     validation_rows: pd.DataFrame,
     cache: Path = CACHE,
 ) -> TrainedNetwork:
-    """Train a network by both stages of a recipe; a part that is in the cache is not repeated.
+    """Train a network by both stages of a recipe; steps that are in the cache are not repeated.
 
     Args:
-        recipe: what to do.
+        recipe: the parameters.
         root: folder that the paths in the rows are relative to.
         train_rows, validation_rows: rows of a data set's index, to learn from and to choose the
             best epoch on.
@@ -151,9 +151,8 @@ def train_network(
         views_of = Augmentation(**recipe.augmentation)
         views = view_features(root, rows, counts, frozen, views_of, recipe.seed, cache)
         labels = rows["label"].to_numpy().repeat(counts)
-        return Examples(
-            views, labels, draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
-        )
+        shares = draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
+        return Examples(views, labels, shares)
 
     counts = view_counts(train_rows["label"], recipe.views, recipe.views_rare)
     train = examples(train_rows, counts)
@@ -162,15 +161,8 @@ def train_network(
 
     keras.utils.set_random_seed(recipe.seed)
     head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
-    history = fit_stage(
-        "head",
-        head,
-        train.after(upper, cache),
-        validation.after(upper, cache),
-        images,
-        recipe,
-        cache,
-    )
+    vectors = train.after(upper, cache), validation.after(upper, cache)
+    history = fit_stage("head", head, *vectors, images, recipe, cache)
     classifier = head
     if upper:
         classifier = join(upper, head)

@@ -109,7 +109,7 @@ def draw_shares(
 
     Args:
         rows: images, with columns label and sequence. A burst is the images of one class and one
-            sequence: they show one thing within minutes, so many tell little more than one.
+            sequence: they show one scene within minutes, so more of them add little.
         counts: views per image, (rows,).
         balance: a class of n views gets a share of n ** (1 - balance): with 1 all classes are drawn
             equally often, with 0 all views.
@@ -173,7 +173,7 @@ class RandomBatches(Batches):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Keeps the best epoch, stops early, and resumes a training that was killed exactly.
+    """Keeps the best epoch, stops early, and exactly resumes a training that was killed.
 
     Keras's own ModelCheckpoint, EarlyStopping and BackupAndRestore forget the best epoch and their
     patience when a run is resumed, and SwapEMAWeights rounds the weights. Pass `resume(model)` to
@@ -199,10 +199,10 @@ class Checkpoints(keras.callbacks.Callback):
         self.history: History = []
 
     def resume(self, model: keras.Model) -> int:
-        """Load the last epoch of an equal training, if there is one; return the first epoch to do.
+        """Load the last epoch of an identical training, if any; return the epoch to start with.
 
-        Two trainings are equal if their networks, optimizers, losses, data and seeds are. One that
-        has ended has no epoch to do: the result is then `epochs`.
+        Two trainings are identical if their networks, optimizers, losses, data and seeds are. For
+        a training that has ended the result is `epochs`.
         """
         model.optimizer.build(model.trainable_variables)
         drawn = (self.batches.batch_size, self.batches.epoch_size, self.batches.seed)
@@ -234,13 +234,13 @@ class Checkpoints(keras.callbacks.Callback):
             state.assign(np.array([hash((self.batches.seed, epoch, number)) % 2**31, 0]))
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        """Validate the averaged weights, where there are any."""
+        """Validate the averaged weights if the optimizer averages them."""
         if self.model.optimizer.use_ema:
             self.newest = [variable.numpy() for variable in self.model.trainable_variables]
             self._average()
 
     def on_test_end(self, logs: dict | None = None) -> None:
-        """Go on from the weights that were not averaged."""
+        """Restore the weights that were not averaged."""
         if self.model.optimizer.use_ema:
             for variable, value in zip(self.model.trainable_variables, self.newest, strict=True):
                 variable.assign(value)
