@@ -18,18 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from marsclf.errors import MarsclfError
 from marsclf.files import jpeg_damage
+from marsclf.images import scaling
 from marsclf.images.pds import read_pds
-from marsclf.images.scaling import (
-    MAX_PIXELS,
-    check_file,
-    on_black,
-    one_at_a_time,
-    one_if_large,
-    shrunk,
-    shrunk_size,
-    thinned,
-    to_8_bit,
-)
 from marsclf.images.tiff import ORIENTATION, read_tiff
 
 # What the content of each format begins with.
@@ -62,9 +52,9 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """
     path, kind = Path(path), "PDS"
     try:
-        check_file(path)
+        scaling.check_file(path)
         if path.suffix.lower() in PDS_SUFFIXES:
-            with one_at_a_time:
+            with scaling.one_at_a_time:
                 return read_pds(path)
         # A stream, because Pillow maps named files into memory, which scrambles some of them.
         with path.open("rb") as stream:
@@ -77,7 +67,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
     except MarsclfError:
         raise
     except Image.DecompressionBombError:
-        raise MarsclfError(f"the image has over {MAX_PIXELS:,} pixels") from None
+        raise MarsclfError(f"the image has over {scaling.MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise MarsclfError(f"it is a {kind} file with a damaged or unsupported header") from None
     except Exception as error:  # decoders raise almost anything on a damaged file
@@ -105,29 +95,31 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
             raise
         # Of 12 or 16 bits, which Pillow does not read.
         height, width, *_ = simplejpeg.decode_jpeg_header(content)
-        with one_if_large(width, height):
-            return to_8_bit(thinned(imagecodecs.jpeg_decode(content))), 1
-    with image, one_if_large(*image.size):
+        with scaling.one_if_large(width, height):
+            return scaling.to_8_bit(scaling.thinned(imagecodecs.jpeg_decode(content))), 1
+    with image, scaling.one_if_large(*image.size):
         # Pillow fills in missing pixels without a word, so stricter decoders look for damage.
         if kind == "JPEG" and (damage := jpeg_damage(content)):
             raise MarsclfError(f"the image data is damaged: {damage}")
-        values = imagecodecs.png_decode(content) if kind == "PNG" else np.zeros(0, np.uint8)
-        image.draft(None, shrunk_size(*image.size))  # a JPEG may be decoded at a fraction
+        # Of 16-bit color, Pillow keeps the upper bytes only.
+        values = imagecodecs.png_decode(content) if kind == "PNG" else None
+        image.draft(None, scaling.shrunk_size(*image.size))  # a JPEG may be decoded at a fraction
         image.load()
         orientation = 1
         with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
             orientation = image.getexif().get(ORIENTATION, 1)
-        if values.dtype == np.uint16:  # of color, Pillow keeps the upper bytes only
-            values = thinned(values)
+        if kind == "JPEG2000" and image.mode == "I;16":
+            values = np.asarray(image)
+        if values is not None and values.dtype == np.uint16:
+            values = scaling.thinned(values)
             if values.ndim == 3 and values.shape[2] in (2, 4):
-                values = on_black(values[..., :-1], values[..., -1:])
-            return to_8_bit(values), orientation
-        if image.mode in ("I", "I;16", "F"):
-            return to_8_bit(thinned(np.asarray(image))), orientation
+                values, alpha = values[..., :-1], values[..., -1:]
+                values = np.ma.masked_array(values, np.broadcast_to(alpha == 0, values.shape))
+            return scaling.to_8_bit(values), orientation
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        return shrunk(np.asarray(image.convert("RGB"))), orientation
+        return scaling.shrunk(np.asarray(image.convert("RGB"))), orientation
 
 
 def _upright(rgb: np.ndarray, orientation: int) -> np.ndarray:

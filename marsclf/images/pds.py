@@ -10,8 +10,6 @@ import pandas as pd
 from marsclf.errors import MarsclfError
 from marsclf.images.scaling import check_file, thinned, to_8_bit
 
-LABEL_SUFFIXES = (".lbl", ".LBL", ".xml")
-
 
 def read_pds(path: Path) -> np.ndarray:
     """Return the image of a product, uint8 (height, width, 3); `path` is its data or its label.
@@ -24,9 +22,7 @@ def read_pds(path: Path) -> np.ndarray:
         raise MarsclfError(
             "PDS products need the reader pdr: pip install '.[pds]' in a copy of the repository"
         ) from None
-    # pdr itself looks for X.LBL beside X.IMG only.
-    beside = [path.with_name(path.name + suffix) for suffix in LABEL_SUFFIXES]
-    product = pdr.read(path, label_fn=next(filter(Path.exists, beside), None))
+    product = pdr.read(path)
     objects = [name for name in product.keys() if name.upper() != "LABEL"]  # noqa: SIM118
     if not objects:
         raise MarsclfError(
@@ -40,9 +36,16 @@ def read_pds(path: Path) -> np.ndarray:
     if values.ndim == 3:  # PDS puts the bands first
         if len(values) not in (1, 3):
             raise MarsclfError(f"the image has {len(values)} bands instead of 1 or 3")
-        values = values[0] if len(values) == 1 else np.moveaxis(values, 0, 2)
+        values = np.moveaxis(values, 0, 2)
     values = thinned(values)
-    no_data = _no_data(product, name).astype(np.result_type(values, np.float16))
+    if product.standard == "PDS3":
+        constants = product.find_special_constants(name)
+    else:
+        constants = product.metablock_("Special_Constants") or {}
+    # The constants of saturated pixels do not mean that data is missing.
+    names = [key for key in constants if not re.search(r"(?i)sat|\bvalid_", key)]
+    no_data = pd.Series([constants[key] for key in names], dtype=object)
+    no_data = pd.to_numeric(no_data, errors="coerce").astype(np.result_type(values, np.float16))
     return to_8_bit(np.ma.masked_array(values, np.isin(values, no_data)))
 
 
@@ -71,14 +74,3 @@ def _load(product: Any, name: str, path: Path) -> np.ndarray:
     if not isinstance(values, np.ndarray) or values.ndim not in (2, 3) or not values.size:
         raise MarsclfError(f"pdr cannot read its object {name} as an image")
     return values
-
-
-def _no_data(product: Any, name: str) -> pd.Series:
-    """Return the constants that mark pixels without data, but not those of saturated ones."""
-    if product.standard == "PDS3":
-        constants = product.find_special_constants(name)
-    else:
-        constants = product.metablock_("Special_Constants") or {}
-    names = [key for key in constants if not re.search(r"(?i)sat|\bvalid_", key)]
-    values = pd.Series([constants[key] for key in names], dtype=object)
-    return pd.to_numeric(values, errors="coerce")

@@ -77,12 +77,6 @@ def _highest_fill_value(values: np.ndarray) -> float | None:
     return values[place] if is_fill else None
 
 
-def on_black(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return colors (height, width, n) over black; `alpha` (height, width, 1) of the same type."""
-    full = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
-    return (values * (alpha / np.float32(full))).astype(values.dtype)
-
-
 def check_file(path: Path) -> None:
     """Raise MarsclfError if `path` is not a file, is empty, or has more than a billion bytes."""
     status = path.stat()
@@ -111,8 +105,7 @@ def shrunk_size(width: int, height: int) -> tuple[int, int]:
 def shrunk(rgb: np.ndarray) -> np.ndarray:
     """Return a large uint8 image at its shrunk size, a small one as it is."""
     size = shrunk_size(rgb.shape[1], rgb.shape[0])
-    is_small = size == rgb.shape[1::-1]
-    return rgb if is_small else np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
