@@ -84,12 +84,12 @@ def image_features(
     cache: Path = CACHE,
 ) -> Features:
     """Return the features of each complete image under a condition, kept as float32."""
-    counts, size = np.ones(len(rows), int), network.input_shape[1]
-    by = {"condition": asdict(condition)}
+    size, by = network.input_shape[1], {"condition": asdict(condition)}
 
     def render(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
         return fit_view(image, size, condition)
 
+    counts = np.ones(len(rows), int)
     return compute_features(root, rows, counts, network, render, by, cache=cache)
 
 

@@ -17,18 +17,9 @@ from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, check_zoo
 from marsclf.networks.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import has_gpu
 from marsclf.paths import CACHE
+from marsclf.training import stages
 from marsclf.training.features import apply_network, image_features, view_counts, view_features
-from marsclf.training.stages import (
-    Batches,
-    Checkpoints,
-    Examples,
-    History,
-    RandomBatches,
-    build_head,
-    compile_model,
-    draw_shares,
-    join,
-)
+from marsclf.training.stages import Examples, History, join
 
 
 @dataclass(frozen=True)
@@ -66,12 +57,10 @@ class Recipe:
     temperature: float | None
 
     def __post_init__(self) -> None:
-        stages = ("head", "finetune") if self.finetune_epochs else ("head",)
-        positive = [
-            f"{stage}_{name}"
-            for stage in stages
-            for name in ("epochs", "batch_size", "learning_rate", "patience")
-        ]
+        trained = ("head", "finetune") if self.finetune_epochs else ("head",)
+        settings = ("epochs", "batch_size", "learning_rate", "patience")
+        positive = [f"{stage}_{name}" for stage in trained for name in settings]
+        splits = "['train'] or ['train', 'val']"
         known = [field.name for field in fields(Augmentation)]
         for names, is_usable, rule in (
             (["seed", "head_hidden", "weight_decay"], lambda x: x >= 0, "0 or more"),
@@ -80,11 +69,7 @@ class Recipe:
             (["label_smoothing", "self_training"], lambda x: 0 <= x <= 1, "from 0 to 1"),
             (["temperature"], lambda x: x is None or x > 0, "None or above 0"),
             (["ensemble"], lambda x: all(type(seed) is int for seed in x), "a list of seeds"),
-            (
-                ["learn_from"],
-                lambda x: "train" in x and set(x) <= {"train", "val"},
-                "['train'] or ['train', 'val']",
-            ),
+            (["learn_from"], lambda x: {"train"} <= set(x) <= {"train", "val"}, splits),
             (["finetune_blocks"], set(BLOCKS).issuperset, f"a list of {', '.join(BLOCKS)}"),
             (["augmentation"], set(known).issuperset, f"a mapping of {', '.join(known)}"),
         ):
@@ -151,7 +136,7 @@ def train_network(
         views_of = Augmentation(**recipe.augmentation)
         views = view_features(root, rows, counts, frozen, views_of, recipe.seed, cache)
         labels = rows["label"].to_numpy().repeat(counts)
-        shares = draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
+        shares = stages.draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
         return Examples(views, labels, shares)
 
     counts = view_counts(train_rows["label"], recipe.views, recipe.views_rare)
@@ -160,7 +145,7 @@ def train_network(
     images = len(train_rows)
 
     keras.utils.set_random_seed(recipe.seed)
-    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
+    head = stages.build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
     vectors = train.after(upper, cache), validation.after(upper, cache)
     history = fit_stage("head", head, *vectors, images, recipe, cache)
     classifier = head
@@ -179,11 +164,8 @@ def train_networks(
     cache: Path = CACHE,
 ) -> list[TrainedNetwork]:
     """Train one network for each seed of the recipe's ensemble, or one (see `train_network`)."""
-    seeds = recipe.ensemble or [recipe.seed]
-    return [
-        train_network(replace(recipe, seed=seed), root, train_rows, validation_rows, cache)
-        for seed in seeds
-    ]
+    recipes = [replace(recipe, seed=seed) for seed in recipe.ensemble or [recipe.seed]]
+    return [train_network(each, root, train_rows, validation_rows, cache) for each in recipes]
 
 
 def fit_stage(
@@ -200,28 +182,15 @@ def fit_stage(
         getattr(recipe, f"{stage}_{name}")
         for name in ("epochs", "batch_size", "patience", "learning_rate")
     )
-    batches = RandomBatches(train, batch_size, epoch_size, recipe.seed)
-    check = Batches(validation, batch_size)
-    finetunes = stage == "finetune"
-    compile_model(
-        model,
-        learning_rate,
-        steps=epochs * len(batches),
-        weight_decay=recipe.weight_decay,
-        label_smoothing=recipe.label_smoothing,
-        ema=recipe.finetune_ema if finetunes else 0.0,
-        accumulate=recipe.finetune_accumulate if finetunes else 1,
-    )
-    checkpoints = Checkpoints(stage, batches, check, epochs, patience, cache)
-    model.fit(
-        batches,
-        validation_data=check,
-        initial_epoch=checkpoints.resume(model),
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[checkpoints],
-    )
+    batches = stages.RandomBatches(train, batch_size, epoch_size, recipe.seed)
+    check = stages.Batches(validation, batch_size)
+    how = {"weight_decay": recipe.weight_decay, "label_smoothing": recipe.label_smoothing}
+    if stage == "finetune":
+        how |= {"ema": recipe.finetune_ema, "accumulate": recipe.finetune_accumulate}
+    stages.compile_model(model, learning_rate, epochs * len(batches), **how)
+    checkpoints = stages.Checkpoints(stage, batches, check, epochs, patience, cache)
+    how = {"initial_epoch": checkpoints.resume(model), "epochs": epochs, "callbacks": [checkpoints]}
+    model.fit(batches, validation_data=check, shuffle=False, verbose=0, **how)
     return checkpoints.history
 
 
