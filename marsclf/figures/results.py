@@ -102,8 +102,8 @@ def cases_and_errors_per_class(predictions: pd.DataFrame) -> Figure:
     bars(axes, data=counts, x="value", y="class_name", hue="variable", palette=[BLUE, RED])
     axes.legend(axes.containers, ["images", "wrong predictions"], loc="lower right")
     errors = table["errors"].sum()
-    title = _title(predictions, f"{errors:,} wrong ({errors / len(predictions):.1%})")
-    axes.set(xlabel=f"images{absent}", ylabel="", title=title)
+    axes.set(xlabel=f"images{absent}", ylabel="")
+    axes.set_title(_title(predictions, f"{errors:,} wrong ({errors / len(predictions):.1%})"))
     return fig
 
 
@@ -150,8 +150,8 @@ def commonest_confusions(predictions: pd.DataFrame) -> Figure:
     axes.margins(x=0.35)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     errors = (predictions["label"] != predictions["predicted"]).sum()
-    title = _title(predictions, f"{table['count'].sum()} of {errors} errors shown")
-    axes.set(xlabel="images (true class → predicted class)", ylabel="", title=title)
+    axes.set(xlabel="images (true class → predicted class)", ylabel="")
+    axes.set_title(_title(predictions, f"{table['count'].sum()} of {errors} errors shown"))
     return fig
 
 
@@ -160,19 +160,18 @@ def reliability_diagram(predictions: pd.DataFrame, note: str = "") -> Figure:
     correct = (predictions["label"] == predictions["predicted"]).to_numpy()
     table = metrics.calibration_bins(predictions["confidence"].to_numpy(), correct)
     edges = np.linspace(0, 1, len(table) + 1)
-    centers = (edges[:-1] + edges[1:]) / 2
     fig, (upper, lower) = new_figure(6.5, nrows=2, sharex=True, height_ratios=[3, 1])
-    options = {"x": centers, "bins": edges.tolist(), "color": BLUE, "alpha": 1}
+    options = {"x": edges[:-1], "bins": edges.tolist(), "color": BLUE, "alpha": 1}
     seaborn.histplot(weights=table["accuracy"].fillna(0), ax=upper, **options)
     seaborn.histplot(weights=table["count"], ax=lower, **options)
     upper.axline((0, 0), slope=1, ls="--", color="black", label="perfectly calibrated")
     style = {"color": ORANGE, "marker": "D", "s": 50, "zorder": 3, "clip_on": False}
-    label = "bin, at its mean confidence"
-    seaborn.scatterplot(table, x="confidence", y="accuracy", label=label, ax=upper, **style)
+    style["label"] = "bin, at its mean confidence"
+    seaborn.scatterplot(table, x="confidence", y="accuracy", ax=upper, **style)
     upper.legend(loc="upper left")
     error = metrics.summarize(predictions)["ece"]
-    title = _title(predictions, f"expected calibration error {error:.3f}{note}")
-    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1), title=title)
+    upper.set_title(_title(predictions, f"expected calibration error {error:.3f}{note}"))
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
     lower.set(xlabel="confidence of the prediction", ylabel="images")
     return fig
 
@@ -181,10 +180,8 @@ def coverage_accuracy(predictions: pd.DataFrame, threshold: float = metrics.THRE
     """Chart coverage and the accuracy of covered images by confidence threshold, and mark one."""
     correct = predictions["label"] == predictions["predicted"]
     covered = {at: predictions["confidence"] >= at for at in (*np.linspace(0, 1, 201), threshold)}
-    curves = pd.DataFrame(
-        {at: (100 * correct[rows].mean(), 100 * rows.mean()) for at, rows in covered.items()},
-        index=["accuracy of the covered images", "coverage"],
-    )
+    percentages = {at: (correct[rows].mean(), rows.mean()) for at, rows in covered.items()}
+    curves = 100 * pd.DataFrame(percentages, index=["accuracy of the covered images", "coverage"])
     fig, axes = new_figure(5)
     seaborn.lineplot(curves.T, palette=[BLUE, ORANGE], ax=axes)
     axes.axvline(threshold, color="black", linewidth=1, linestyle=":")

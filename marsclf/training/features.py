@@ -68,9 +68,8 @@ def view_counts(labels: np.ndarray | pd.Series, views: int, views_rare: int) -> 
     the square root of how much rarer they are. Raises MarsclfError unless 1 <= views <= views_rare.
     """
     if not 1 <= views <= views_rare:
-        raise MarsclfError(
-            f"views is {views} and views_rare is {views_rare}; set 1 <= views <= views_rare."
-        )
+        found = f"views is {views} and views_rare is {views_rare}"
+        raise MarsclfError(f"{found}; set 1 <= views <= views_rare.")
     sizes = np.bincount(labels)
     rarity = np.sqrt(sizes.max() / np.maximum(sizes, 1))
     return np.clip(np.round(views * rarity), views, views_rare).astype(int)[labels]
@@ -89,8 +88,7 @@ def image_features(
     def render(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
         return fit_view(image, size, condition)
 
-    counts = np.ones(len(rows), int)
-    return compute_features(root, rows, counts, network, render, by, cache=cache)
+    return compute_features(root, rows, np.ones(len(rows), int), network, render, by, cache=cache)
 
 
 def view_features(
@@ -145,11 +143,16 @@ def compute_features(
         for path, sha256, count in zip(rows["path"], rows["sha256"], counts, strict=True)
         for view in range(count)
     ]
-    files = {}
-    for part in (views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE)):
-        contents = json.dumps([view[1:] for view in part])
-        files[_file(cache, start, contents)] = part
-    decode = lru_cache(maxsize=8)(_read_image)  # the views of one image follow one another
+    parts = (views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE))
+    files = {_file(cache, start, json.dumps([view[1:] for view in part])): part for part in parts}
+
+    @lru_cache(maxsize=8)  # the views of one image follow one another
+    def decode(path: Path) -> np.ndarray:
+        try:
+            return read_rgb(path)
+        except MarsclfError as error:
+            advice = "restore the file, or run `make check-data`."
+            raise MarsclfError(f"{path} cannot be read: {error}; {advice}") from None
 
     def load(view: tuple[Path, str, int]) -> np.ndarray:
         path, sha256, number = view
@@ -173,15 +176,6 @@ def apply_network(features: Features, network: keras.Model, cache: Path = CACHE)
 
     _fill(files, load, network, np.load(features.files[0], mmap_mode="r").dtype, cache)
     return Features(tuple(files), len(features))
-
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        return read_rgb(path)
-    except MarsclfError as error:
-        raise MarsclfError(
-            f"{path} cannot be read: {error}; restore the file, or run `make check-data`."
-        ) from None
 
 
 def _file(cache: Path, *described: str) -> Path:

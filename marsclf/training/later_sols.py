@@ -37,8 +37,7 @@ def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     usable = index[index["split"] != "test"].sort_values(["sol", "path"])
     train = usable[usable["sol"] <= train_until]
     later = usable[(usable["sol"] > train_until) & (usable["sol"] <= judge_until)]
-    known = later[later["label"].isin(train["label"])]
-    return train, spread_over_sols(known)
+    return train, spread_over_sols(later[later["label"].isin(train["label"])])
 
 
 def spread_over_sols(rows: pd.DataFrame) -> pd.DataFrame:

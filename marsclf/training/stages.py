@@ -45,10 +45,8 @@ def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
     layers = keras.layers
     stack = [layers.Input((width,), name="features"), layers.Dropout(dropout, name="head_dropout")]
     if hidden:
-        stack += [
-            layers.Dense(hidden, activation="relu", name="head_hidden"),
-            layers.Dropout(dropout, name="head_hidden_dropout"),
-        ]
+        stack.append(layers.Dense(hidden, activation="relu", name="head_hidden"))
+        stack.append(layers.Dropout(dropout, name="head_hidden_dropout"))
     stack.append(layers.Dense(NUM_CLASSES, activation="softmax", name="probabilities"))
     return keras.Sequential(stack, name="head")
 
@@ -74,9 +72,8 @@ def compile_model(
 
     Args:
         model: gives probabilities (n, 25).
-        learning_rate: of AdamW at the start; it falls to 0 along a cosine.
+        learning_rate, weight_decay: of AdamW; the learning rate falls to 0 along a cosine.
         steps: batches of all epochs together.
-        weight_decay: of AdamW.
         label_smoothing: share of the probability that is spread over all classes (0-1).
         ema: momentum per step of the exponential moving average of the weights; 0 for none.
         accumulate: batches whose mean gradient makes one step.
@@ -167,8 +164,7 @@ class RandomBatches(Batches):
 
     def draw(self, epoch: int) -> None:
         """Draw the examples of an epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
-        shares = self.examples.shares
+        rng, shares = np.random.default_rng((self.seed, epoch)), self.examples.shares
         self.rows = rng.choice(len(shares), self.epoch_size, p=shares)
 
 
@@ -249,10 +245,8 @@ class Checkpoints(keras.callbacks.Callback):
         """Record the epoch, save its weights, and stop after `patience` epochs without a gain."""
         numbers = {name: round(float(value), 6) for name, value in (logs or {}).items()}
         if not math.isfinite(numbers["val_loss"]):
-            raise MarsclfError(
-                f"The loss of stage {self.stage} is not finite in epoch {epoch + 1}: lower "
-                f"{self.stage}_learning_rate."
-            )
+            fault = f"The loss of stage {self.stage} is not finite in epoch {epoch + 1}"
+            raise MarsclfError(f"{fault}: lower {self.stage}_learning_rate.")
         self.history.append({"stage": self.stage, "epoch": epoch + 1} | numbers)
         with replace_atomically(self._weights(epoch + 1)) as temporary:
             self.model.save_weights(temporary)
@@ -266,10 +260,10 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Load the best epoch's weights, and keep only those."""
-        best = self._best_epoch()
-        self.model.load_weights(self._weights(best))
-        if len(self.history) != best:
-            self._weights(len(self.history)).unlink(missing_ok=True)
+        best, last = self._weights(self._best_epoch()), self._weights(len(self.history))
+        self.model.load_weights(best)
+        if last != best:
+            last.unlink(missing_ok=True)
         if self.model.optimizer.use_ema:
             self._average()
 
