@@ -108,7 +108,7 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
         orientation = 1
         with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
             orientation = image.getexif().get(ORIENTATION, 1)
-        if kind == "JPEG2000" and image.mode == "I;16":
+        if values is None and image.mode == "I;16":  # JPEG 2000
             values = np.asarray(image)
         if values is not None and values.dtype == np.uint16:
             values = scaling.thinned(values)

@@ -19,15 +19,13 @@ def read_pds(path: Path) -> np.ndarray:
     try:
         import pdr
     except ImportError:
-        raise MarsclfError(
-            "PDS products need the reader pdr: pip install '.[pds]' in a copy of the repository"
-        ) from None
+        how = "pip install '.[pds]' in a copy of the repository"
+        raise MarsclfError(f"PDS products need the reader pdr: {how}") from None
     product = pdr.read(path)
     objects = [name for name in product.keys() if name.upper() != "LABEL"]  # noqa: SIM118
     if not objects:
-        raise MarsclfError(
-            f"it has no PDS label, neither in itself nor in {path.stem}.LBL or {path.stem}.xml"
-        )
+        places = f"neither in itself nor in {path.stem}.LBL or {path.stem}.xml"
+        raise MarsclfError(f"it has no PDS label, {places}")
     # The shortest name is the image itself; longer ones are masks and backplanes.
     name = min((name for name in objects if "IMAGE" in name.upper()), key=len, default=None)
     if name is None:

@@ -51,9 +51,8 @@ WHOLE_IMAGE = Condition()
 
 def check_zooms(zooms: object) -> None:
     """Raise MarsclfError unless `zooms` is a list of 1 to 16 numbers from 0.1 to 10."""
-    numbers = zooms if isinstance(zooms, list | tuple) else []
-    are_valid = all(type(zoom) in (int, float) and 0.1 <= zoom <= 10 for zoom in numbers)
-    if not (are_valid and 1 <= len(numbers) <= 16):
+    numbers = zooms if isinstance(zooms, list | tuple) and len(zooms) <= 16 else []
+    if not numbers or not all(type(z) in (int, float) and 0.1 <= z <= 10 for z in numbers):
         raise MarsclfError(f"zooms are {zooms!r:.100}; give 1 to 16 numbers from 0.1 to 10")
 
 
@@ -65,7 +64,7 @@ def fit_view(image: np.ndarray, size: int, condition: Condition = WHOLE_IMAGE) -
     """
     # Rounded, so that a quarter turn moves pixels without blurring them.
     matrix = np.round(_rotation(condition.turn), 12) * condition.zoom
-    view = _warp(image, size, matrix, np.zeros(2))
+    view = _warp(image, size, matrix, shift=np.zeros(2))
     if condition.grey:
         view = np.repeat((view @ LUMA).round().astype(np.uint8)[..., np.newaxis], 3, axis=2)
     return view if condition.gain == 1 else np.clip(view * condition.gain, 0, 255).astype(np.uint8)
@@ -118,7 +117,5 @@ def _warp(image: np.ndarray, size: int, matrix: np.ndarray, shift: np.ndarray) -
         matrix = matrix * (width / image.shape[1])
         height, width = image.shape[:2]
     center = np.array([(width - 1) / 2, (height - 1) / 2])
-    offset = (size - 1) / 2 + shift - matrix @ center
-    affine = np.column_stack([matrix, offset])
-    flags = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REFLECT_101}
-    return cv2.warpAffine(image, affine, (size, size), **flags)
+    affine = np.column_stack([matrix, (size - 1) / 2 + shift - matrix @ center])
+    return cv2.warpAffine(image, affine, (size, size), borderMode=cv2.BORDER_REFLECT_101)
