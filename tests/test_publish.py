@@ -18,7 +18,7 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import read_predictions
 from marsclf.files import write_json
-from tools import documents, publish, results, tables, verify
+from tools import publish, results, verify
 
 PARAMETERS = {"seed": 0, "test_zooms": [1.0], "learn_from": ["train"], "self_training": 0.0}
 TRAINING = {"preset": "laptop", "seed": 0, "commit": "0" * 40, "data_digest": MSL_V1_DIGEST}
@@ -291,12 +291,6 @@ def test_a_ladder_is_published_and_verified(project: Path) -> None:
         edit(folder / "ladder.json", "rungs rgb splits test accuracy", 0.99)
     unverified(fault := r"rgb\.test\.accuracy is 0\.99, recomputed")
     refused(project, fault, "ladder")
-
-
-def test_every_template_is_in_a_document() -> None:
-    files = [paths.PROJECT_ROOT / name for name in documents.DOCUMENTS]
-    text = "".join(file.read_text(encoding="utf-8") for file in files)
-    assert [name for name in tables.VALUES if f"<!-- {name}:begin -->" not in text] == []
 
 
 def test_verify_loads_no_network_code() -> None:
