@@ -5,7 +5,8 @@ import re
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import h5py
@@ -18,14 +19,7 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from marsclf.errors import MarsclfError
 from marsclf.networks import backbones
-from marsclf.networks.backbones import (
-    BLOCKS,
-    SPECS,
-    build_backbone,
-    install_weights,
-    split_frozen,
-    unfreeze_blocks,
-)
+from marsclf.networks.backbones import BLOCKS, SPECS, build_backbone, install_weights
 from marsclf.networks.engine import network_digest
 
 B0_FILE = "efficientnetb0_notop.h5"
@@ -81,8 +75,7 @@ def point_keras_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shapes_of_input_and_output(name: str) -> None:
     side, width = SPECS[name]
     model = build_backbone(name, weights=None)
-    assert model.input_shape == (None, side, side, 3)
-    assert model.output_shape == (None, width)
+    assert (model.input_shape, model.output_shape) == ((None, side, side, 3), (None, width))
 
 
 def test_an_image_that_is_not_square_and_bytes_as_input() -> None:
@@ -108,7 +101,7 @@ def test_every_layer_with_weights_belongs_to_a_block(
 ) -> None:
     model, found = networks[name], []
     for block in BLOCKS:
-        unfreeze_blocks(model, [block])
+        backbones.unfreeze_blocks(model, [block])
         found += [w.path for w in model.trainable_weights]
         assert found and all(w.path.startswith(block) for w in model.trainable_weights)
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
@@ -121,7 +114,7 @@ def test_every_layer_with_weights_belongs_to_a_block(
 def test_a_training_step_changes_the_head_and_the_named_blocks_alone(b0: keras.Model) -> None:
     x = keras.layers.Dense(25, activation="softmax", name="head")(b0.output)
     model = keras.Model(b0.input, x)
-    unfreeze_blocks(model, ["block7", "top"])
+    backbones.unfreeze_blocks(model, ["block7", "top"])
     model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", run_eagerly=True)
     before = {w.path: w.numpy() for w in model.weights}
     assert np.isfinite(model.train_on_batch(IMAGES, np.array([3, 24])))
@@ -135,25 +128,24 @@ def test_a_training_step_changes_the_head_and_the_named_blocks_alone(b0: keras.M
 @pytest.mark.parametrize(
     ("name", "blocks", "shape"),
     [
-        ("EfficientNetLite0", ["block1", "block5"], (32, 32, 32)),
-        ("EfficientNetB0", ["top", "block4"], (8, 8, 40)),
-        ("EfficientNetB0", ["stem"], (64, 64, 3)),
+        ("EfficientNetLite0", ["block1", "block5"], (2, 32, 32, 32)),
+        ("EfficientNetB0", ["top", "block4"], (2, 8, 8, 40)),
     ],
 )
 def test_the_parts_of_a_split_network_give_its_outputs(
     name: str, blocks: list[str], shape: tuple[int, ...]
 ) -> None:
     model = build_backbone(name, 64, weights=None)
-    frozen, trained = split_frozen(model, blocks)
+    frozen, trained = backbones.split_frozen(model, blocks)
     between = frozen.predict_on_batch(IMAGES)
-    assert between.shape == (2, *shape)
+    assert between.shape == shape
     expected = model.predict_on_batch(IMAGES)
     np.testing.assert_allclose(trained.predict_on_batch(between), expected, atol=1e-6)
     again = build_backbone(name, 64, weights=None)
     again.set_weights(model.get_weights())
-    for part, other in zip((frozen, trained), split_frozen(again, blocks), strict=True):
+    for part, other in zip((frozen, trained), backbones.split_frozen(again, blocks), strict=True):
         assert network_digest(part) == network_digest(other)
-    assert split_frozen(model, []) == (model, None)
+    assert backbones.split_frozen(model, []) == (model, None)
 
 
 def check_loaded(b0: keras.Model) -> None:
@@ -187,36 +179,31 @@ def test_a_file_of_weights_that_is_not_the_published_one(
 
 
 def test_without_a_network_one_sentence_says_what_to_put_where(keras_models: Path) -> None:
-    with pytest.raises(MarsclfError) as caught:
-        build_backbone("EfficientNetB0", 64)
     md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
-    assert f"get {B0_FILE} (md5 {md5})" in str(caught.value)
-    assert f"put it at {keras_models / B0_FILE}. EfficientNetLite0" in str(caught.value)
+    place = re.escape(str(keras_models / B0_FILE))
+    wanted = rf"get {B0_FILE} \(md5 {md5}\).* put it at {place}\. EfficientNetLite0"
+    with pytest.raises(MarsclfError, match=wanted):
+        build_backbone("EfficientNetB0", 64)
 
 
 def test_a_damaged_file_in_the_cache_is_kept_until_there_is_another(
-    keras_models: Path, b0_file: Path, b0: keras.Model, monkeypatch: pytest.MonkeyPatch
+    keras_models: Path,
+    b0_file: Path,
+    b0: keras.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (keras_models / B0_FILE).write_bytes(b"half of it")
-
-    class Handler(BaseHTTPRequestHandler):
-        content = b"<html>please log in</html>"
-
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(Handler.content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    served = tmp_path / B0_FILE
+    served.write_text("<html>please log in</html>")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         point_keras_to(server.server_port, monkeypatch)
         with pytest.raises(MarsclfError, match="does not match the known hash"):
             build_backbone("EfficientNetB0", 64)
         assert (keras_models / B0_FILE).read_bytes() == b"half of it"
-        Handler.content = b0_file.read_bytes()
+        served.write_bytes(b0_file.read_bytes())
         check_loaded(b0)
         server.shutdown()
     assert [path.name for path in keras_models.iterdir()] == [B0_FILE]

@@ -52,6 +52,12 @@ def files(sample_dataset: Dataset) -> list[str]:
     return [str(sample_dataset.root / path) for path in sample_dataset.index["path"][::20]]
 
 
+def printed(code: str, *arguments: str) -> str:
+    """Return what another Python process prints that runs this code."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_the_file_holds_what_training_changed(classifier_path: Path) -> None:
     weights, metadata, _ = classifier_file.read(classifier_path)
     head = {f"{layer}/{part}" for layer in HEAD for part in ("kernel", "bias")}
@@ -101,7 +107,6 @@ class Payload:
 def test_files_of_other_formats_are_refused_and_not_executed(tmp_path: Path) -> None:
     (tmp_path / "code.pkl").write_bytes(pickle.dumps(Payload()))
     (tmp_path / "empty.safetensors").touch()
-    (tmp_path / "text.safetensors").write_text("format: marsclf-classifier")
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     save_file({"a": np.zeros(3, np.float16)}, tmp_path / "other.safetensors")
     for path in tmp_path.iterdir():
@@ -113,19 +118,13 @@ def test_files_of_other_formats_are_refused_and_not_executed(tmp_path: Path) -> 
             load_classifier(missing, tmp_path)
 
 
-def content(
-    metadata: object = METADATA, header: bytes | None = None, **tensors: np.ndarray
-) -> bytes:
-    """Return a file of a linear head with other metadata, tensors (None: without) or header."""
+def content(metadata: object = METADATA, **tensors: np.ndarray | None) -> bytes:
+    """Return a file of a linear head with other metadata or tensors (None: without)."""
     weights = {"probabilities/kernel": np.zeros((1280, 25)), "probabilities/bias": np.zeros(25)}
     weights = {name: weight.astype(np.float16) for name, weight in weights.items()} | tensors
     kept = {name: weight for name, weight in weights.items() if weight is not None}
     text = metadata if isinstance(metadata, str) else json.dumps(metadata)
-    made = save(kept, {classifier_file.METADATA: text})
-    if header is None:
-        return made
-    length = int.from_bytes(made[:8], "little")
-    return len(header).to_bytes(8, "little") + header + made[8 + length :]
+    return save(kept, {classifier_file.METADATA: text})
 
 
 def changed(**changes: object) -> bytes:
@@ -133,7 +132,6 @@ def changed(**changes: object) -> bytes:
 
 
 BIAS = "probabilities/bias"
-HUGE = b'{"a/b": {"dtype": "F16", "shape": [1099511627776], "data_offsets": [0, 2199023255552]}}'
 
 
 @pytest.mark.parametrize(
@@ -143,28 +141,19 @@ HUGE = b'{"a/b": {"dtype": "F16", "shape": [1099511627776], "data_offsets": [0, 
         (changed(version=2), "version is 2"),
         (changed(image_size=10**6), "image_size is 1000000"),
         (changed(zooms=[1.0, 1e9]), "zooms are"),
-        (changed(head_hidden=-1), "head_hidden is -1"),
         (changed(classes=["a"]), "classes is"),
         (changed(backbone=["EfficientNetLite0"]), "backbone is"),
         (changed(calibration={"kind": "vector", "temperature": 1}), "kind is 'vector'"),
         (changed(calibration={"kind": "temperature", "temperature": 0}), "temperature is 0"),
-        (changed(calibration={"kind": "temperature", "temperature": "1"}), "temperature is '1'"),
-        (changed(calibration={}), "kind is ''"),
-        (changed(first_learning_block="block8"), "first_learning_block is 'block8'"),
         (changed(first_learning_block="top"), "weights 'top_conv/kernel' are missing"),
         (changed(training=None), "training is None"),
         (changed(backbone="ResNet"), "There is no backbone 'ResNet'"),
-        (changed(head_hidden=32), "weights 'head_hidden/kernel' are missing"),
         (changed(calibration=[float("nan")]), "is not a classifier file"),
-        (content([1]), "is not a classifier file"),
-        (content("{"), "is not a classifier file"),
         (content("[" * 100_000), "is not a classifier file"),
-        (content(header=HUGE), "is not a classifier file"),
         ((2**62).to_bytes(8, "little") + bytes(100), "is not a classifier file"),
         (content()[:-10], "is not a classifier file"),
         (content(**{BIAS: None}), "weights 'probabilities/bias' are missing"),
         (content(**{BIAS: np.zeros(9, np.float16)}), "do not fit EfficientNetLite0"),
-        (content(**{"top_conv/kernel": np.zeros(3, np.float16)}), "weights 'top_conv/kernel' are"),
         (content(**{"other/kernel": np.zeros(3, np.float16)}), "weights 'other/kernel' are"),
         (content(**{BIAS: np.full(25, np.inf, np.float16)}), "not finite"),
     ],
@@ -212,25 +201,21 @@ def test_the_table(classifier: Classifier, files: list[str], tmp_path: Path) -> 
 
 
 def test_predictions_at_all_zooms_are_pooled_and_calibrated(
-    classifier: Classifier,
-    small_model: keras.Model,
-    files: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    classifier: Classifier, small_model: keras.Model, files: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "make_predictor", lambda *_, name: classifier.engine)
     path, zooms = tmp_path / "c.safetensors", [1.0, 0.5]
     options = {"backbone": "EfficientNetLite0", "training": {}, "temperature": 0.5}
     save_classifier(small_model, path, zooms=zooms, **options)
-    table = load_classifier(path, tmp_path).predict(files[:3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_predictor", lambda *_, name: classifier.engine)
+        table = load_classifier(path, tmp_path).predict(files[:3])
     for number, file in enumerate(files[:3]):
         views = [fit_view(read_rgb(file), 64, Condition(zoom=zoom)) for zoom in zooms]
         logits = np.log(classifier.engine(np.stack(views)).astype(np.float64)).mean(axis=0) / 0.5
         expected = np.exp(logits) / np.exp(logits).sum()
         assert table["predicted"][number] == CLASS_NAMES[expected.argmax()]
-        assert table["confidence"][number] == pytest.approx(expected.max(), abs=2e-6)
-        second = np.sort(expected)[-2]
-        assert table["runner_up_confidence"][number] == pytest.approx(second, abs=2e-6)
+        found = table.loc[number, ["runner_up_confidence", "confidence"]].astype(float)
+        np.testing.assert_allclose(found, np.sort(expected)[-2:], atol=2e-6)
 
 
 def test_a_prediction_does_not_depend_on_the_other_images(
@@ -239,9 +224,8 @@ def test_a_prediction_does_not_depend_on_the_other_images(
     together = classifier.predict(files)
     backwards = classifier.predict(files[::-1])[::-1].reset_index(drop=True)
     pd.testing.assert_frame_equal(together, backwards, check_exact=True)
-    alone = classifier.predict(files[5])
-    expected = together.iloc[[5]].reset_index(drop=True)
-    pd.testing.assert_frame_equal(alone, expected, check_exact=True)
+    alone = classifier.predict(files[5]).set_index(pd.Index([5]))
+    pd.testing.assert_frame_equal(alone, together.iloc[[5]], check_exact=True)
 
 
 def test_paths_folders_patterns_and_arrays(
@@ -265,15 +249,10 @@ def test_paths_folders_patterns_and_arrays(
     assert classifier.predict([]).dtypes.astype(str).to_dict() == COLUMNS
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), np.zeros((0, 8, 3), np.uint8)]
-)
-def test_arrays_of_another_form(classifier: Classifier, image: np.ndarray) -> None:
-    with pytest.raises(MarsclfError, match=r"uint8 array \(height, width\).*, not"):
-        classifier.predict([image])
-
-
-def test_a_threshold_is_a_confidence(classifier: Classifier) -> None:
+def test_arrays_and_thresholds_that_cannot_be_used(classifier: Classifier) -> None:
+    for shape, dtype in (((8, 8, 3), float), ((8, 8, 4), np.uint8), ((0, 8, 3), np.uint8)):
+        with pytest.raises(MarsclfError, match=r"uint8 array \(height, width\).*, not"):
+            classifier.predict([np.zeros(shape, dtype)])
     for threshold in (-0.1, 1.1, float("nan")):
         with pytest.raises(MarsclfError, match="must be between 0 and 1"):
             classifier.predict([], threshold)
@@ -288,19 +267,14 @@ def test_a_classifier_that_was_exported_loads_no_keras(
         "table = classifier.predict(sys.argv[3])\n"
         "print({'keras', 'tensorflow'} & {*sys.modules}, *table['confidence'])"
     )
-    command = [sys.executable, "-c", code, str(classifier_path), str(prepared), files[0]]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
     confidence = classifier.predict(files[0])["confidence"].iloc[0]
-    assert ended.stdout == f"set() {confidence}\n"
+    assert printed(code, str(classifier_path), str(prepared), files[0]) == f"set() {confidence}\n"
 
 
 def test_importing_the_package_loads_no_other() -> None:
     code = "import sys, marsclf; print({'keras', 'numpy'} & {*sys.modules})"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout == "set()\n"
+    assert printed(code) == "set()\n"
     assert marsclf.load_classifier is load_classifier
-    with pytest.raises(AttributeError, match="no attribute 'other'"):
-        _ = marsclf.other
 
 
 def test_the_published_classifier_is_small_and_of_the_real_images() -> None:
