@@ -9,16 +9,23 @@ PYTHON ?= python3.13 python3.12 python3.11 python3 python
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Written when the environment is complete: a copy of the lock file it was made from.
+# Written when the environment is complete: its folder, as one that was copied or moved still imports
+# the package of the other checkout, and the lock file that it was made from.
 STAMP := $(VENV)/made-from.lock
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-DATA_OPTION = $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
-WEIGHTS_OPTION = $(if $(WEIGHTS),--weights '$(WEIGHTS)')
-SET_OPTIONS = $(foreach setting,$(SET),--set '$(setting)')
+# A text as one word of the shell, apostrophes included.
+quote = '$(subst ','\'',$(1))'
+DATA_OPTION = $(if $(DATA_DIR),--data-dir $(call quote,$(DATA_DIR)))
+WEIGHTS_OPTION = $(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS)))
+SET_OPTIONS = $(foreach setting,$(SET),--set $(call quote,$(setting)))
+PRESET_OPTION = --preset $(call quote,$(PRESET))
+RUN_DIR = $(call quote,runs/$(PRESET))
 # As in a run (see marsclf/pipeline/run.py); what the user has set takes precedence.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-lab: export JUPYTER_PATH ?= $(CURDIR)/marsclf/jupyter
+# Before the user's own folders: the notebooks need this kernel, and this backend.
+lab: export JUPYTER_PATH := $(CURDIR)/marsclf/jupyter$(if $(JUPYTER_PATH),:$(JUPYTER_PATH))
 lab: export JUPYTER_PREFER_ENV_PATH ?= 1
+lab: export KERAS_BACKEND := tensorflow
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 lab: export MALLOC_TOP_PAD_ ?= 67108864
@@ -32,7 +39,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: environment ## environment, data, notebooks, figures and metrics [PRESET DATA_DIR SET WEIGHTS]
-	$(BIN)/python -m marsclf run --preset '$(PRESET)' $(DATA_OPTION) $(WEIGHTS_OPTION) $(SET_OPTIONS)
+	$(BIN)/python -m marsclf run $(PRESET_OPTION) $(DATA_OPTION) $(WEIGHTS_OPTION) $(SET_OPTIONS)
 
 smoke: environment ## notebooks 01 to 03 on generated images, in a few minutes
 	$(BIN)/python -m marsclf run --preset smoke --sample
@@ -41,13 +48,13 @@ ladder: environment ## the reference reproduced, its faults corrected one by one
 	$(BIN)/python -m marsclf run --preset ladder $(DATA_OPTION)
 
 lab: environment ## open the notebooks in JupyterLab [LAB_OPTIONS]
-	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=$(call quote,$(CURDIR)) --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
 
 html: environment ## web pages of a run's notebooks, in runs/PRESET/html [PRESET]
-	@ls 'runs/$(PRESET)'/*.ipynb >/dev/null 2>&1 || { echo "error: There are no executed notebooks" \
-		"in runs/$(PRESET): run \`make run PRESET=$(PRESET)\`." >&2; exit 1; }
+	@ls $(RUN_DIR)/*.ipynb >/dev/null 2>&1 || { echo "error: There are no executed notebooks in" \
+		$(RUN_DIR): run \`make run PRESET=$(call quote,$(PRESET))\`. >&2; exit 1; }
 	$(BIN)/jupyter nbconvert --log-level=WARN --to html --embed-images \
-		--output-dir='runs/$(PRESET)/html' 'runs/$(PRESET)'/*.ipynb
+		--output-dir=$(RUN_DIR)/html $(RUN_DIR)/*.ipynb
 
 test: verify ## all tests, after verify
 	$(BIN)/python -m pytest $(TEST_OPTIONS)
@@ -61,7 +68,7 @@ check-data: environment ## list every fault of the data [DATA_DIR]
 	$(BIN)/python -m marsclf check-data $(DATA_OPTION)
 
 compare: environment ## compare a recipe on later sols, without the test split [PRESET DATA_DIR SET]
-	$(BIN)/python -m tools.compare --preset '$(PRESET)' $(DATA_OPTION) $(SET_OPTIONS)
+	$(BIN)/python -m tools.compare $(PRESET_OPTION) $(DATA_OPTION) $(SET_OPTIONS)
 
 bench: environment ## measure what the work costs, in about half an hour [DATA_DIR]
 	$(BIN)/python -m tools.bench $(DATA_OPTION)
@@ -70,7 +77,7 @@ gpu-cost: environment ## measure what EfficientNetB7 costs [DATA_DIR]
 	$(BIN)/python -m tools.gpu_cost $(DATA_OPTION)
 
 publish: environment ## copy a run's results into the repository [PRESET]
-	$(BIN)/python -m tools.publish --preset '$(PRESET)'
+	$(BIN)/python -m tools.publish $(PRESET_OPTION)
 
 verify: environment ## recompute every published number
 	$(BIN)/python -m tools.verify
@@ -83,11 +90,12 @@ lock: ## pin all dependencies at their newest versions (needs uv)
 clean: ## remove the environment, the runs and the cache (not the data)
 	rm -rf $(VENV) runs cache .pytest_cache .ruff_cache *.egg-info
 
-environment: $(STAMP)
-
-# The lock file's time may change without its text, as after a checkout.
-$(STAMP): requirements.lock
-	@if cmp -s requirements.lock $(STAMP); then touch $(STAMP); exit 0; fi; \
+environment:
+	@made_for=$$(head -n 1 $(STAMP) 2>/dev/null); here=$$(pwd -P); \
+	if { echo "$$here"; cat requirements.lock; } | cmp -s - $(STAMP); then exit 0; fi; \
+	case "$$made_for" in "$$here"|"") ;; /*) \
+		echo "The environment in $(VENV) was made in $$made_for, so it is made again here." ;; \
+	esac; \
 	for python in $(PYTHON); do \
 		if "$$python" -c '$(SUITS)' 2>/dev/null; then suitable=$$python; break; fi; \
 	done; \
@@ -103,4 +111,4 @@ $(STAMP): requirements.lock
 		--require-hashes -r requirements.lock && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation -e . && \
-	cp requirements.lock $(STAMP).new && mv $(STAMP).new $(STAMP)
+	{ echo "$$here"; cat requirements.lock; } > $(STAMP).new && mv $(STAMP).new $(STAMP)

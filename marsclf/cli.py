@@ -2,43 +2,24 @@
 
 import argparse
 import os
-import sys
-from pathlib import Path
 
 from marsclf import paths
-from marsclf.errors import MarsclfError
+from marsclf.errors import MarsclfError, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return 0, or 1 after an error (one sentence on stderr), or 130 after Ctrl-C.
-
-    `predict` also returns 3, if some images could not be read.
-    """
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        print(f"error: marsclf needs Python 3.11 to 3.13, not {sys.version}.", file=sys.stderr)
-        return 1
+    """Run a command and return its exit status: see run_command, and 3 for unreadable images."""
     options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
         if options.command is not _predict and not paths.NOTEBOOKS.is_dir():
             raise MarsclfError(
                 "This is the library alone, which can predict; run the other commands in a copy "
                 "of the repository, which has the notebooks and presets."
             )
         return options.command(options)
-    except MarsclfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(
-            f"error: {sys.executable} lacks the package {error.name}: make the environment with "
-            "`make environment` and call .venv/bin/python -m marsclf, or run `pip install .`, for "
-            "Ray `pip install '.[ray]'`.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command starts it again.", file=sys.stderr)
-        return 130
+
+    return run_command(command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,11 +29,13 @@ def _parser() -> argparse.ArgumentParser:
     text = "classify images; the exit status is 0, or 3 if some could not be read"
     predict = commands.add_parser("predict", help=text, description=text)
     add = predict.add_argument
-    add("sources", metavar="PATH", nargs="+", help="file, folder, 'a/**/*.jpg', or - for a list")
-    add("--output", type=Path, help=".csv or .parquet file (default: CSV on standard output)")
+    a_path, text = {"type": paths.from_user}, ".csv or .parquet (default: CSV on standard output)"
+    sources = "file, folder, 'a/**/*.jpg', or - for a list"
+    add("sources", type=os.path.expanduser, metavar="PATH", nargs="+", help=sources)
+    add("--output", help=text, **a_path)
     add("--threshold", type=float, default=0.9, help="less confidence is uncertain (default: 0.9)")
-    add("--model", type=Path, default=paths.CLASSIFIER, help="classifier.safetensors of a run")
-    add("--explain", type=Path, help="folder for overlays that show which pixels support the class")
+    add("--model", default=paths.CLASSIFIER, help="classifier.safetensors of a run", **a_path)
+    add("--explain", help="folder for overlays that show which pixels support the class", **a_path)
     text = "this process, or Ray, which writes a folder of Parquet files (default: local)"
     add("--engine", choices=("local", "ray"), default="local", help=text)
     add("--address", help="Ray cluster, such as auto (default: Ray on this machine only)")
@@ -66,13 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     text = "override parameters of the notebooks; values are YAML"
     many = {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"}
     run.add_argument("--set", dest="settings", help=text, **many)
-    run.add_argument("--weights", type=Path, help="ImageNet weights, if Keras cannot download them")
+    text = "ImageNet weights, if Keras cannot download them"
+    run.add_argument("--weights", help=text, **a_path)
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check-data", help="list every fault of the data")
     text = "folder of the images (default: MARSCLF_DATA_DIR)"
     for group in (source, check):
-        group.add_argument("--data-dir", type=os.path.abspath, help=text)
+        group.add_argument("--data-dir", type=lambda t: paths.from_user(t).absolute(), help=text)
     check.set_defaults(command=_check_data)
     return parser
 

@@ -3,11 +3,13 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import simplejpeg
@@ -19,15 +21,23 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
     The caller writes a file or a folder to it. An existing file or folder at `path` is replaced.
     The temporary path has the same name as `path`, because Keras and NumPy look at the suffix.
+    Removes temporary folders that killed programs left beside `path` a day ago or earlier.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    for leftover in path.parent.glob(".*.marsclf-tmp"):
+        with suppress(OSError):  # another process has removed it
+            if time.time() - leftover.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(leftover, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(".marsclf-tmp", f".{path.name}.", path.parent))
     temporary = scratch / path.name
     try:
         yield temporary
         if path.is_dir() and not path.is_symlink():
             path.rename(scratch / "replaced")
         temporary.replace(path)
+    except OSError as error:  # NumPy's and HDF5's errors name neither the reason nor the file
+        number = error.errno or errno.ENOSPC
+        raise OSError(number, os.strerror(number), error.filename or str(path)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

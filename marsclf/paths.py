@@ -9,12 +9,6 @@ PRESETS = PROJECT_ROOT / "presets"
 RUNS = PROJECT_ROOT / "runs"
 RESULTS = PROJECT_ROOT / "results"
 FIGURES = PROJECT_ROOT / "figures"
-# Where the library alone is installed there is no project's folder to keep a cache in.
-CACHE = (
-    PROJECT_ROOT / "cache"
-    if NOTEBOOKS.is_dir()
-    else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marsclf"
-)
 # The published classifier is part of the library.
 CLASSIFIER = Path(__file__).resolve().parent / "classifier.safetensors"
 # The kernel of the notebooks.
@@ -27,4 +21,15 @@ def resolve(path: str | Path) -> Path:
 
     Notebooks start in a folder of their own, so the working directory tells nothing.
     """
-    return (PROJECT_ROOT / path).resolve()
+    return (PROJECT_ROOT / os.path.expanduser(path)).resolve()  # noqa: PTH111
+
+
+def from_user(text: str) -> Path:
+    """Return a path of the command line with `~` expanded, which the shell may have left."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (pathlib fails for an unknown ~user)
+
+
+# Where the library alone is installed there is no project's folder to keep a cache in.
+_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "marsclf"
+_own = "cache" if NOTEBOOKS.is_dir() else _home
+CACHE = resolve(os.environ.get("MARSCLF_CACHE_DIR") or _own)

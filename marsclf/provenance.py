@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 def hardware() -> dict[str, object]:
-    """Return processor, usable cores, memory (GB), GPU name or None, and software versions."""
+    """Return processor, usable cores, memory (GB), GPU name or None, and the software."""
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     return {
         "cpu": _from_proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -39,6 +39,8 @@ def hardware() -> dict[str, object]:
         "python": platform.python_version(),
         "keras": importlib.metadata.version("keras"),
         "tensorflow": importlib.metadata.version("tensorflow"),
+        "backend": "tensorflow",  # set, and checked, by marsclf.networks.pinned
+        "floatx": "float32",
     }
 
 
@@ -56,10 +58,13 @@ def peak_rss_mb(pid: int | None = None) -> int:
 
 
 def commit() -> str:
-    """Return the commit of this code, with "-dirty" if files differ from it, or "unknown"."""
+    """Return the commit of this code, "-dirty" added if files differ from it, or "unknown"."""
     git = ("git", "-C", str(paths.PROJECT_ROOT))
+    # Git itself says why it cannot tell the commit, such as in a checkout of another user.
+    stderr = None if (paths.PROJECT_ROOT / ".git").exists() else subprocess.DEVNULL
     # The prefix is empty unless the project lies inside another repository.
-    prefix, _, head = _output(*git, "rev-parse", "--show-prefix", "HEAD").partition("\n")
+    printed = _output(*git, "rev-parse", "--show-prefix", "HEAD", stderr=stderr)
+    prefix, _, head = printed.partition("\n")
     if prefix or not head:
         return "unknown"
     # Only what determines the numbers: figures and tables of an earlier run may differ.
@@ -68,10 +73,10 @@ def commit() -> str:
     return head.strip() + ("-dirty" if changed else "")
 
 
-def _output(*command: str) -> str:
+def _output(*command: str, stderr: int | None = subprocess.DEVNULL) -> str:
     """Return what a command prints, or "" if it fails."""
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.check_output(command, stderr=stderr, text=True)
     return ""
 
 

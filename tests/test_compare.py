@@ -68,3 +68,13 @@ def test_a_ladder_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
         compare.compare("ladder", {}, None)
     assert compare.main(["--preset", "laptop", "--set", "epochs"]) == 1
     assert capsys.readouterr().err.startswith("error: A setting")
+
+
+def test_data_without_later_sols_are_refused_before_training(
+    sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(sample_dataset, index=sample_dataset.index.assign(sol=3))
+    monkeypatch.setattr(compare, "open_dataset", lambda _: small)
+    monkeypatch.setattr(compare, "train_networks", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(MarsclfError, match="no class with images on the earlier and the later"):
+        compare.compare("smoke", {}, None)

@@ -143,3 +143,16 @@ def test_heatmap_overlay_is_bright_where_the_heatmap_is() -> None:
     overlay = figures.heatmap_overlay(np.full((40, 60, 3), 100, np.uint8), heatmap).astype(int)
     assert overlay.shape == (40, 60, 3)
     assert overlay[0, -1].sum() > overlay[-1, 0].sum() + 150
+
+
+def test_a_personal_matplotlibrc_changes_no_figure(tmp_path: Path) -> None:
+    def png() -> bytes:
+        figures.set_style()
+        fig, axes = figures.new_figure(2)
+        axes.set_title("5 % of $n$")
+        return figures.png_of(fig, sample=False)
+
+    expected = png()
+    personal = {"text.usetex": True, "savefig.bbox": "tight", "font.size": 30}
+    with plt.rc_context(personal):
+        assert png() == expected

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_project import environment_of
+from tiny_project import environment_of, stamp_environment
 
 from marsclf import paths
 from marsclf.data.msl import SAMPLE_NOTICE
@@ -55,7 +55,7 @@ def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPath
     # This environment stands for the one that `make` would make.
     (root / ".venv").mkdir()
     (root / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
-    shutil.copy(root / "requirements.lock", root / ".venv" / "made-from.lock")
+    stamp_environment(root)
     return root
 
 

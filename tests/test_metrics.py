@@ -122,6 +122,11 @@ def test_calibration_over_sols(four: pd.DataFrame, monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(found.to_numpy(), rows)
 
 
+def test_calibration_over_fewer_sols_than_periods(four: pd.DataFrame) -> None:
+    assert metrics.calibration_over_sols(four)["first_sol"].tolist() == [600, 700]
+    assert len(metrics.calibration_over_sols(four.iloc[:1])) == 1
+
+
 def test_commonest_confusions(four: pd.DataFrame) -> None:
     table = metrics.commonest_confusions(pd.concat([four, four.iloc[[2]]]))
     expected = {"true": "ground", "predicted": "horizon", "count": 2, "share": 0.5}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from tiny_project import stamp_environment
 
 from marsclf import paths
 from marsclf.pipeline.run import KERNEL_ENVIRONMENT
@@ -32,7 +34,7 @@ chmod +x .venv/bin/python
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # Without the variables of the make, or the kernel, that may run these tests.
-    own = ("MAKE", *KERNEL_ENVIRONMENT)
+    own = ("MAKE", "JUPYTER_PATH", *KERNEL_ENVIRONMENT)
     outer = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(
@@ -57,7 +59,7 @@ def make_environment(checkout: Path) -> Path:
     """Let `make` take the environment for complete; return its folder of programs."""
     programs = checkout / ".venv" / "bin"
     programs.mkdir(parents=True)
-    shutil.copy(checkout / "requirements.lock", checkout / ".venv" / "made-from.lock")
+    stamp_environment(checkout)
     return programs
 
 
@@ -81,9 +83,10 @@ def test_make_help_lists_every_target() -> None:
 
 
 def test_make_passes_the_settings_on() -> None:
-    arguments = ["run", "PRESET=p", "DATA_DIR=a b", "SET=seed=1 epochs=3", "--dry-run"]
-    printed = " ".join(make(ROOT, *arguments).stdout.split())
-    assert "run --preset 'p' --data-dir 'a b' --set 'seed=1' --set 'epochs=3'" in printed
+    arguments = ["run", "PRESET=p", "DATA_DIR=a b's", "SET=seed=1 epochs=3", "--dry-run"]
+    command = shlex.split(make(ROOT, *arguments).stdout.splitlines()[-1])
+    settings = ["--set", "seed=1", "--set", "epochs=3"]
+    assert command[3:] == ["run", "--preset", "p", "--data-dir", "a b's", *settings]
 
 
 @pytest.mark.parametrize("module", ["publish", "verify", "compare", "bench", "gpu_cost"])
@@ -99,9 +102,12 @@ def test_make_calls_the_tools_with_options_that_they_have(module: str) -> None:
 
 def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path) -> None:
     write_program(make_environment(checkout) / "jupyter", '#!/bin/sh\necho "$@"\nenv\n')
-    ended = make(checkout, "lab", "LAB_OPTIONS=--no-browser --port=9000", MALLOC_TOP_PAD_="7")
+    personal = {"MALLOC_TOP_PAD_": "7", "JUPYTER_PATH": "/home/me", "KERAS_BACKEND": "torch"}
+    ended = make(checkout, "lab", "LAB_OPTIONS=--no-browser --port=9000", **personal)
     expected = KERNEL_ENVIRONMENT | {"MALLOC_TOP_PAD_": "7"}  # the user's own takes precedence
-    expected |= {"JUPYTER_PATH": str(checkout / "marsclf" / "jupyter")}
+    # But not over what the notebooks depend on.
+    expected |= {"JUPYTER_PATH": f"{checkout / 'marsclf' / 'jupyter'}:/home/me"}
+    expected |= {"KERAS_BACKEND": "tensorflow"}
     assert "--no-browser --port=9000" in ended.stdout
     assert {f"{name}={value}" for name, value in expected.items()} <= {*ended.stdout.splitlines()}
 
@@ -137,6 +143,19 @@ def test_an_incomplete_environment_is_made_again(checkout: Path) -> None:
         os.utime(lock, (modified, modified))
         assert make(checkout, *arguments, PIP_STATUS="0").returncode == 0
         assert log.read_text() == "made\n" * times
+
+
+def test_an_environment_that_was_copied_is_made_again(checkout: Path, tmp_path: Path) -> None:
+    """It would import the package of the other checkout."""
+    make_environment(checkout)
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout, copy)
+    arguments = ["environment", f"PYTHON={copy / 'python'}"]
+    ended = make(copy, *arguments, PIP_STATUS="0")
+    assert f"was made in {checkout}, so it is made again here" in ended.stdout
+    for _ in range(2):
+        assert make(copy, *arguments, PIP_STATUS="0").stdout == ""
+    assert (copy / "log").read_text() == "made\n"
 
 
 def test_license_notice_and_citation() -> None:

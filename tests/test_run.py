@@ -1,8 +1,10 @@
 """The command `run`: results, failures, interruptions, and two runs at once."""
 
+import ast
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -127,7 +129,14 @@ def test_a_ladder(project: Path, sample_dir: Path, capsys: pytest.CaptureFixture
             "from marsclf.errors import MarsclfError\nraise MarsclfError('Fix it.')",
             r"in cell \[4\] `from marsclf.errors import MarsclfError`: Fix it\.",
         ),
-        ("import os\nos.kill(os.getpid(), 9)", r"in cell \[4\] `import os`: its Python process"),
+        (
+            "import os\nos.kill(os.getpid(), 9)",
+            r"in cell \[4\] `import os`: its Python process .*: perhaps the memory ran out",
+        ),
+        (
+            "import ctypes\nctypes.string_at(0)",
+            r"in cell \[4\] .*did not start: Fatal Python error: Segmentation fault",
+        ),
         ("import time\ntime.sleep(60)", r"in cell \[4\] `import time`: it took longer than"),
         ("pass", r"did not write .*training\.json"),
     ],
@@ -135,6 +144,9 @@ def test_a_ladder(project: Path, sample_dir: Path, capsys: pytest.CaptureFixture
 def test_a_failing_notebook(
     project: Path, sample_dir: Path, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A kernel of the user's own, which must not be taken for that of the package.
+    monkeypatch.setenv("JUPYTER_PATH", str(project / "personal"))
+    write_kernel(project / "personal", "exit 3")
     write_notebook(paths.NOTEBOOKS, "02_fine_tuning", PARAMETERS[1], code)
     if "sleep" in code:
         monkeypatch.setattr(run, "CELL_TIMEOUT_S", 3)
@@ -148,6 +160,20 @@ def test_a_failing_notebook(
         cells = nbformat.read(failed, as_version=4).cells
         executed = [cell.source for cell in cells if cell.get("execution_count")]
         assert "first = 1" in executed
+
+
+def test_a_kernel_that_does_not_start(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "JUPYTER", project / "jupyter")
+    write_kernel(paths.JUPYTER, "echo It lacks a module. >&2; exit 3")
+    with pytest.raises(MarsclfError, match=r"did not start: It lacks a modu"):
+        run.execute("01_data_exploration", project / "out.ipynb", {})
+
+
+def write_kernel(folder: Path, script: str) -> None:
+    kernel = folder / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = ["/bin/sh", "-c", script, "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
 
 
 def test_faulty_input_leaves_the_old_run(project: Path, sample_dir: Path) -> None:
@@ -180,8 +206,9 @@ def test_test_figures_are_in_the_ledger_before_they_are_shown(
 def test_two_runs_of_one_preset(project: Path, sample_dir: Path) -> None:
     old, lock = leave_old_run(project), paths.RUNS / "unfinished" / "laptop.lock"
     lock.parent.mkdir()
-    with FileLock(lock), pytest.raises(MarsclfError, match="Another process is running the preset"):
-        run.run("laptop", sample_dir)
+    reason = "Another process is running the preset laptop"
+    with FileLock(lock), pytest.raises(MarsclfError, match=reason):
+        run.run("laptop", sample_dir, {"seed": 5})
     assert_old_run_is_untouched(old)
 
 
@@ -228,10 +255,12 @@ def test_peak_memory_of_a_kernel(project: Path, tmp_path: Path) -> None:
     write_notebook(paths.NOTEBOOKS, "01_data_exploration", "data_dir = None", code)
     seconds, peak = run.execute("01_data_exploration", tmp_path / "out.ipynb", {})
     assert 400 < peak < 700 and seconds > 0
-    assert peak_rss_mb(2**30) == 0 and 30 < peak_rss_mb() < 30_000
+    assert peak_rss_mb(2**31 - 1) == 0 and 30 < peak_rss_mb() < 30_000
 
 
-def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> None:
+def test_commit_tells_changed_code_but_not_changed_figures(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
 
     def git(*arguments: str) -> str:
@@ -247,6 +276,12 @@ def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> Non
     assert commit() == head
     (paths.PRESETS / "laptop.yaml").write_text("changed")
     assert commit() == f"{head}-dirty"
+    assert capfd.readouterr().err == ""
+    # A checkout that Git refuses, as it does one of another user.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    assert commit() == "unknown"
+    assert "fatal: detected dubious ownership" in capfd.readouterr().err
 
 
 def test_the_command_line_reports_an_error_in_one_line() -> None:
@@ -272,21 +307,89 @@ def test_check_data(sample_dir: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert "none is missing or not a folder" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("sys.version_info", (3, 10, 1, "final", 0), "needs Python 3.11 to 3.13"),
-        # Installed from a wheel, without the repository's notebooks and presets.
-        ("marsclf.paths.NOTEBOOKS", Path("missing"), "the library alone, which can predict"),
-    ],
-)
-def test_a_command_that_cannot_run(
-    name: str,
-    value: object,
-    reason: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_library_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(name, value)
+    """Installed from a wheel, without the repository's notebooks and presets."""
+    monkeypatch.setattr(paths, "NOTEBOOKS", Path("missing"))
     assert main(["run"]) == 1
-    assert reason in capsys.readouterr().err
+    assert "the library alone, which can predict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["marsclf", "tools.verify"])
+def test_an_older_python_gets_a_sentence(module: str) -> None:
+    code = f"""
+import runpy, sys, sysconfig
+sys.path.insert(0, {str(paths.PROJECT_ROOT)!r})
+before = set(sys.modules)
+sys.version_info = (3, 9, 6, "final", 0)
+try:
+    runpy.run_module({module!r}, run_name="__main__")
+finally:
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("marsclf", "tools"):
+            print(sys.modules[name].__file__)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert re.fullmatch(r"error: marsclf needs Python 3.11 to 3.13, not .*\n", ended.stderr)
+    # What is imported before must be in the syntax of that version, and evaluate no annotation.
+    for file in ended.stdout.splitlines():
+        text = Path(file).read_text()
+        compile(text, file, "exec", flags=ast.PyCF_ONLY_AST, _feature_version=9)
+        assert " | " not in text or "from __future__ import annotations" in text, file
+
+
+def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = environment_of(paths.PROJECT_ROOT) | {"PYTHON": sys.executable} | variables
+    command = f"set -o pipefail; {command}"
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=paths.PROJECT_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_errors_of_the_system_are_sentences(sample_dir: Path, tmp_path: Path) -> None:
+    check = f'"$PYTHON" -m marsclf check-data --data-dir {sample_dir}'
+    for command in (check, '"$PYTHON" -m tools.verify'):
+        ended = shell(f"{command} > /dev/full")
+        assert ended.returncode == 1
+        assert re.fullmatch(r"error: standard output .* \(No space left.*\n", ended.stderr)
+    ended = shell(f"{check} | true")  # which has ended before anything is printed
+    assert (ended.returncode, ended.stderr) == (141, "")
+    # Where a folder should be is a file: as for a folder that cannot be written.
+    (tmp_path / "cache").write_text("")
+    cache = {"MARSCLF_CACHE_DIR": str(tmp_path / "cache")}
+    ended = shell('"$PYTHON" -m marsclf run --preset smoke --sample', **cache)
+    assert ended.returncode == 1
+    assert re.fullmatch(rf"error: {tmp_path}/cache.* cannot be read or written .*\n", ended.stderr)
+
+
+def test_a_folder_whose_name_is_not_text(project: Path, sample_dir: Path, capsys) -> None:
+    folder = project / os.fsdecode(b"caf\xe9")
+    shutil.copytree(sample_dir, folder)
+    old = leave_old_run(project)
+    assert main(["run", "--data-dir", str(folder)]) == 1
+    assert re.search(r"error: '.*caf\\udce9' is not valid text: rename", capsys.readouterr().err)
+    assert_old_run_is_untouched(old)
+
+
+def test_a_notebook_that_cannot_be_written_on_a_full_disk(tmp_path: Path, sample_dir: Path) -> None:
+    make_project(tmp_path)
+    command = run_command(tmp_path, sample_dir)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
+    output = {"capture_output": True, "text": True, "env": environment_of(tmp_path)}
+    ended = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, **output)
+    assert ended.returncode == 1
+    assert re.match(r"error: .*File too large", ended.stderr) and "Trace" not in ended.stderr
+
+
+def test_the_cache_and_the_home_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = {"HOME": str(tmp_path), "MARSCLF_CACHE_DIR": "~/big"}
+    shown = shell("""$PYTHON -c 'from marsclf import paths; print(paths.CACHE)'""", **home).stdout
+    assert shown == f"{tmp_path / 'big'}\n"
+    ended = shell("$PYTHON -m marsclf check-data --data-dir '~/images'", **home)
+    assert f"The data folder {tmp_path / 'images'} is missing" in ended.stdout

@@ -106,8 +106,15 @@ def write_predictions(path: Path, images_a_split: int = 40) -> None:
     predictions.write_predictions(path, pd.DataFrame(rows).assign(label=labels), probabilities)
 
 
+def stamp_environment(root: Path) -> None:
+    """Let `make` take the environment in `root` for complete."""
+    lock = (root / "requirements.lock").read_text()
+    (root / ".venv" / "made-from.lock").write_text(f"{root.resolve()}\n{lock}")
+
+
 def environment_of(project: Path) -> dict[str, str]:
     """Return an environment with the package of `project`, and without any data."""
     outer = os.environ.copy()
     outer.pop("PYTEST_CURRENT_TEST", None)  # a kernel that sees it does not show all that it prints
-    return outer | {"PYTHONPATH": str(project), "MARSCLF_DATA_DIR": ""}
+    own = {"PYTHONPATH": str(project), "MARSCLF_DATA_DIR": "", "MARSCLF_CACHE_DIR": ""}
+    return outer | own

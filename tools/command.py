@@ -1,17 +1,17 @@
 """What the commands of this folder share: their options, and errors as one sentence."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from marsclf.errors import MarsclfError
+from marsclf.errors import run_command
+from marsclf.paths import from_user
 from marsclf.pipeline.presets import DEFAULT_PRESET, parse_settings
 
 OPTIONS = {
     "preset": {"default": DEFAULT_PRESET, "help": "one of presets/ (default: %(default)s)"},
-    "data_dir": {"type": os.path.abspath, "help": "folder of the images"},
+    "data_dir": {"type": lambda text: from_user(text).absolute(), "help": "folder of the images"},
     "set": {
         "dest": "settings",
         "metavar": "NAME=VALUE",
@@ -26,8 +26,8 @@ OPTIONS = {
 def make_main(work: Callable[..., object], *options: str) -> Callable[..., int]:
     """Return a function that runs `work` with the options of a command line.
 
-    It takes the arguments as a list, by default those of this process, and returns the exit status:
-    0, or 1 after a MarsclfError, whose sentence is printed on stderr, or 130 after Ctrl-C.
+    It takes the arguments as a list, by default those of this process, and returns the exit status,
+    see errors.run_command.
 
     Args:
         work: takes the options as keyword arguments; its docstring is the help text.
@@ -40,16 +40,13 @@ def make_main(work: Callable[..., object], *options: str) -> Callable[..., int]:
         for option in options:
             parser.add_argument(f"--{option.replace('_', '-')}", **OPTIONS[option])
         chosen = vars(parser.parse_args(arguments))
-        try:
+
+        def command() -> int:
             if "settings" in chosen:
                 chosen["settings"] = parse_settings(chosen["settings"])
             work(**chosen)
-        except MarsclfError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("error: interrupted", file=sys.stderr)
-            return 130
-        return 0
+            return 0
+
+        return run_command(command)
 
     return main

@@ -35,8 +35,11 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
     recipe = Recipe(**parameters_of(preset, settings))
     dataset = open_dataset(data_dir)
     started, by_fold, by_condition, losses = time.monotonic(), {}, [], []
-    for name in FOLDS:
-        train, judged = fold(dataset.index, name)
+    folds = {name: fold(dataset.index, name) for name in FOLDS}
+    if any(judged.empty for _, judged in folds.values()):
+        reason = "has no class with images on the earlier and the later sols that are compared"
+        raise MarsclfError(f"The data set in {dataset.root} {reason}: use the complete one.")
+    for name, (train, judged) in folds.items():
         networks = train_networks(recipe, dataset.root, train, judged)
         if recipe.self_training:
             guessed = pseudo_labels(networks, dataset.root, judged, recipe.self_training)

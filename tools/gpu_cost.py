@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -23,6 +22,7 @@ from marsclf import paths
 from marsclf.data.open import open_dataset
 from marsclf.networks.backbones import build_backbone
 from marsclf.networks.engine import CHUNK, has_gpu, make_predictor, predict_each
+from marsclf.networks.pinned import keras
 from marsclf.pipeline.presets import parameters_of
 from marsclf.provenance import commit, hardware, peak_rss_mb
 from marsclf.training.features import view_counts

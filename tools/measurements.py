@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
-import keras
 import numpy as np
 
 from marsclf.data.msl import NUM_CLASSES
@@ -18,6 +17,7 @@ from marsclf.images.decode import read_rgb
 from marsclf.images.views import Augmentation, fit_view, random_view
 from marsclf.networks.backbones import BLOCKS, SPECS, build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import make_predictor, predict_each
+from marsclf.networks.pinned import keras
 from marsclf.training.recipe import Recipe
 from marsclf.training.stages import build_head, compile_model, join
 

@@ -12,7 +12,7 @@ from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, as_predictions, 
 THRESHOLD = 0.9
 RESAMPLES = 2000  # of the bootstrap
 BINS = 15  # of the calibration
-PERIODS = 4  # of `calibration_over_sols`
+PERIODS = 4  # of `calibration_over_sols`, at most
 VERDICTS = "test_by_eye.csv"
 BURST = ["sol", "camera", "sequence"]  # images that share these show one subject
 
@@ -92,12 +92,12 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFram
 
 
 def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each of four periods that hold equally many sols.
+    """Return one row for each of four periods, or one per sol if fewer, of equally many sols.
 
     Columns: first_sol, last_sol, images, accuracy, confidence (mean) and ece.
     """
     sols, rows = product_ids(predictions)["sol"].to_numpy(), []
-    for period in np.array_split(np.unique(sols), PERIODS):
+    for period in np.array_split(np.unique(sols), min(PERIODS, len(np.unique(sols)))):
         part = predictions[np.isin(sols, period)]
         summary, confidence = summarize(part), part["confidence"].mean()
         row = {"first_sol": period[0], "last_sol": period[-1], "images": len(part)}

@@ -35,7 +35,8 @@ CAMERA_NAMES = {"MH": "MAHLI", "ML": "Mastcam left", "MR": "Mastcam right"}
 
 
 def set_style() -> None:
-    """Set fonts, grid, and palette for all charts made afterwards."""
+    """Set fonts, grid, and palette for all charts made afterwards, ignoring a matplotlibrc."""
+    matplotlib.rcdefaults()
     sizes = {"figure.dpi": 80, "axes.titlesize": 12.5, "axes.titlelocation": "left"}
     seaborn.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95, rc=sizes)
 

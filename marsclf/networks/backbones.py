@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import keras
 import pooch
-from keras.src.applications import efficientnet as keras_efficientnet
-from keras.src.backend.config import keras_home
 
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 from marsclf.networks.efficientnet_lite import build_efficientnet_lite
+from marsclf.networks.pinned import keras
+
+keras_efficientnet = keras.src.applications.efficientnet
 
 
 class BackboneSpec(NamedTuple):
@@ -129,7 +129,7 @@ def install_weights(name: str, file: Path) -> Path:
 
 def _published_weights(name: str) -> tuple[Path, str]:
     """Return where Keras keeps the weights, and their md5."""
-    home = Path(keras_home()).expanduser()
+    home = Path(keras.src.backend.config.keras_home()).expanduser()
     if not os.access(home, os.W_OK):
         home = Path("/tmp/.keras")  # as keras.utils.get_file does
     md5 = keras_efficientnet.WEIGHTS_HASHES[name[-2:].lower()][1]

@@ -17,13 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers
 from numpy.lib.stride_tricks import as_strided
 
 from marsclf.errors import MarsclfError
 from marsclf.files import sha256_of
+from marsclf.networks.pinned import keras
+
+layers = keras.layers
 
 # Per size: scaling of width and depth, and the SHA-256 of the weights file, whose name contains the
 # first eight digits.

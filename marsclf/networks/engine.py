@@ -27,7 +27,7 @@ from marsclf.paths import CACHE
 from marsclf.provenance import cores
 
 if TYPE_CHECKING:  # Keras takes seconds to load, and an exported network does not need it
-    import keras
+    from marsclf.networks.pinned import keras
 
 LARGEST_DIFFERENCE = 1e-3  # relative to the largest output; float32 engines differ by about 1e-5
 CHUNK = 16  # items that one thread loads, then predicts
@@ -41,7 +41,7 @@ sys.modules.setdefault("openvino_telemetry", None)
 
 def network_digest(model: "keras.Model") -> str:
     """Return a SHA-256 over the model's layers and weights: equal networks, equal digest."""
-    import keras
+    from marsclf.networks.pinned import keras
 
     described = keras.saving.serialize_keras_object(model)
     described.pop("compile_config", None)  # the training settings are not part of the network
@@ -55,7 +55,7 @@ def network_digest(model: "keras.Model") -> str:
 
 def has_gpu() -> bool:
     """Tell whether Keras has a GPU to work on."""
-    import keras
+    from marsclf.networks.pinned import keras
 
     return bool(keras.distribution.list_devices("gpu"))
 

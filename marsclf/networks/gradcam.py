@@ -1,10 +1,10 @@
 """Grad-CAM (Selvaraju et al. 2017): which parts of an image support a class."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from marsclf.errors import MarsclfError
+from marsclf.networks.pinned import keras
 
 
 def gradcam(model: keras.Model, images: np.ndarray, class_ids: np.ndarray) -> np.ndarray:

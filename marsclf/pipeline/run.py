@@ -4,11 +4,10 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +52,8 @@ def run(
     started, is_ladder, run_dir = time.monotonic(), preset in LADDERS, paths.RUNS / preset
     parameters, code = presets.parameters_of(preset, settings), commit()
     dataset = open_dataset(make_sample(paths.CACHE / "sample") if sample else data_dir)
+    for folder in (dataset.root, run_dir):
+        str(folder).encode()  # UnicodeError: notebooks hold names in UTF-8 only
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
     result |= {name: parameters.get(name) for name in ("backbone", "seed")}
@@ -135,26 +136,28 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> tuple[flo
 
     It gets those of the parameters that it declares. The executed notebook is at `output` once it
     is complete, and until then, or if it fails, at `output` with the suffix .partial.ipynb. Raises
-    MarsclfError with the cell and the reason.
+    MarsclfError with the cell and the reason; the kernel's stderr is then beside the notebook.
     """
     source, partial = paths.NOTEBOOKS / f"{name}.ipynb", output.with_suffix(".partial.ipynb")
+    log = output.with_suffix(".stderr")
     declared = presets.notebook_parameters(source)
     given = {key: value for key, value in parameters.items() if key in declared}
     output.parent.mkdir(parents=True, exist_ok=True)
     print(f"{output.stem} ...", flush=True)
     started = time.monotonic()
     try:
-        peak = _execute(source, partial, given)
+        peak = _execute(source, partial, given, log)
     except Exception as error:
-        reason = _failure(name, partial, error)
+        reason = _failure(name, partial, error, log)
         raise MarsclfError(f"{reason}\nThe notebook, executed up to there, is {partial}") from error
     partial.replace(output)
+    log.unlink()
     seconds = time.monotonic() - started
     print(f"{output.stem} took {seconds:.0f} s")
     return seconds, peak
 
 
-def _execute(source: Path, output: Path, parameters: dict[str, object]) -> int:
+def _execute(source: Path, output: Path, parameters: dict[str, object], log: Path) -> int:
     """Execute a notebook with papermill; return the peak memory of its kernel (10^6 bytes)."""
     import papermill
     from jupyter_client import AsyncKernelManager
@@ -162,8 +165,9 @@ def _execute(source: Path, output: Path, parameters: dict[str, object]) -> int:
 
     # The kernel imports the package that this process runs, whichever others are installed.
     search_path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = KERNEL_ENVIRONMENT | os.environ
+    environment = KERNEL_ENVIRONMENT | os.environ | {"KERAS_BACKEND": "tensorflow"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
+    environment["PYTHONFAULTHANDLER"] = "1"  # it says why a kernel crashed, see `_failure`
     peak = 0
 
     class KernelManager(AsyncKernelManager):
@@ -174,7 +178,7 @@ def _execute(source: Path, output: Path, parameters: dict[str, object]) -> int:
             super().__init__(kernel_spec_manager=kernels, **options)
 
         def start_kernel(self, **options: object) -> Awaitable[None]:
-            return super().start_kernel(**options, env=environment, stderr=subprocess.DEVNULL)
+            return super().start_kernel(**options, env=environment, stderr=stderr)
 
         def shutdown_kernel(self, **options: object) -> Awaitable[None]:
             nonlocal peak
@@ -182,35 +186,34 @@ def _execute(source: Path, output: Path, parameters: dict[str, object]) -> int:
             return super().shutdown_kernel(**options)
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # `execute` reports the failure
-    papermill.execute_notebook(
-        source,
-        output,
-        parameters,
-        kernel_name="python3",
-        kernel_manager_class=KernelManager,
-        progress_bar=sys.stderr.isatty(),
-        stdout_file=sys.stdout if sys.stdout.isatty() else None,
-        execution_timeout=CELL_TIMEOUT_S,
-        cwd=paths.NOTEBOOKS,
-    )
+    options = {"kernel_name": "python3", "kernel_manager_class": KernelManager}
+    options |= {"execution_timeout": CELL_TIMEOUT_S, "cwd": paths.NOTEBOOKS}
+    options |= {"stdout_file": sys.stdout if sys.stdout and sys.stdout.isatty() else None}
+    options |= {"progress_bar": sys.stderr.isatty()}
+    with log.open("wb") as stderr:
+        papermill.execute_notebook(source, output, parameters, **options)
     return peak
 
 
-def _failure(name: str, partial: Path, error: Exception) -> str:
+def _failure(name: str, partial: Path, error: Exception, log: Path) -> str:
     """Return one sentence: notebook, cell, the cell's first line, and the reason."""
-    cells = json.loads(partial.read_text(encoding="utf-8"))["cells"] if partial.exists() else []
+    cells = []
+    with suppress(OSError, ValueError):  # it does not exist, or the disk is full
+        cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     begun = ["".join(c["source"]) for c in code if c["metadata"]["papermill"]["start_time"]]
-    line = begun[-1].strip().partition("\n")[0] if begun else ""
+    place = f" in cell [{len(begun)}] `{begun[-1].strip().partition(chr(10))[0]}`" if begun else ""
     # A PapermillExecutionError holds name and text of the error that the cell raised.
     kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    known = {
-        "MarsclfError": text,
-        "DeadKernelError": "its Python process was killed, perhaps because the memory ran out.",
-        "CellTimeoutError": f"it took longer than {CELL_TIMEOUT_S / 3600:g} hours.",
-    }
+    too_long = f"it took longer than {CELL_TIMEOUT_S / 3600:g} hours."
+    known = {"MarsclfError": text, "CellTimeoutError": too_long}
+    if "ernel died" in text:  # Jupyter's own notes start with "[", stacks follow "Fatal ..."
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = [line for line in lines if line.strip() and line[0] != "["]
+        words = ["perhaps the memory ran out", *lines, *(s for s in lines if s[:5] == "Fatal")]
+        known[kind] = f"its Python process was killed or did not start: {words[-1]}."
     reason = " ".join(known.get(kind, f"{kind}: {text}").split())
-    return f"{name} failed in cell [{len(begun)}] `{line}`: {reason[:1000]}"
+    return f"{name} failed{place}: {reason[:1000]}"
 
 
 def _report(result: dict, run_dir: Path) -> None:

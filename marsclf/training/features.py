@@ -12,7 +12,6 @@ from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from marsclf.images.views import (
     random_view,
 )
 from marsclf.networks.engine import make_predictor, network_digest, predict_each
+from marsclf.networks.pinned import keras
 from marsclf.paths import CACHE
 
 VIEWS_PER_FILE = 512  # a few seconds of work: little is lost when a run is killed

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -16,6 +15,7 @@ from marsclf.evaluation.calibration import pool
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, check_zooms
 from marsclf.networks.backbones import BLOCKS, build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import has_gpu
+from marsclf.networks.pinned import keras
 from marsclf.paths import CACHE
 from marsclf.training import stages
 from marsclf.training.features import apply_network, image_features, view_counts, view_features

@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -18,6 +17,7 @@ from marsclf.data.msl import NUM_CLASSES
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.networks.engine import network_digest
+from marsclf.networks.pinned import keras
 from marsclf.paths import CACHE
 from marsclf.training.features import Features, apply_network
 
