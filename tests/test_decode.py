@@ -359,21 +359,17 @@ class TestPds:
         path.with_suffix(".LBL").rename(f"{path}.lbl")
         np.testing.assert_allclose(read_rgb(path)[..., 1], values * (255 / 4095), atol=0.5001)
 
-    def test_pds4(self, tmp_path: Path) -> None:
+    def test_pds4_and_no_data(self, tmp_path: Path) -> None:
         path = write_pds4(tmp_path, GRAY.astype(np.uint16) * 257)
         np.testing.assert_array_equal(read_rgb(path)[..., 0], GRAY)
-
-    def test_no_data(self, tmp_path: Path) -> None:
         values = GRAY.astype(np.int16) * 16
         expected = to_8_bit(values[2:])
         values[:2] = 32000
         constant = "<invalid_constant>32000</invalid_constant>"
         more = f"<Special_Constants>{constant}</Special_Constants>"
-        for path in (
-            write_pds3(tmp_path, values[np.newaxis], "MISSING_CONSTANT = 32000"),
-            write_pds4(tmp_path, values, more),
-        ):
-            found = read_rgb(path)
+        path = write_pds3(tmp_path, values[np.newaxis], "MISSING_CONSTANT = 32000")
+        for product in (path, write_pds4(tmp_path, values, more)):
+            found = read_rgb(product)
             np.testing.assert_array_equal(found[2:], expected)
             assert not found[:2].any()
 
