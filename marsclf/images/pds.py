@@ -21,7 +21,9 @@ def read_pds(path: Path) -> np.ndarray:
     except ImportError:
         how = "pip install '.[pds]' in a copy of the repository"
         raise MarsclfError(f"PDS products need the reader pdr: {how}") from None
-    product = pdr.read(path)
+    # pdr itself looks for X.LBL beside X.IMG only, not for X.IMG.LBL.
+    beside = [path.with_name(path.name + suffix) for suffix in (".lbl", ".LBL", ".xml")]
+    product = pdr.read(path, label_fn=next(filter(Path.exists, beside), None))
     objects = [name for name in product.keys() if name.upper() != "LABEL"]  # noqa: SIM118
     if not objects:
         places = f"neither in itself nor in {path.stem}.LBL or {path.stem}.xml"
