@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_project import SIZE, SMALL, environment_of, write_preset
 
 from marsclf import paths
-from marsclf.data.msl import SAMPLE_NOTICE, Dataset
+from marsclf.data.msl import SAMPLE_NOTICE, SPLITS, Dataset, split_file
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, read_predictions, run_record
@@ -203,15 +203,19 @@ def test_classify_new_images(sample_dir: Path, project: Path, tmp_path: Path) ->
 
 
 def test_the_ladder(sample_dir: Path, project: Path, tmp_path: Path) -> None:
+    """On fewer images than a batch holds."""
+    few = shutil.copytree(sample_dir, tmp_path / "few")
+    for split in SPLITS:
+        lines = (few / split_file(split)).read_text().splitlines(keepends=True)
+        (few / split_file(split)).write_text("".join(lines[:9]))
     tiny = {"backbone": "EfficientNetLite0", "sides": [33, 44], "side": 40, "views": 1}
-    tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": [], "data_dir": str(sample_dir)}
+    tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": [], "data_dir": str(few)}
     printed, pictures = execute("04_reference_reproduction", project, tmp_path, **tiny)
     assert SAMPLE_NOTICE in printed
     assert names_in(tmp_path / "figures") == figures_of("04") and pictures == 2
     ((name, rung),) = json.loads((tmp_path / "rungs.json").read_text()).items()
     assert name == "original"
     assert [epoch["stage"] for epoch in rung["history"]] == ["frozen", "frozen", "upper"]
-    assert rung["history"][1]["loss"] < rung["history"][0]["loss"]
     predictions = read_predictions(tmp_path / "original" / "predictions.csv")
     assert rung["splits"] == metrics.measure(predictions)
     assert rung["dataset"] == "sample" and rung["commit"] == "unknown"

@@ -15,14 +15,15 @@ from marsclf.images.decode import IMAGE_SUFFIXES
 def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[str]:
     """Yield the path of each image once, as find_images does.
 
-    The source "-" stands for standard input, one path per line. Raises MarsclfError if there is no
-    image.
+    The source "-" stands for standard input, one path per line. At the end, the other files in
+    folders are counted on standard error. Raises MarsclfError if there is no image.
     """
     # One folder has no duplicates, so the paths of a large archive are not kept in memory.
     may_repeat = len(sources) > 1 or not os.path.isdir(sources[0])
     known: set[str] = set()
+    skipped: dict[str, tuple[int, str]] = {}
     path = None
-    for path in find_images(_read_lists(sources), leave_out):
+    for path in find_images(_read_lists(sources), leave_out, skipped):
         if path not in known:
             yield path
         if may_repeat:
@@ -30,19 +31,30 @@ def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[s
     if path is None:
         named = ", ".join("standard input" if source == "-" else source for source in sources)
         raise MarsclfError(f"There is no image in {named}.")
+    if skipped:
+        total = sum(number for number, _ in skipped.values())
+        kinds = (f"{n:,} {s or 'without suffix'} (such as {p})" for s, (n, p) in skipped.items())
+        text = (
+            f"Skipped {total:,} files that do not have the suffix of an image: {', '.join(kinds)}."
+        )
+        tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
-def find_images(sources: Iterable[str | Path], leave_out: Path | None = None) -> Iterator[str]:
+def find_images(
+    sources: Iterable[str | Path],
+    leave_out: Path | None = None,
+    skipped: dict[str, tuple[int, str]] | None = None,
+) -> Iterator[str]:
     """Yield the path of each image: files as named, and the images in folders.
 
     A folder stands for the images at any depth in it, sorted, recognized by suffix, except hidden
     files and the folder `leave_out`. Links are followed, but no folder is entered twice, so loops
     of links end. A name that does not exist and contains `*`, `?` or `[` is a pattern (`**` matches
     folders at any depth). A missing file and a folder that cannot be listed are yielded as named,
-    so that reading them reports the error. At the end, the other files in folders are counted on
-    standard error.
+    so that reading them reports the error. `skipped` gets, for each other suffix in folders, the
+    number of files and one of them.
     """
-    skipped: dict[str, tuple[int, str]] = {}  # for each suffix, the number of files and one of them
+    skipped = {} if skipped is None else skipped
     visited = {os.path.realpath(leave_out)} if leave_out else set()
     for source in map(os.fspath, sources):
         exists = os.path.lexists(source)
@@ -52,16 +64,6 @@ def find_images(sources: Iterable[str | Path], leave_out: Path | None = None) ->
                 yield path
             elif exists or "**" not in source:  # which also matches the files in this folder
                 yield from _walk(path, visited, skipped)
-    if skipped:
-        kinds = [
-            f"{number:,} {suffix or 'without suffix'} (such as {path})"
-            for suffix, (number, path) in skipped.items()
-        ]
-        total = sum(number for number, _ in skipped.values())
-        text = (
-            f"Skipped {total:,} files that do not have the suffix of an image: {', '.join(kinds)}."
-        )
-        tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def _read_lists(sources: list[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import pooch
 
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically
+from marsclf.files import regular_file, replace_atomically
 from marsclf.networks.efficientnet_lite import build_efficientnet_lite
 from marsclf.networks.pinned import keras
 
@@ -117,7 +117,7 @@ def install_weights(name: str, file: Path) -> Path:
     path, md5 = _published_weights(name)
     wanted = f"the weights of {name} are {path.name}, md5 {md5}"
     try:
-        found = pooch.file_hash(str(file), alg="md5")
+        found = pooch.file_hash(str(regular_file(file)), alg="md5")
     except OSError as error:
         raise MarsclfError(f"{file} cannot be read ({error.strerror}); {wanted}.") from error
     if found != md5:
