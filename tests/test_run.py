@@ -206,7 +206,8 @@ def test_test_figures_are_in_the_ledger_before_they_are_shown(
 def test_two_runs_of_one_preset(project: Path, sample_dir: Path) -> None:
     old, lock = leave_old_run(project), paths.RUNS / "unfinished" / "laptop.lock"
     lock.parent.mkdir()
-    reason = "Another process is running the preset laptop"
+    lock.with_suffix(".pid").write_text("123")
+    reason = "Process 123 is running the preset laptop: wait until it ends, or stop it"
     with FileLock(lock), pytest.raises(MarsclfError, match=reason):
         run.run("laptop", sample_dir, {"seed": 5})
     assert_old_run_is_untouched(old)

@@ -98,14 +98,17 @@ def _replacing(run_dir: Path) -> Iterator[Path]:
     """
     # Notebooks take the name of their run from that of its folder.
     unfinished = run_dir.parent / "unfinished" / run_dir.name
-    old, lock = (unfinished.with_name(f"{run_dir.name}.{suffix}") for suffix in ("old", "lock"))
+    beside = (unfinished.with_name(f"{run_dir.name}.{end}") for end in ("old", "lock", "pid"))
+    old, lock, pid = beside
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(lock).acquire(timeout=0)
     except Timeout:
-        reason = f"Another process is running the preset {run_dir.name}"
+        who = f"Process {pid.read_text()}" if pid.exists() else "Another process"
+        reason = f"{who} is running the preset {run_dir.name}"
         raise MarsclfError(f"{reason}: wait until it ends, or stop it.") from None
     with held:
+        pid.write_text(str(os.getpid()))
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(exist_ok=True)
         yield unfinished
