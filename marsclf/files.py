@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -35,9 +34,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             path.rename(scratch / "replaced")
         temporary.replace(path)
-    except OSError as error:  # NumPy's and HDF5's errors name neither the reason nor the file
-        number = error.errno or errno.ENOSPC
-        raise OSError(number, os.strerror(number), error.filename or str(path)) from error
+    except OSError as error:  # NumPy's and HDF5's errors have neither a number nor a file
+        reason = error.strerror or f"{error}; the disk may be full"
+        number, file = error.errno or errno.EIO, error.filename or str(path)
+        raise OSError(number, reason, file) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
