@@ -1,7 +1,8 @@
 # `make help` lists the targets.
 #
 # Variables: PRESET (of presets/), DATA_DIR (folder of the images), SET ("seed=1 epochs=3"),
-#            WEIGHTS (file of ImageNet weights), LAB_OPTIONS ("--no-browser --port=9000"),
+#            WEIGHTS (file of ImageNet weights), YES_ON_CPU (1: train for hours without a GPU),
+#            LAB_OPTIONS ("--no-browser --port=9000"),
 #            PYTHON (the interpreter that creates the environment).
 
 PRESET ?= laptop
@@ -18,6 +19,7 @@ quote = '$(subst ','\'',$(1))'
 DATA_OPTION = $(if $(DATA_DIR),--data-dir $(call quote,$(DATA_DIR)))
 WEIGHTS_OPTION = $(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS)))
 SET_OPTIONS = $(foreach setting,$(SET),--set $(call quote,$(setting)))
+CPU_OPTION = $(if $(YES_ON_CPU),--yes-on-cpu)
 PRESET_OPTION = --preset $(call quote,$(PRESET))
 RUN_DIR = $(call quote,runs/$(PRESET))
 # As in a run (see marsclf/pipeline/run.py); what the user has set takes precedence.
@@ -39,7 +41,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: environment ## environment, data, notebooks, figures and metrics [PRESET DATA_DIR SET WEIGHTS]
-	$(BIN)/python -m marsclf run $(PRESET_OPTION) $(DATA_OPTION) $(WEIGHTS_OPTION) $(SET_OPTIONS)
+	$(BIN)/python -m marsclf run $(PRESET_OPTION) $(DATA_OPTION) $(WEIGHTS_OPTION) $(CPU_OPTION) $(SET_OPTIONS)
 
 smoke: environment ## notebooks 01 to 03 on generated images, in a few minutes
 	$(BIN)/python -m marsclf run --preset smoke --sample

@@ -49,8 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "override parameters of the notebooks; values are YAML"
     many = {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"}
     run.add_argument("--set", dest="settings", help=text, **many)
-    text = "ImageNet weights, if Keras cannot download them"
-    run.add_argument("--weights", help=text, **a_path)
+    text = "train without a GPU even if that takes many hours"
+    run.add_argument("--yes-on-cpu", action="store_true", help=text)
+    text = "ImageNet weights of EfficientNetB0 to B7, if Keras cannot download them"
+    for command in (predict, run):
+        command.add_argument("--weights", help=text, **a_path)
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check-data", help="list every fault of the data")
@@ -64,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(options: argparse.Namespace) -> int:
     from marsclf.classify.local import predict
 
+    if options.weights:
+        from marsclf.classify.classifier_file import read
+        from marsclf.networks.backbones import install_weights
+
+        install_weights(read(options.model)[1]["backbone"], options.weights)
     return predict(options)
 
 
@@ -76,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         from marsclf.networks.backbones import install_weights
 
         install_weights(parameters_of(options.preset, settings)["backbone"], options.weights)
-    run(options.preset, options.data_dir, settings, options.sample)
+    run(options.preset, options.data_dir, settings, options.sample, options.yes_on_cpu)
     return 0
 
 

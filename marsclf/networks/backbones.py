@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import pooch
 
@@ -13,31 +13,11 @@ from marsclf.errors import MarsclfError
 from marsclf.files import regular_file, replace_atomically
 from marsclf.networks.efficientnet_lite import build_efficientnet_lite
 from marsclf.networks.pinned import keras
+from marsclf.networks.specs import BLOCKS, SPECS, find_spec
 
 keras_efficientnet = keras.src.applications.efficientnet
 
 
-class BackboneSpec(NamedTuple):
-    """A backbone's own input size (side, pixels), and its number of features."""
-
-    input_size: int
-    feature_width: int
-
-
-SPECS = {
-    "EfficientNetB0": BackboneSpec(224, 1280),
-    "EfficientNetB1": BackboneSpec(240, 1280),
-    "EfficientNetB2": BackboneSpec(260, 1408),
-    "EfficientNetB3": BackboneSpec(300, 1536),
-    "EfficientNetB4": BackboneSpec(380, 1792),
-    "EfficientNetB5": BackboneSpec(456, 2048),
-    "EfficientNetB6": BackboneSpec(528, 2304),
-    "EfficientNetB7": BackboneSpec(600, 2560),
-    "EfficientNetLite0": BackboneSpec(224, 1280),
-    "EfficientNetLite1": BackboneSpec(240, 1280),
-    "EfficientNetLite2": BackboneSpec(260, 1280),
-}
-BLOCKS = ("stem", *(f"block{i}" for i in range(1, 8)), "top")
 TIMEOUT = (5, 30)  # seconds to connect to a server, and to wait for its next bytes
 
 
@@ -53,18 +33,17 @@ def build_backbone(
     (height, width), pixels; by default the backbone's own input size. Raises MarsclfError for an
     unknown name, a side below 32, and weights that are not available.
     """
-    if name not in SPECS:
-        raise MarsclfError(f"There is no backbone {name!r}; choose one of {', '.join(SPECS)}.")
+    spec = find_spec(name)
     if weights not in ("imagenet", None):
         raise MarsclfError(f'Weights must be "imagenet" or None (random), not {weights!r}.')
-    size = image_size or SPECS[name].input_size
+    size = image_size or spec.input_size
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 32:
         raise MarsclfError(f"An image side must be at least 32 pixels, not {min(height, width)}.")
     if "Lite" in name:
         return build_efficientnet_lite(int(name[-1]), (height, width), weights == "imagenet")
     if weights == "imagenet":
-        _fetch_weights(name)
+        fetch_weights(name)
     return getattr(keras.applications, name)(
         include_top=False, pooling="avg", weights=weights, input_shape=(height, width, 3)
     )
@@ -136,8 +115,11 @@ def _published_weights(name: str) -> tuple[Path, str]:
     return home / "models" / f"{name.lower()}_notop.h5", md5
 
 
-def _fetch_weights(name: str) -> None:
-    """Download the backbone's weights into Keras's cache, unless they are there."""
+def fetch_weights(name: str) -> None:
+    """Download a backbone's ImageNet weights into Keras's cache, unless they are there.
+
+    Raises MarsclfError if they cannot be downloaded.
+    """
     path, md5 = _published_weights(name)
     url = keras_efficientnet.BASE_WEIGHTS_PATH + path.name
     downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
@@ -146,6 +128,6 @@ def _fetch_weights(name: str) -> None:
     except Exception as error:  # the network's, the disk's, or a wrong hash
         raise MarsclfError(
             f"The ImageNet weights of {name} cannot be downloaded ({error}); get {path.name} "
-            f"(md5 {md5}) where there is a network and name it with --weights, or put it at {path}."
+            f"(md5 {md5}) where there is a network and name it with --weights (WEIGHTS= for make)."
             " EfficientNetLite0, the backbone of the preset laptop, needs no download."
         ) from error

@@ -54,10 +54,18 @@ def network_digest(model: "keras.Model") -> str:
 
 
 def has_gpu() -> bool:
-    """Tell whether Keras has a GPU to work on."""
-    from marsclf.networks.pinned import keras
+    """Tell whether TensorFlow has a GPU to work on."""
+    return gpu_capability() is not None
 
-    return bool(keras.distribution.list_devices("gpu"))
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Return the compute capability of the first GPU, such as (7, 5); None without a GPU."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return None
+    return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
 
 
 def make_predictor(

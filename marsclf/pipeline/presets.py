@@ -16,7 +16,7 @@ NOTEBOOKS = ("01_data_exploration", "02_fine_tuning", "03_error_analysis")
 LADDERS, LADDER_NOTEBOOK = ("ladder", "b7-reference"), "04_reference_reproduction"
 DEFAULT_PRESET = "laptop"
 # `run` sets these parameters itself; neither a preset nor --set may.
-SET_BY_RUN = ("data_dir", "run_dir", "preset", "predictions_file", "dataset")
+SET_BY_RUN = ("data_dir", "run_dir", "preset", "predictions_file", "dataset", "yes_on_cpu")
 
 
 def load_preset(name: str, extended_by: tuple[str, ...] = ()) -> dict:

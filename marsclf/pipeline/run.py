@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -21,8 +22,10 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
 from marsclf.files import write_json
 from marsclf.pipeline import presets
+from marsclf.pipeline.machine import check_machine
 from marsclf.pipeline.presets import DEFAULT_PRESET, LADDER_NOTEBOOK, LADDERS, NOTEBOOKS
 from marsclf.provenance import commit, hardware, peak_rss_mb
+from marsclf.training.recipe import Recipe
 
 CELL_TIMEOUT_S = 6 * 3600
 PUBLISHED_RESULTS = "03_published_results.ipynb"
@@ -41,31 +44,37 @@ def run(
     data_dir: str | Path | None = None,
     settings: dict[str, object] | None = None,
     sample: bool = False,
+    yes_on_cpu: bool = False,
 ) -> dict:
     """Run a preset's notebooks, print the results and return its metrics.json, or ladder.json.
 
     Files are in runs/unfinished/<preset>/ until the run is complete; then they replace those in
     runs/<preset>/. `settings` override the preset's parameters; `sample` uses the generated images,
-    whatever else is available. Raises MarsclfError for an invalid preset, setting or data set,
+    whatever else is available; `yes_on_cpu` trains without a GPU even if that takes many hours.
+    Raises MarsclfError for an invalid preset, setting or data set, for what the machine lacks,
     while another process runs the preset, and if a notebook fails.
     """
     started, is_ladder, run_dir = time.monotonic(), preset in LADDERS, paths.RUNS / preset
-    parameters, code = presets.parameters_of(preset, settings), commit()
+    parameters, code, training = presets.parameters_of(preset, settings), commit(), {}
     dataset = open_dataset(make_sample(paths.CACHE / "sample") if sample else data_dir)
+    if not is_ladder:
+        Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
     for folder in (dataset.root, run_dir):
         str(folder).encode()  # UnicodeError: notebooks hold names in UTF-8 only
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
+    check_machine(preset, parameters, dataset.index, yes_on_cpu)
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
     result |= {name: parameters.get(name) for name in ("backbone", "seed")}
     result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
     wall_s, peaks = {"total": 0.0, "data": time.monotonic() - started}, []
     with _replacing(run_dir) as folder:
         # The parameters include the preset's, so a preset named in notebook 02 is not loaded.
-        given = parameters | {"preset": None, "dataset": dataset.name}
+        given = parameters | {"preset": None, "dataset": dataset.name, "yes_on_cpu": True}
         given |= {"data_dir": str(dataset.root), "run_dir": str(folder)}
         given["predictions_file"] = str(folder / "predictions.csv")
         for name in (LADDER_NOTEBOOK,) if is_ladder else NOTEBOOKS:
-            wall_s[name], peak = execute(name, folder / f"{name}.ipynb", given)
+            limit_s = None if is_ladder else CELL_TIMEOUT_S  # a ladder trains in one cell
+            wall_s[name], peak = execute(name, folder / f"{name}.ipynb", given, limit_s)
             peaks.append(peak)
             if name == NOTEBOOKS[1]:  # score the predictions before notebook 03 shows them
                 training = _complete_training_record(folder, result)
@@ -85,6 +94,8 @@ def run(
         result["wall_s"] = rounded["total"] if is_ladder else rounded
         result |= {"hardware": hardware(), "peak_rss_mb": max(*peaks, peak_rss_mb())}
         write_json(folder / ("ladder.json" if is_ladder else "metrics.json"), result)
+    for checkpoints in training.get("checkpoints", []):
+        shutil.rmtree(paths.CACHE / "training" / checkpoints, ignore_errors=True)
     print(f"{wall_s['total'] / 60:.1f} minutes, {result['peak_rss_mb'] / 1000:.1f} GB of memory")
     _report(result, run_dir)
     return result
@@ -134,12 +145,18 @@ def _complete_training_record(folder: Path, result: dict) -> dict:
     return training
 
 
-def execute(name: str, output: Path, parameters: dict[str, object]) -> tuple[float, int]:
+def execute(
+    name: str,
+    output: Path,
+    parameters: dict[str, object],
+    limit_s: int | None = CELL_TIMEOUT_S,
+) -> tuple[float, int]:
     """Run the notebook `name`; return the seconds it took and its peak memory (10^6 bytes).
 
-    It gets those of the parameters that it declares. The executed notebook is at `output` once it
-    is complete, and until then, or if it fails, at `output` with the suffix .partial.ipynb. Raises
-    MarsclfError with the cell and the reason; the kernel's stderr is then beside the notebook.
+    It gets those of the parameters that it declares. No cell may take more than `limit_s` seconds.
+    The executed notebook is at `output` once it is complete, and until then, or if it fails, at
+    `output` with the suffix .partial.ipynb. Raises MarsclfError with the cell and the reason; the
+    kernel's stderr is then beside the notebook.
     """
     source, partial = paths.NOTEBOOKS / f"{name}.ipynb", output.with_suffix(".partial.ipynb")
     log = output.with_suffix(".stderr")
@@ -149,7 +166,7 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> tuple[flo
     print(f"{output.stem} ...", flush=True)
     started = time.monotonic()
     try:
-        peak = _execute(source, partial, given, log)
+        peak = _execute(source, partial, given, log, limit_s)
     except Exception as error:
         reason = _failure(name, partial, error, log)
         raise MarsclfError(f"{reason}\nThe notebook, executed up to there, is {partial}") from error
@@ -160,7 +177,9 @@ def execute(name: str, output: Path, parameters: dict[str, object]) -> tuple[flo
     return seconds, peak
 
 
-def _execute(source: Path, output: Path, parameters: dict[str, object], log: Path) -> int:
+def _execute(
+    source: Path, output: Path, parameters: dict[str, object], log: Path, limit_s: int | None
+) -> int:
     """Execute a notebook with papermill; return the peak memory of its kernel (10^6 bytes)."""
     import papermill
     from jupyter_client import AsyncKernelManager
@@ -190,7 +209,7 @@ def _execute(source: Path, output: Path, parameters: dict[str, object], log: Pat
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # `execute` reports the failure
     options = {"kernel_name": "python3", "kernel_manager_class": KernelManager}
-    options |= {"execution_timeout": CELL_TIMEOUT_S, "cwd": paths.NOTEBOOKS}
+    options |= {"execution_timeout": limit_s, "cwd": paths.NOTEBOOKS}
     options |= {"stdout_file": sys.stdout if sys.stdout and sys.stdout.isatty() else None}
     options |= {"progress_bar": sys.stderr.isatty()}
     with log.open("wb") as stderr:

@@ -60,19 +60,18 @@ class Features:
         """Return all rows at once."""
         return self[np.arange(self.count)]
 
+    def digest(self) -> str:
+        """Return a SHA-256 of the features, from the names of their files."""
+        return sha256_of("".join(file.name for file in self.files).encode())
 
-def view_counts(labels: np.ndarray | pd.Series, views: int, views_rare: int) -> np.ndarray:
-    """Return how many random views each training image gets (n,): the rarer its class, the more.
 
-    The most common class gets `views` per image. Others get up to `views_rare`, in proportion to
-    the square root of how much rarer they are. Raises MarsclfError unless 1 <= views <= views_rare.
-    """
-    if not 1 <= views <= views_rare:
-        found = f"views is {views} and views_rare is {views_rare}"
-        raise MarsclfError(f"{found}; set 1 <= views <= views_rare.")
-    sizes = np.bincount(labels)
-    rarity = np.sqrt(sizes.max() / np.maximum(sizes, 1))
-    return np.clip(np.round(views * rarity), views, views_rare).astype(int)[labels]
+def read_image(path: Path) -> np.ndarray:
+    """Return an image of the data set, uint8 RGB; raise MarsclfError if it cannot be read."""
+    try:
+        return read_rgb(path)
+    except MarsclfError as error:
+        advice = "restore the file, or run `make check-data`."
+        raise MarsclfError(f"{path} cannot be read: {error}; {advice}") from None
 
 
 def image_features(
@@ -146,13 +145,7 @@ def compute_features(
     parts = (views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE))
     files = {_file(cache, start, json.dumps([view[1:] for view in part])): part for part in parts}
 
-    @lru_cache(maxsize=8)  # the views of one image follow one another
-    def decode(path: Path) -> np.ndarray:
-        try:
-            return read_rgb(path)
-        except MarsclfError as error:
-            advice = "restore the file, or run `make check-data`."
-            raise MarsclfError(f"{path} cannot be read: {error}; {advice}") from None
+    decode = lru_cache(maxsize=8)(read_image)  # the views of one image follow one another
 
     def load(view: tuple[Path, str, int]) -> np.ndarray:
         path, sha256, number = view
@@ -169,10 +162,11 @@ def apply_network(features: Features, network: keras.Model, cache: Path = CACHE)
     for number, source in enumerate(features.files):
         count = min(VIEWS_PER_FILE, len(features) - number * VIEWS_PER_FILE)
         files[_file(cache, digest, source.name)] = [(source, row) for row in range(count)]
-    read = lru_cache(maxsize=4)(np.load)
+    # Mapped, because every thread would otherwise read the complete file.
+    opened = lru_cache(maxsize=4)(lambda file: np.load(file, mmap_mode="r"))
 
     def load(item: tuple[Path, int]) -> np.ndarray:
-        return read(item[0])[item[1]].astype(np.float32)
+        return opened(item[0])[item[1]].astype(np.float32)
 
     _fill(files, load, network, np.load(features.files[0], mmap_mode="r").dtype, cache)
     return Features(tuple(files), len(features))

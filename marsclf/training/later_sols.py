@@ -6,6 +6,7 @@ and validation and evaluates on later ones, under several conditions and with eq
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,10 @@ import pandas as pd
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.images.views import Condition
 from marsclf.paths import CACHE
-from marsclf.training.recipe import TrainedNetwork, predict
-from marsclf.training.stages import class_weights
+from marsclf.training.sampling import class_weights, spread_over_sols
+
+if TYPE_CHECKING:  # TensorFlow takes seconds to load
+    from marsclf.training.train import TrainedNetwork
 
 # The last sol to train on and the last to evaluate on; "late" is the data set's own split.
 FOLDS = {"early": (150, 320), "late": (181, 564)}
@@ -28,7 +31,6 @@ CONDITIONS = {
     "bright": Condition(gain=1.6),
     "grey": Condition(grey=True),
 }
-IMAGES_PER_CLASS = 40
 
 
 def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -40,18 +42,12 @@ def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return train, spread_over_sols(later[later["label"].isin(train["label"])])
 
 
-def spread_over_sols(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return at most IMAGES_PER_CLASS rows of each class, from as many of its sols as possible."""
-    order = rows.sample(frac=1, random_state=0)
-    turn = order.groupby(["label", "sol"]).cumcount()
-    order = order.assign(turn=turn).sort_values("turn", kind="stable").drop(columns="turn")
-    return order.groupby("label").head(IMAGES_PER_CLASS).sort_values(["sol", "path"])
-
-
 def judge(
-    networks: list[TrainedNetwork], root: Path, rows: pd.DataFrame, cache: Path = CACHE
+    networks: "list[TrainedNetwork]", root: Path, rows: pd.DataFrame, cache: Path = CACHE
 ) -> np.ndarray:
     """Return the probabilities under each condition, (conditions, rows, 25)."""
+    from marsclf.training.train import predict
+
     return np.stack([predict(networks, root, rows, how, cache) for how in CONDITIONS.values()])
 
 

@@ -1,0 +1,90 @@
+"""Training batches, drawn balanced over classes and bursts.
+
+Validation has the same weights and random views, too: complete images of the two most common
+classes are solved in the first epoch and would rank later epochs by chance.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from marsclf.data.msl import NUM_CLASSES
+from marsclf.files import sha256_of
+from marsclf.networks.pinned import keras
+from marsclf.paths import CACHE
+from marsclf.provenance import cores
+from marsclf.training.features import Features, apply_network
+from marsclf.training.fresh_views import FreshViews
+
+
+class Examples(NamedTuple):
+    """Features or fresh views, their labels 0-24 (n,), and the share of draws of each (n,), sum 1.
+
+    `features[rows]` returns the network's inputs for these rows, (rows, ...).
+    """
+
+    features: Features | FreshViews | np.ndarray
+    labels: np.ndarray
+    shares: np.ndarray
+
+    def after(self, network: keras.Model | None, cache: Path = CACHE) -> "Examples":
+        """Return these examples with the network's outputs as features, held in memory."""
+        features = apply_network(self.features, network, cache) if network else self.features
+        return self._replace(features=features.read())
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of features (n, ...), one-hot targets (n, 25) and weights (n,).
+
+    All examples come once, in order, weighted by their share of draws (1 on average).
+    """
+
+    def __init__(self, examples: Examples, batch_size: int) -> None:
+        # Threads draw fresh views while the network works; cached features need only reading.
+        super().__init__(workers=cores() + 1 if isinstance(examples.features, FreshViews) else 1)
+        self.examples, self.batch_size = examples, batch_size
+        self.rows = np.arange(len(examples.labels))
+        self.weights = examples.shares / examples.shares.mean()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
+        targets = np.eye(NUM_CLASSES, dtype="float32")[self.examples.labels[rows]]
+        return self.examples.features[rows], targets, self.weights[rows]
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the features, labels and shares."""
+        features, labels, shares = self.examples
+        is_array = isinstance(features, np.ndarray)
+        content = np.ascontiguousarray(features) if is_array else features.digest().encode()
+        return sha256_of(content, np.ascontiguousarray(labels), np.ascontiguousarray(shares))
+
+
+class RandomBatches(Batches):
+    """Batches of examples that are drawn with replacement, by their shares, for every epoch.
+
+    Equal seed and epoch give equal batches.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, epoch_size: int, seed: int) -> None:
+        super().__init__(examples, batch_size)
+        self.epoch_size, self.seed = epoch_size, seed
+        self.weights = np.ones(len(examples.labels))
+        self.draw(epoch=0)
+
+    def draw(self, epoch: int) -> None:
+        """Draw the examples of an epoch."""
+        if isinstance(self.examples.features, FreshViews):
+            self.examples.features.epoch = epoch
+        rng, shares = np.random.default_rng((self.seed, epoch)), self.examples.shares
+        self.rows = rng.choice(len(shares), self.epoch_size, p=shares)
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the examples and of how they are drawn."""
+        drawn = json.dumps([self.batch_size, self.epoch_size, self.seed])
+        return sha256_of(super().digest().encode(), drawn.encode())

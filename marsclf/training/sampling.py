@@ -1,0 +1,57 @@
+"""How many views an image gets, how often each is drawn, and which images judge a recipe."""
+
+import numpy as np
+import pandas as pd
+
+from marsclf.data.msl import NUM_CLASSES
+from marsclf.errors import MarsclfError
+
+IMAGES_PER_CLASS = 40  # that judge a recipe
+
+
+def view_counts(labels: np.ndarray | pd.Series, views: int, views_rare: int) -> np.ndarray:
+    """Return how many random views each training image gets (n,): the rarer its class, the more.
+
+    The most common class gets `views` per image. Others get up to `views_rare`, in proportion to
+    the square root of how much rarer they are. Raises MarsclfError unless 1 <= views <= views_rare.
+    """
+    if not 1 <= views <= views_rare:
+        found = f"views is {views} and views_rare is {views_rare}"
+        raise MarsclfError(f"{found}; set 1 <= views <= views_rare.")
+    sizes = np.bincount(labels)
+    rarity = np.sqrt(sizes.max() / np.maximum(sizes, 1))
+    return np.clip(np.round(views * rarity), views, views_rare).astype(int)[labels]
+
+
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """Return a weight for each example (n,), such that all classes count the same."""
+    return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -1.0
+
+
+def draw_shares(
+    rows: pd.DataFrame, counts: np.ndarray, balance: float, burst_balance: float
+) -> np.ndarray:
+    """Return how often each view is drawn, as shares that add up to 1.
+
+    Args:
+        rows: images, with columns label and sequence. A burst is the images of one class and one
+            sequence: they show one scene within minutes, so more of them add little.
+        counts: views per image, (rows,).
+        balance: a class of n views gets a share of n ** (1 - balance): with 1 all classes are drawn
+            equally often, with 0 all views.
+        burst_balance: the same for the bursts of a class.
+    """
+    labels = rows["label"].to_numpy().repeat(counts)
+    bursts = rows.groupby(["label", "sequence"]).ngroup().to_numpy().repeat(counts)
+    within = np.bincount(bursts)[bursts] ** -float(burst_balance)
+    within /= np.bincount(labels, weights=within)[labels]
+    shares = within * np.bincount(labels)[labels] ** (1 - float(balance))
+    return shares / shares.sum()
+
+
+def spread_over_sols(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return at most IMAGES_PER_CLASS rows of each class, from as many of its sols as possible."""
+    order = rows.sample(frac=1, random_state=0)
+    turn = order.groupby(["label", "sol"]).cumcount()
+    order = order.assign(turn=turn).sort_values("turn", kind="stable").drop(columns="turn")
+    return order.groupby("label").head(IMAGES_PER_CLASS).sort_values(["sol", "path"])

@@ -1,0 +1,227 @@
+"""Training by a recipe: `train_network` takes the steps that notebook 02 shows one by one."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from marsclf.errors import MarsclfError
+from marsclf.evaluation.calibration import pool
+from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition
+from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
+from marsclf.networks.engine import gpu_capability
+from marsclf.networks.pinned import keras
+from marsclf.paths import CACHE
+from marsclf.training import stages
+from marsclf.training.batches import Batches, Examples, RandomBatches
+from marsclf.training.checkpoints import Checkpoints, History
+from marsclf.training.features import image_features, view_features
+from marsclf.training.fresh_views import FreshViews
+from marsclf.training.recipe import Recipe
+from marsclf.training.sampling import draw_shares, view_counts
+from marsclf.training.stages import join
+
+
+class TrainedNetwork(NamedTuple):
+    """A trained network: images (n, height, width, 3), 0-255, to probabilities (n, 25).
+
+    Attributes:
+        model: the complete network.
+        zooms: at which it classifies an image; the predictions are pooled.
+        stages: of its training; each has its history and the folder of its checkpoints.
+    """
+
+    model: keras.Model
+    zooms: list[float]
+    stages: list[Checkpoints]
+
+    @property
+    def history(self) -> History:
+        """One record per epoch, of all stages."""
+        return [record for stage in self.stages for record in stage.history]
+
+
+def load_backbone(name: str, image_size: int | None, mixed_precision: bool | str) -> keras.Model:
+    """Return a backbone with ImageNet weights.
+
+    With mixed precision it computes in bfloat16 on a GPU that is made for that (from compute
+    capability 8.0), in float16 on an older one, and in float32 on a CPU; or in the precision that
+    a Keras policy such as "mixed_float16" names. Weights, and the head, stay float32.
+    """
+    policy = keras.config.dtype_policy()
+    if mixed_precision is True:
+        capability = gpu_capability()
+        mixed = "mixed_bfloat16" if capability and capability >= (8, 0) else "mixed_float16"
+        mixed_precision = mixed if capability else False
+    try:
+        keras.config.set_dtype_policy(mixed_precision or "float32")
+        return build_backbone(name, image_size)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def load_parts(recipe: Recipe) -> tuple[keras.Model, keras.Model, keras.Model | None]:
+    """Return the backbone, the part of it that makes cached features, and the part above that.
+
+    The blocks that never learn make the features; without a second stage these are all blocks, and
+    no part is above. With fresh views nothing is cached: the part above is the complete backbone.
+    """
+    backbone = load_backbone(recipe.backbone, recipe.image_size, recipe.mixed_precision)
+    if not recipe.views:
+        return backbone, backbone, backbone
+    return backbone, *split_frozen(backbone, recipe.trained_blocks)
+
+
+def make_examples(
+    recipe: Recipe,
+    network: keras.Model,
+    root: Path,
+    rows: pd.DataFrame,
+    training: bool,
+    cache: Path = CACHE,
+) -> Examples:
+    """Return random views of images, with labels and shares of draws.
+
+    Without `views` in the recipe they are drawn anew for every epoch. Otherwise they are features
+    of `network`, cached: as many as the recipe says for training, else one of each image.
+    """
+    augmentation, labels = Augmentation(**recipe.augmentation), rows["label"].to_numpy()
+    counts = np.ones(len(rows), int)
+    if recipe.views:
+        if training:
+            counts = view_counts(labels, recipe.views, recipe.views_rare)
+        views = view_features(root, rows, counts, network, augmentation, recipe.seed, cache)
+    else:
+        views = FreshViews(root, rows, network.input_shape[1], augmentation, recipe.seed)
+    shares = draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
+    return Examples(views, labels.repeat(counts), shares)
+
+
+def train_network(
+    recipe: Recipe,
+    root: Path,
+    train_rows: pd.DataFrame,
+    validation_rows: pd.DataFrame,
+    cache: Path = CACHE,
+) -> TrainedNetwork:
+    """Train a network by both stages of a recipe; steps that are in the cache are not repeated.
+
+    Args:
+        recipe: the parameters.
+        root: folder that the paths in the rows are relative to.
+        train_rows, validation_rows: rows of a data set's index, to learn from and to choose the
+            best epoch on.
+        cache: of features, exported networks and checkpoints.
+    """
+    backbone, frozen, upper = load_parts(recipe)
+    train = make_examples(recipe, frozen, root, train_rows, True, cache)
+    validation = make_examples(recipe, frozen, root, validation_rows, False, cache)
+    keras.utils.set_random_seed(recipe.seed)
+    head = stages.build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
+    classifier = join(upper, head) if upper else head
+    fit = partial(fit_stage, recipe=recipe, epoch_size=len(train_rows), cache=cache)
+    if recipe.views:  # the head learns from vectors, which are computed once
+        vectors = train.after(upper, cache), validation.after(upper, cache)
+        fitted = [fit("head", head, *vectors)]
+    else:
+        unfreeze_blocks(classifier, [])
+        fitted = [fit("head", classifier, train, validation)]
+    if recipe.trained_blocks:
+        unfreeze_blocks(classifier, recipe.trained_blocks)
+        fitted.append(fit("finetune", classifier, train, validation))
+    return TrainedNetwork(join(backbone, head), recipe.test_zooms, fitted)
+
+
+def train_networks(
+    recipe: Recipe,
+    root: Path,
+    train_rows: pd.DataFrame,
+    validation_rows: pd.DataFrame,
+    cache: Path = CACHE,
+) -> list[TrainedNetwork]:
+    """Train one network for each seed of the recipe's ensemble, or one (see `train_network`)."""
+    recipes = [replace(recipe, seed=seed) for seed in recipe.ensemble or [recipe.seed]]
+    return [train_network(each, root, train_rows, validation_rows, cache) for each in recipes]
+
+
+def fit_stage(
+    stage: str,
+    model: keras.Model,
+    train: Examples,
+    validation: Examples,
+    recipe: Recipe,
+    epoch_size: int,
+    cache: Path = CACHE,
+) -> Checkpoints:
+    """Compile and fit one stage ("head" or "finetune") of a recipe.
+
+    A batch that exceeds a GPU's memory is divided: several smaller batches then make one step.
+    Raises MarsclfError if the memory does not suffice for one image.
+    """
+    epochs, batch_size, patience, learning_rate = (
+        getattr(recipe, f"{stage}_{name}")
+        for name in ("epochs", "batch_size", "patience", "learning_rate")
+    )
+    ema = recipe.finetune_ema if stage == "finetune" else 0.0
+    at_once, untrained = stages.images_at_once(model, batch_size), model.get_weights()
+    while True:
+        batches = RandomBatches(train, at_once, epoch_size, recipe.seed)
+        check = Batches(validation, at_once)
+        steps, accumulate = epochs * len(batches), math.ceil(batch_size / at_once)
+        how = (recipe.weight_decay, recipe.label_smoothing, ema, accumulate)
+        stages.compile_model(model, learning_rate, steps, *how)
+        checkpoints = Checkpoints(stage, batches, check, epochs, patience, cache)
+        how = {"initial_epoch": checkpoints.resume(model), "epochs": epochs}
+        how |= {"shuffle": False, "verbose": 0, "callbacks": [checkpoints]}
+        try:
+            model.fit(batches, validation_data=check, **how)
+            return checkpoints
+        except tf.errors.ResourceExhaustedError:
+            lack = f"The memory does not suffice for {at_once} images at once"
+        if at_once == 1:
+            raise MarsclfError(f"{lack} in stage {stage}: lower image_size.")
+        at_once //= 2
+        print(f"{lack}: {at_once} at once, with {batch_size} in a step as before.", flush=True)
+        model.set_weights(untrained)
+
+
+def pseudo_labels(
+    networks: list[TrainedNetwork],
+    root: Path,
+    rows: pd.DataFrame,
+    share: float,
+    cache: Path = CACHE,
+) -> pd.DataFrame:
+    """Return the rows that the networks are most confident of, labeled by them (Lee 2013).
+
+    Labels in `rows` are not used. `share` is the part of the rows to return, 0 to 1.
+    """
+    unlabeled = rows.drop(columns=["label", "class_name"])
+    probabilities = predict(networks, root, unlabeled, cache=cache)
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")
+    chosen = np.sort(order[: round(share * len(rows))])
+    return unlabeled.iloc[chosen].assign(label=probabilities[chosen].argmax(axis=1))
+
+
+def predict(
+    networks: list[TrainedNetwork],
+    root: Path,
+    rows: pd.DataFrame,
+    condition: Condition = WHOLE_IMAGE,
+    cache: Path = CACHE,
+) -> np.ndarray:
+    """Return the probabilities of images under a condition (rows, 25).
+
+    Predictions are pooled over the networks of an ensemble and over the zooms of each.
+    """
+    probabilities = []
+    for network in networks:
+        for zoom in network.zooms:
+            view = replace(condition, zoom=condition.zoom * zoom)
+            probabilities.append(image_features(root, rows, network.model, view, cache).read())
+    return pool(np.stack(probabilities))
