@@ -81,26 +81,32 @@ def multiplications(parameters: Mapping, index: pd.DataFrame) -> float:
 
     A training step counts as three passes forward, though blocks that are not trained cost less.
     """
-    spec, get = find_spec(parameters["backbone"]), parameters.get
-    train, validation = (index[index["split"] == split] for split in ("train", "val"))
-    learning = len(train) + len(validation)
-    if "steps" in parameters:  # notebook 04
-        height, width = parameters["sides"]
-        rungs = len(parameters["steps"]) + 1
-        forward = rungs * len(index) + 2 * parameters["views"] * len(train)
-        trained = rungs * parameters["upper_epochs"] * len(train)
-    else:
-        height = width = get("image_size") or spec.input_size
-        forward = parameters["head_epochs"] * learning
-        if get("views"):
-            views = view_counts(train["label"], parameters["views"], parameters["views_rare"])
-            forward = views.sum() + len(validation)
-        judged = len(CONDITIONS) * len(spread_over_sols(validation))
-        forward += len(parameters["test_zooms"]) * (len(index) + judged)
-        trained = parameters["finetune_epochs"] * learning
+    spec = find_spec(parameters["backbone"])
+    height, width = parameters.get("sides") or [parameters["image_size"] or spec.input_size] * 2
+    forward, trained = count_images(parameters, index)
     scale = height * width / spec.input_size**2
-    networks = max(1, len(get("ensemble", [])))
-    return spec.multiplications * scale * networks * float(forward + 3 * trained)
+    return spec.multiplications * scale * (forward + 3 * trained)
+
+
+def count_images(parameters: Mapping, index: pd.DataFrame) -> tuple[int, int]:
+    """Return how many images pass the network forward, and how many train it, in notebook 02 or 04.
+
+    Images that only train the head count as forward, those that validate fine-tuning as training.
+    """
+    train, validation = (index[index["split"] == split] for split in ("train", "val"))
+    learning, get = len(train) + len(validation), parameters.get
+    if "steps" in parameters:  # notebook 04
+        recipes = len(parameters["steps"]) + 1
+        forward = recipes * len(index) + 2 * parameters["views"] * len(train)
+        return forward, recipes * parameters["upper_epochs"] * len(train)
+    forward = parameters["head_epochs"] * learning
+    if get("views"):
+        views = view_counts(train["label"], parameters["views"], parameters["views_rare"])
+        forward = int(views.sum()) + len(validation)
+    judged = len(CONDITIONS) * len(spread_over_sols(validation))
+    forward += len(parameters["test_zooms"]) * (len(index) + judged)
+    networks = len(parameters["ensemble"]) or 1
+    return networks * forward, networks * parameters["finetune_epochs"] * learning
 
 
 def _no_gpu() -> str:
