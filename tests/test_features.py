@@ -14,7 +14,8 @@ from marsclf.errors import MarsclfError
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view
 from marsclf.training import features
-from marsclf.training.features import Features, apply_network, image_features, view_counts
+from marsclf.training.features import Features, apply_network, image_features
+from marsclf.training.sampling import view_counts
 
 AUGMENTATION = Augmentation(rotation=180, zoom=0.5, shift=0.1, flip=True, brightness=0.5)
 COUNTS = np.arange(10) % 3 + 1  # views of each image, 19 together

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import log_loss, recall_score
 
 from marsclf.images.views import Condition
-from marsclf.training import later_sols
+from marsclf.training import later_sols, sampling, train
 from marsclf.training.later_sols import CONDITIONS, FOLDS
 
 
@@ -29,12 +29,12 @@ def test_a_fold_trains_on_earlier_sols(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_judged_images_come_from_many_sols(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(later_sols, "IMAGES_PER_CLASS", 6)
+    monkeypatch.setattr(sampling, "IMAGES_PER_CLASS", 6)
     sols = [("val", 1, 0)] * 50 + [("val", 2, 0)] * 2 + [("val", 3, 0)] * 9 + [("val", 1, 4)] * 3
-    found = later_sols.spread_over_sols(make_index(sols))
+    found = sampling.spread_over_sols(make_index(sols))
     counts = found.groupby(["label", "sol"]).size().to_dict()
     assert counts == {(0, 1): 2, (0, 2): 2, (0, 3): 2, (4, 1): 3}
-    pd.testing.assert_frame_equal(found, later_sols.spread_over_sols(make_index(sols)))
+    pd.testing.assert_frame_equal(found, sampling.spread_over_sols(make_index(sols)))
 
 
 def test_the_criterion_is_the_mean_recall_of_the_classes() -> None:
@@ -74,7 +74,7 @@ def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch)
         judged.append(how)
         return np.full((len(rows), 25), len(judged))
 
-    monkeypatch.setattr(later_sols, "predict", predict)
+    monkeypatch.setattr(train, "predict", predict)
     found = later_sols.judge([], Path(), make_index([("val", 1, 0)] * 3))
     assert judged == list(CONDITIONS.values())
     assert found.shape == (len(judged), 3, 25)

@@ -14,7 +14,7 @@ from marsclf.networks.engine import network_digest
 from marsclf.provenance import hardware
 
 DIGEST = """
-from marsclf.training import recipe
+from marsclf.training import train
 from marsclf.networks import backbones, engine
 import keras
 model = backbones.build_backbone("EfficientNetLite0", 32)

@@ -16,8 +16,10 @@ import pytest
 from marsclf import files
 from marsclf.errors import MarsclfError
 from marsclf.networks.backbones import build_backbone
-from marsclf.training import stages
-from marsclf.training.stages import Batches, Checkpoints, Examples, RandomBatches, build_head
+from marsclf.training import checkpoints, sampling, stages
+from marsclf.training.batches import Batches, Examples, RandomBatches
+from marsclf.training.checkpoints import Checkpoints
+from marsclf.training.stages import build_head
 
 EPOCHS = 4
 # Four batches per epoch, three per step: each epoch ends in the middle of a step.
@@ -100,7 +102,7 @@ def uninterrupted(cache: Path) -> tuple[tuple, tuple]:
 )
 def test_shares_of_classes_and_bursts(balance: float, burst_balance: float, expected: list) -> None:
     rows = pd.DataFrame({"label": [3, 3, 3, 8], "sequence": ["a", "a", "b", "a"]})
-    shares = stages.draw_shares(rows, np.array([4, 5, 1, 40]), balance, burst_balance)
+    shares = sampling.draw_shares(rows, np.array([4, 5, 1, 40]), balance, burst_balance)
     found = [shares[:9].sum(), shares[9], shares[10:].sum()]
     np.testing.assert_allclose(found, expected)
     assert np.ptp(shares[:9]) < 1e-12  # all views of a burst are drawn equally often
@@ -129,7 +131,7 @@ def test_validation_weights_equal_the_shares_of_training() -> None:
     assert features[:, 0].tolist() == list(range(8))
     np.testing.assert_array_equal(targets.argmax(axis=1), labels)
     np.testing.assert_allclose(weights, [2, 2] + [2 / 3] * 6)
-    np.testing.assert_allclose(stages.class_weights(labels), [1 / 2] * 2 + [1 / 6] * 6)
+    np.testing.assert_allclose(sampling.class_weights(labels), [1 / 2] * 2 + [1 / 6] * 6)
 
 
 @pytest.mark.parametrize(("hidden", "count"), [(0, 1281 * 25), (4, 1281 * 4 + 5 * 25)])
@@ -217,7 +219,7 @@ def die_in_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             if next(left, None) is None:
                 raise Killed
 
-    for module in (files, stages):
+    for module in (files, checkpoints):
         monkeypatch.setattr(module, "replace_atomically", dying)
 
 

@@ -11,18 +11,26 @@ import pytest
 from marsclf import paths
 from marsclf.data.msl import NUM_CLASSES, SPLITS
 from marsclf.evaluation import predictions
-from marsclf.pipeline.presets import LADDER_NOTEBOOK, NOTEBOOKS
+from marsclf.pipeline.presets import LADDER_NOTEBOOK, NOTEBOOKS, notebook_parameters
 
 SIZE = 48  # pixels
 # Makes the preset `smoke` smaller still.
 SMALL = [f"image_size={SIZE}", "views=1", "views_rare=1", "head_epochs=2", "finetune_blocks=[top]"]
 COMMON = 'data_dir = None\nrun_dir = "runs/by-hand"'
-NETWORK = f'{COMMON}\nbackbone = "EfficientNetLite0"\nseed = 0'
+
+
+def real_parameters(name: str) -> str:
+    """Return the parameters of a notebook of the project, for a network that needs no GPU."""
+    declared = notebook_parameters(paths.NOTEBOOKS / f"{name}.ipynb")
+    declared |= {"backbone": "EfficientNetLite0", "head_epochs": 1}
+    return "\n".join(f"{parameter} = {value!r}" for parameter, value in declared.items())
+
+
 PARAMETERS = (
     COMMON,
-    f"{NETWORK}\nrate = 0.1\nepochs = 1\nblocks = []\nsize = None",
+    f"{real_parameters(NOTEBOOKS[1])}\nrate = 0.1\nepochs = 1\nblocks = []\nsize = None",
     f"{COMMON}\npredictions_file = None",
-    NETWORK,
+    real_parameters(LADDER_NOTEBOOK),
 )
 EXPLORE = "import sys; print(sys.executable)"
 PREDICT = """

@@ -128,6 +128,6 @@ def fetch_weights(name: str) -> None:
     except Exception as error:  # the network's, the disk's, or a wrong hash
         raise MarsclfError(
             f"The ImageNet weights of {name} cannot be downloaded ({error}); get {path.name} "
-            f"(md5 {md5}) where there is a network and name it with --weights (WEIGHTS= for make)."
-            " EfficientNetLite0, the backbone of the preset laptop, needs no download."
+            f"(md5 {md5}) where there is a network and name it with --weights (WEIGHTS= for make), "
+            f"or put it at {path}. EfficientNetLite0, the backbone of laptop, needs no download."
         ) from error

@@ -1,4 +1,4 @@
-"""The steps of a recipe: what changes, what stays, and that the parts remain one network."""
+"""Training by a recipe: what changes, what stays, and what a GPU does differently."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from marsclf import paths
 from marsclf.data.msl import Dataset
@@ -17,18 +18,24 @@ from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import write_predictions
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view
-from marsclf.pipeline.presets import notebook_parameters
-from marsclf.training import recipe
+from marsclf.pipeline.presets import SET_BY_RUN, notebook_parameters
+from marsclf.training import stages, train
+from marsclf.training.batches import RandomBatches
+from marsclf.training.checkpoints import Checkpoints
 from marsclf.training.features import view_features
-from marsclf.training.recipe import Recipe, TrainedNetwork
-from marsclf.training.stages import Checkpoints, build_head, join
+from marsclf.training.fresh_views import FreshViews
+from marsclf.training.recipe import Recipe
+from marsclf.training.stages import build_head, join
+from marsclf.training.train import TrainedNetwork
 
 PARAMETERS = notebook_parameters(paths.NOTEBOOKS / "02_fine_tuning.ipynb")
-PARAMETERS = {k: v for k, v in PARAMETERS.items() if k not in ("data_dir", "run_dir", "preset")}
+PARAMETERS = {name: value for name, value in PARAMETERS.items() if name not in SET_BY_RUN}
 SMALL = {"backbone": "EfficientNetLite0", "image_size": 32, "views": 1, "views_rare": 3}
 SMALL |= {"augmentation": {"rotation": 90, "zoom": 0.5, "flip": True}}
 SMALL |= {"head_hidden": 0, "head_epochs": 2, "head_learning_rate": 0.01}
 SMALL |= {"finetune_blocks": ["block6", "top"], "finetune_epochs": 2, "finetune_batch_size": 8}
+
+FEWER = {"head_epochs": 1, "finetune_ema": 0.9}
 
 
 def make_recipe(**changed: object) -> Recipe:
@@ -49,7 +56,7 @@ def rows(sample_dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def trained(sample_dataset: Dataset, rows: tuple, cache: Path) -> TrainedNetwork:
-    return recipe.train_network(make_recipe(), sample_dataset.root, *rows, cache)
+    return train.train_network(make_recipe(), sample_dataset.root, *rows, cache)
 
 
 def test_the_fields_are_the_parameters_of_the_notebook() -> None:
@@ -59,7 +66,7 @@ def test_the_fields_are_the_parameters_of_the_notebook() -> None:
 @pytest.mark.parametrize(
     "changed",
     [{"head_epochs": 0}, {"head_batch_size": 0}, {"finetune_epochs": -1}, {"finetune_patience": 0}]
-    + [{"finetune_learning_rate": float("nan")}, {"finetune_accumulate": 0}, {"finetune_ema": 1.0}]
+    + [{"finetune_learning_rate": float("nan")}, {"views": -1}, {"finetune_ema": 1.0}]
     + [{"head_hidden": -1}, {"head_dropout": 1.0}, {"label_smoothing": 1.1}, {"weight_decay": -1}]
     + [{"seed": -1}, {"self_training": -0.1}, {"self_training": 1.1}, {"temperature": 0.0}]
     + [{"ensemble": [{"seed": 1}]}, {"test_zooms": []}, {"test_zooms": [20.0]}]
@@ -74,7 +81,7 @@ def test_unusable_values_are_refused(changed: dict) -> None:
 
 
 def load_backbone(mixed_precision: bool = False) -> keras.Model:
-    return recipe.load_backbone("EfficientNetLite0", 32, mixed_precision)
+    return train.load_backbone("EfficientNetLite0", 32, mixed_precision)
 
 
 def are_equal(one: keras.Model, other: keras.Model) -> bool:
@@ -86,44 +93,43 @@ def test_only_the_named_blocks_and_the_head_change(trained) -> None:
     assert epochs == [("head", 1), ("head", 2), ("finetune", 1), ("finetune", 2)]
     norms = keras.layers.BatchNormalization
     for layer in load_backbone().layers:
-        same = are_equal(layer, trained.complete.get_layer(layer.name))
+        same = are_equal(layer, trained.model.get_layer(layer.name))
         named = layer.name.startswith(("block6", "top_")) and not isinstance(layer, norms)
         assert same == (not named or not layer.weights), layer.name
 
 
 def test_a_recipe_without_a_second_stage(trained, sample_dataset, rows, cache) -> None:
     settings = make_recipe(finetune_epochs=0, finetune_patience=0)
-    first = recipe.train_network(settings, sample_dataset.root, *rows, cache)
+    first = train.train_network(settings, sample_dataset.root, *rows, cache)
     assert [record["stage"] for record in first.history] == ["head", "head"]
-    assert are_equal(first.frozen, load_backbone())
-    assert first.classifier.input_shape == (None, 1280)
+    for layer in load_backbone().layers:
+        assert are_equal(layer, first.model.get_layer(layer.name))
     # The second stage trains the head, too.
-    assert not are_equal(first.complete.layers[-1], trained.complete.layers[-1])
+    assert not are_equal(first.model.layers[-1], trained.model.layers[-1])
 
 
-def test_the_parts_predict_as_the_complete_network(trained, sample_dataset, rows, cache) -> None:
+def test_the_predictions_of_zooms_are_pooled(trained, sample_dataset, rows, cache) -> None:
     root, validation = sample_dataset.root, rows[1]
 
     def expected(*conditions: Condition) -> np.ndarray:
         images = [read_rgb(root / path) for path in validation["path"]]
         views = [np.stack([fit_view(image, 32, c) for image in images]) for c in conditions]
-        product = np.prod([trained.complete.predict_on_batch(each) for each in views], axis=0)
+        product = np.prod([trained.model.predict_on_batch(each) for each in views], axis=0)
         roots = product ** (1 / len(views))
         return roots / roots.sum(axis=1, keepdims=True)
 
-    found = recipe.predict([trained], root, validation, cache=cache)
+    found = train.predict([trained], root, validation, cache=cache)
     np.testing.assert_allclose(found, expected(WHOLE_IMAGE), atol=1e-4)
     zoomed = [trained._replace(zooms=[1.0, 0.5])]
-    found = recipe.predict(zoomed, root, validation, Condition(zoom=2.0, turn=90), cache)
+    found = train.predict(zoomed, root, validation, Condition(zoom=2.0, turn=90), cache)
     both = Condition(zoom=2.0, turn=90), Condition(zoom=1.0, turn=90)
     np.testing.assert_allclose(found, expected(*both), atol=1e-4)
 
 
 def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows, cache) -> None:
-    backbone, head = load_backbone(), build_head(1280, 0, 0.0)
-    other = TrainedNetwork(backbone, head, join(backbone, head), [1.0], [])
+    other = TrainedNetwork(join(load_backbone(), build_head(1280, 0, 0.0)), [1.0], [])
     one, two, both = (
-        recipe.predict(networks, sample_dataset.root, rows[1], cache=cache)
+        train.predict(networks, sample_dataset.root, rows[1], cache=cache)
         for networks in ([trained], [other], [trained, other])
     )
     means = np.sqrt(one * two)
@@ -133,9 +139,9 @@ def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows, c
 def test_the_best_epoch_is_kept(trained, sample_dataset, rows, cache) -> None:
     validation, augmentation = rows[1], Augmentation(**SMALL["augmentation"])
     views = view_features(
-        sample_dataset.root, validation, np.ones(10, int), trained.frozen, augmentation, 0, cache
+        sample_dataset.root, validation, np.ones(10, int), trained.model, augmentation, 0, cache
     )
-    probabilities = trained.classifier.predict_on_batch(views.read())
+    probabilities = views.read()
     labels = validation["label"].to_numpy()
     # Each class counts the same, however many images it has; 0.1 of each target is spread.
     targets = 0.9 * np.eye(25)[labels] + 0.1 / 25
@@ -148,16 +154,16 @@ def test_the_best_epoch_is_kept(trained, sample_dataset, rows, cache) -> None:
 def test_an_equal_recipe_is_taken_from_the_cache_and_another_is_trained(
     trained, sample_dataset, rows, cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(train_rows: pd.DataFrame, **changed: object) -> TrainedNetwork:
+    def train_on(train_rows: pd.DataFrame, **changed: object) -> TrainedNetwork:
         arguments = sample_dataset.root, train_rows, rows[1], cache
-        return recipe.train_network(make_recipe(**changed), *arguments)
+        return train.train_network(make_recipe(**changed), *arguments)
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "on_epoch_begin", stop)
-    again = train(rows[0])
-    assert again.history == trained.history and are_equal(again.complete, trained.complete)
+    again = train_on(rows[0])
+    assert again.history == trained.history and are_equal(again.model, trained.model)
     relabeled, repaired = rows[0].copy(), rows[0].copy()
     relabeled.iloc[-1, relabeled.columns.get_loc("label")] = rows[0]["label"].iloc[0]
     repaired.iloc[-1, repaired.columns.get_loc("sha256")] = "0" * 64
@@ -168,37 +174,115 @@ def test_an_equal_recipe_is_taken_from_the_cache_and_another_is_trained(
         (rows[0], {"seed": 1}),
     ):
         with pytest.raises(KeyboardInterrupt):
-            train(changed_rows, **changed)
+            train_on(changed_rows, **changed)
 
 
-def test_mixed_precision_is_only_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "has_gpu", lambda: False)
-    assert load_backbone(mixed_precision=True).output.dtype == "float32"
-    monkeypatch.setattr(recipe, "has_gpu", lambda: True)
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [(None, "float32"), ((7, 5), "float16"), ((8, 0), "bfloat16"), ((10, 0), "bfloat16")],
+)
+def test_mixed_precision_is_that_of_the_gpu(
+    capability: tuple | None, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "gpu_capability", lambda: capability)
     backbone = load_backbone(mixed_precision=True)
-    assert backbone.output.dtype == "bfloat16"
+    assert backbone.output.dtype == dtype
     assert {weights.dtype for weights in backbone.weights} == {"float32"}
     assert join(backbone, build_head(1280, 0, 0.0)).output.dtype == "float32"
+    assert load_backbone(mixed_precision=False).output.dtype == "float32"
+
+
+@pytest.fixture(scope="module")
+def fresh(sample_dataset: Dataset, rows: tuple, tmp_path_factory) -> TrainedNetwork:
+    """A network that a GPU older than bfloat16 would train."""
+    settings = make_recipe(views=0, mixed_precision="mixed_float16", **FEWER)
+    folder = tmp_path_factory.mktemp("fresh")
+    return train.train_network(settings, sample_dataset.root, *rows, folder)
+
+
+def test_fresh_views_train_the_same_parts(fresh, sample_dataset, rows) -> None:
+    assert len(fresh.history) == 3 and np.isfinite([r["loss"] for r in fresh.history]).all()
+    norms = keras.layers.BatchNormalization
+    for layer in load_backbone().layers:
+        named = layer.name.startswith(("block6", "top_")) and not isinstance(layer, norms)
+        same = are_equal(layer, fresh.model.get_layer(layer.name))
+        assert same == (not named or not layer.weights), layer.name
+
+
+def test_every_epoch_has_views_of_its_own(sample_dataset, rows) -> None:
+    augmentation = Augmentation(**SMALL["augmentation"])
+    views, drawn = FreshViews(sample_dataset.root, rows[0], 32, augmentation, seed=0), np.arange(6)
+    first, again = views[drawn], views[drawn]
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (6, 32, 32, 3) and first.dtype == np.uint8
+    assert (first[0] != views[np.array([0, 0])][1]).any()  # an image that is drawn twice
+    views.epoch = 1
+    assert all((a != b).any() for a, b in zip(first, views[drawn], strict=True))
+
+
+def test_fresh_views_resume_exactly(
+    fresh, sample_dataset, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_recipe(views=0, mixed_precision="mixed_float16", **FEWER)
+    arguments = settings, sample_dataset.root, *rows, tmp_path
+
+    def die(kept: Checkpoints, batch: int, logs: dict | None = None) -> None:
+        if kept.stage == "finetune" and len(kept.history) == 1 and batch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "on_train_batch_end", die)
+        train.train_network(*arguments)
+    again = train.train_network(*arguments)
+    assert again.history == fresh.history and are_equal(again.model, fresh.model)
+
+
+def test_a_batch_that_exceeds_the_memory_is_divided(
+    sample_dataset, rows, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 4 fit; equal steps are made of two of them where 8 were asked for."""
+    fits, settings = 4, make_recipe(views=0, finetune_epochs=0, head_batch_size=8)
+    arguments, batches = (settings, sample_dataset.root, *rows, tmp_path), []
+
+    def refuse(model: keras.Model, drawn: RandomBatches, **_: object) -> None:
+        batches.append((drawn.batch_size, model.optimizer.gradient_accumulation_steps))
+        if drawn.batch_size > fits:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(keras.Model, "fit", refuse)
+    train.train_network(*arguments)
+    assert batches == [(8, None), (4, 2)]
+    assert "The memory does not suffice for 8 images at once: 4 at once" in capsys.readouterr().out
+    fits = 0
+    with pytest.raises(MarsclfError, match="1 images at once in stage head: lower image_size"):
+        train.train_network(*arguments)
+
+
+def test_batches_that_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = join(load_backbone(), build_head(1280, 0, 0.0))
+    for memory, expected in ((0, 64), (80_000, 64), (150, 16)):
+        monkeypatch.setattr(stages, "gpu_memory", lambda: memory * 10**6)  # noqa: B023
+        assert stages.images_at_once(model, 64) == expected
 
 
 def test_pseudo_labels_are_the_most_confident_predictions(
     trained, sample_dataset, rows, cache
 ) -> None:
     root, unlabeled = sample_dataset.root, rows[1].assign(label=24, class_name="wheel")
-    probabilities = recipe.predict([trained], root, unlabeled, cache=cache)
-    found = recipe.pseudo_labels([trained], root, unlabeled, 0.6, cache)
+    probabilities = train.predict([trained], root, unlabeled, cache=cache)
+    found = train.pseudo_labels([trained], root, unlabeled, 0.6, cache)
     best = sorted(sorted(range(10), key=lambda row: -probabilities[row].max())[:6])
     assert found["path"].tolist() == unlabeled["path"].iloc[best].tolist()
     assert found["label"].tolist() == probabilities[best].argmax(axis=1).tolist()
-    assert len(recipe.pseudo_labels([trained], root, unlabeled, 1, cache)) == 10
+    assert len(train.pseudo_labels([trained], root, unlabeled, 1, cache)) == 10
 
 
 def test_one_network_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "train_network", lambda settings, *_: settings)
+    monkeypatch.setattr(train, "train_network", lambda settings, *_: settings)
     arguments = (Path(), pd.DataFrame(), pd.DataFrame())
     for ensemble, seeds in (([], [7]), ([2, 5], [2, 5])):
         settings = make_recipe(seed=7, ensemble=ensemble)
-        found = recipe.train_networks(settings, *arguments)
+        found = train.train_networks(settings, *arguments)
         assert found == [dataclasses.replace(settings, seed=seed) for seed in seeds]
 
 
@@ -213,9 +297,9 @@ def test_the_notebook_trains_as_train_network_does(
     # The features are cached by their content; the notebook's checkpoints are left out.
     cache = tmp_path / "cache"
     shutil.copytree(project / "cache" / "features", cache / "features")
-    network = recipe.train_network(settings, sample_dataset.root, train, validation, cache)
+    network = train.train_network(settings, sample_dataset.root, train, validation, cache)
     assert network.history == record["history"]
-    probabilities = recipe.predict([network], sample_dataset.root, index, cache=cache)
+    probabilities = train.predict([network], sample_dataset.root, index, cache=cache)
     probabilities = with_temperature(probabilities, record["temperature"])
     write_predictions(tmp_path / "predictions.csv", index, probabilities)
     assert (tmp_path / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
