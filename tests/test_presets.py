@@ -44,15 +44,15 @@ def test_a_preset_extends_another_and_settings_both(project: Path) -> None:
     write_preset(paths.PRESETS / "more.yaml", "extends: laptop\nparameters: {epochs: 7, seed: 7}")
     settings = presets.parse_settings(["seed=5", "blocks=[a, b]", "backbone=B0", "size=64"])
     expected = {"rate": 0.001, "epochs": 7, "seed": 5, "blocks": ["a", "b"], "backbone": "B0"}
-    assert presets.parameters_of("more", settings) == expected | {"size": 64}
+    assert presets.parameters_of("more", settings).items() >= (expected | {"size": 64}).items()
     assert presets.parameters_of("laptop")["epochs"] == 1
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("epoch=3", r"^--set: 'epoch' is not a parameter .* did you mean epochs\?"),
-        ("zzz=3", r"did you mean backbone, blocks, epochs, rate, seed, size\?"),
+        ("epoch=3", r"^--set: 'epoch' is not a parameter .* did you mean epochs, head_epochs\?"),
+        ("zzz=3", r"did you mean augmentation, backbone, .*, size, .*, weight_decay\?"),
         ("data_dir=x", "not a parameter that can be set; .* the data with --data-dir"),
         ("preset=x", "the preset with --preset"),
         ("epochs=ten", "--set: epochs must be of type int, like its default 1, but is 'ten'"),
