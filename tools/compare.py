@@ -16,7 +16,8 @@ from marsclf.evaluation.ledger import SELECTION
 from marsclf.pipeline.presets import LADDERS, parameters_of
 from marsclf.provenance import commit
 from marsclf.training.later_sols import CONDITIONS, FOLDS, criterion, fold, judge, log_loss
-from marsclf.training.recipe import Recipe, pseudo_labels, train_networks
+from marsclf.training.recipe import Recipe
+from marsclf.training.train import pseudo_labels, train_networks
 from tools.command import make_main
 from tools.documents import store
 

@@ -4,65 +4,57 @@ With a GPU, both stages of the preset `b7` are measured; without one, only the f
 Weights and images are random, because the speed does not depend on them.
 """
 
-import functools
 import gc
 import json
 import re
 import sys
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from marsclf import paths
 from marsclf.data.open import open_dataset
 from marsclf.networks.backbones import build_backbone
 from marsclf.networks.engine import CHUNK, has_gpu, make_predictor, predict_each
 from marsclf.networks.pinned import keras
+from marsclf.networks.specs import SPECS
+from marsclf.pipeline.machine import count_images
 from marsclf.pipeline.presets import parameters_of
 from marsclf.provenance import commit, hardware, peak_rss_mb
-from marsclf.training.features import view_counts
-from marsclf.training.later_sols import CONDITIONS, spread_over_sols
 from marsclf.training.recipe import Recipe
+from marsclf.training.train import load_backbone
+from tools import measurements
 from tools.command import make_main
 from tools.documents import store
-from tools.measurements import input_size, prepare_training, spread, take_turns, train
+from tools.measurements import REFERENCE_SIZE, input_size, take_turns
 
-SIDES = (193, 256)  # height and width of the reference's images, pixels
 CPU_IMAGES = 96
-BATCH_SIZES = (8, CHUNK, 32, 128)  # the preset uses CHUNK for features and 8 for training
-STAGES = ("features", "finetune")
-PRECISIONS = ("mixed_bfloat16", "float32")  # of the backbone; the head is always float32
+BATCH_SIZES = (8, 16, 32, 64)
+STAGES = ("head", "finetune")
 REPEATS = 7
-MEASURED, OUT_OF_MEMORY = "measured", "out of memory"
 
 
 def measure_costs(data_dir: str | Path | None) -> dict:
-    """Measure time and memory of EfficientNetB7: frozen features, and on a GPU also training.
+    """Measure time and memory of EfficientNetB7: on a GPU its training, else frozen features.
 
-    The estimates are for the number of images in the data set. With the real data set, also stores
-    them in results/ and updates the documents.
+    With the real data set, also stores the result in results/ and updates the documents.
     """
-    dataset, recipe = open_dataset(data_dir), Recipe(**parameters_of("b7"))
-    result = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "dataset": dataset.name,
-        "hardware": hardware(),
-        "backbone": recipe.backbone,
-    }
+    dataset, parameters = open_dataset(data_dir), parameters_of("b7")
+    result = {"commit": commit(), "dataset": dataset.name, "hardware": hardware()}
     if has_gpu():
-        file = paths.RESULTS / "b7_gpu_cost.json"
-        speeds = measure_on_gpu(recipe, (SIDES, (input_size(recipe),) * 2), BATCH_SIZES)
-        result |= {"blocks": recipe.finetune_blocks, "accumulate": recipe.finetune_accumulate}
-        result |= {"speeds": speeds, "recipe": estimate_recipe(recipe, dataset.index, speeds)}
+        file, recipe = paths.RESULTS / "b7_gpu_cost.json", Recipe(**parameters)
+        speeds = measure_on_gpu(recipe, (input_size(recipe), SPECS[recipe.backbone].input_size))
+        result |= {"blocks": recipe.trained_blocks, "speeds": speeds}
+        result["recipe"] = estimate_recipe(parameters, dataset.index, speeds)
     else:
         file = paths.RESULTS / "b7_cost.json"
-        result |= measure_on_cpu(recipe.backbone) | {"dataset_images": len(dataset.index)}
+        result |= measure_on_cpu(parameters["backbone"]) | {"dataset_images": len(dataset.index)}
     print(json.dumps(result, indent=1))
     store(result, file, dataset)
     return result
@@ -70,130 +62,86 @@ def measure_costs(data_dir: str | Path | None) -> dict:
 
 def measure_on_cpu(backbone: str) -> dict:
     """Measure the frozen features of a backbone on the engine, at the reference's image size."""
-    images = _make_images(SIDES, CPU_IMAGES)
-    keras.utils.set_random_seed(0)
-    network = build_backbone(backbone, SIDES, weights=None)
-    set_scale(network, images[:CHUNK])
-    predict = make_predictor(network, paths.CACHE, images[:2])
-    predict(images[:CHUNK])
-    started = time.monotonic()
-    list(predict_each(range(CPU_IMAGES), images.__getitem__, predict))
-    seconds = time.monotonic() - started
-    return {
-        "sides": SIDES,
-        "images": CPU_IMAGES,
-        "ms_per_image": round(1000 * seconds / CPU_IMAGES, 1),
-        "peak_rss_mb": peak_rss_mb(),
-    }
-
-
-def set_scale(network: keras.Model, images: np.ndarray) -> None:
-    """Give every BatchNorm of a network the statistics of images (n, height, width, 3), 0-255.
-
-    Without this, random weights give such small numbers that processors compute them slowly.
-    """
+    images = _make_images(CPU_IMAGES, REFERENCE_SIZE)
+    network = build_backbone(backbone, REFERENCE_SIZE, weights=None)
+    # Random weights give such small numbers that processors compute them slowly, unless every
+    # BatchNorm has the statistics of the images.
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0  # only the new statistics count
-        if isinstance(layer, keras.layers.Dropout):
-            layer.rate = 0.0
-    network(images, training=True)
+    network(images[:CHUNK], training=True)
+    predict = make_predictor(network, paths.CACHE, images[:2])
+    work = {"all": lambda: list(predict_each(range(CPU_IMAGES), images.__getitem__, predict))}
+    ms = round(float(1000 * take_turns(work, 1)["all"][0] / CPU_IMAGES), 1)
+    measured = {"sides": REFERENCE_SIZE, "images": CPU_IMAGES, "ms_per_image": ms}
+    return measured | {"peak_rss_mb": peak_rss_mb()}
 
 
-def measure_on_gpu(
-    recipe: Recipe, sizes: Sequence[tuple[int, int]], batch_sizes: Sequence[int]
-) -> list[dict]:
-    """Return the records of `measure_stage` for heights and widths (pixels) and batch sizes."""
+def measure_on_gpu(recipe: Recipe, sizes: Sequence[int]) -> list[dict]:
+    """Return records of `measure_stage`, with pixels and precision, for each side of the images.
+
+    Precisions are those of the recipe's parameter mixed_precision, and float32.
+    """
     speeds = []
-    for sides, precision, stage, batch in product(sizes, PRECISIONS, STAGES, batch_sizes):
-        speeds.append(measure_stage(stage, recipe, sides, precision, batch))
-        print(speeds[-1], file=sys.stderr, flush=True)
+    for pixels, mixed in product(sizes, (recipe.mixed_precision, False)):
+        backbone = load_backbone(recipe.backbone, pixels, mixed, weights=None)
+        of = {"pixels": pixels, "mixed_precision": mixed}
+        of["precision"] = backbone.layers[-1].compute_dtype
+        for stage, batch in product(STAGES, BATCH_SIZES):
+            speeds.append(of | measure_stage(stage, recipe, backbone, batch))
+            print(speeds[-1], file=sys.stderr, flush=True)
     return speeds
 
 
-def measure_stage(
-    stage: str, recipe: Recipe, sides: tuple[int, int], precision: str, batch: int
-) -> dict:
-    """Measure images through the frozen network ("features") or training steps ("finetune").
+def measure_stage(stage: str, recipe: Recipe, backbone: keras.Model, batch: int) -> dict:
+    """Measure training steps of a stage, each with `batch` images.
 
-    Returns:
-        The arguments; outcome, MEASURED or OUT_OF_MEMORY; and where it was measured images_per_s
-        (median, min, max) and peak_memory_mb of the GPU, None where there is none.
+    Returns stage and batch; the outcome, "measured" or "out of memory"; and where it was measured
+    images_per_s (median, min, max) and peak_memory_mb of the GPU, None where there is none.
     """
-    record = {"stage": stage, "sides": [*sides], "precision": precision, "batch": batch}
+    gc.collect()  # earlier classifiers hold the GPU's memory in cycles
+    record = {"stage": stage, "batch": batch}
+    if stage == "head":
+        recipe = replace(recipe, finetune_blocks=[], finetune_ema=0.0)
+    images = _make_images(batch, backbone.input_shape[1:3])
     try:
-        network, images = _build(recipe.backbone, sides, precision), _make_images(sides, batch)
-        batches, work = 1, functools.partial(network.predict_on_batch, images)
-        if stage == "finetune":
-            frozen, model = prepare_training(recipe, network, recipe.finetune_blocks)
-            features = frozen.predict_on_batch(images[:1]).astype(np.float32)
-            batches = recipe.finetune_accumulate
-            work = functools.partial(train, model, features.repeat(batch * batches, 0), batches)
-        _gpu_memory("reset_memory_stats")
+        _, model = measurements.prepare_training(recipe, backbone, recipe.finetune_blocks, False)
+        if has_gpu():
+            tf.config.experimental.reset_memory_stats("GPU:0")
+        work = partial(measurements.train, model, images, steps=1)
         seconds = take_turns({stage: work}, REPEATS)[stage]
-        memory = _gpu_memory("get_memory_info")
     except Exception as error:  # TensorFlow has several kinds
         if not re.search(r"exhausted|out.of.memory|OOM|MemoryError", repr(error), re.IGNORECASE):
             raise
-        return record | {"outcome": OUT_OF_MEMORY}
-    finally:
-        gc.collect()  # networks hold each other, and the GPU's memory, in cycles
-    return record | {
-        "outcome": MEASURED,
-        "images_per_s": spread(batch * batches / seconds),
-        "peak_memory_mb": memory and round(memory["peak"] / 1e6),
-    }
+        return record | {"outcome": "out of memory"}
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if has_gpu() else None
+    record |= {"outcome": "measured", "images_per_s": measurements.spread(batch / seconds)}
+    return record | {"peak_memory_mb": peak and round(peak / 1e6)}
 
 
-def estimate_recipe(recipe: Recipe, index: pd.DataFrame, speeds: list[dict]) -> dict:
-    """Return the minutes that a recipe takes on a data set at these speeds of `measure_on_gpu`.
+def estimate_recipe(parameters: dict, index: pd.DataFrame, speeds: list[dict]) -> dict:
+    """Return the minutes that notebook 02 takes on a data set at the speeds of `measure_on_gpu`.
 
-    Every view goes through the complete network once: random views for training, one for
-    validation, all images at each zoom for the predictions, and the images that the temperature is
-    fitted on under each condition. Then all epochs of the second stage count, with validation at
-    the rate of training, which is an upper bound. Reading images, training the head and compiling
-    are not counted. The minutes are None where the recipe's batches do not fit in memory. `index`
-    is that of the data set, with columns split, label and sol.
+    They are an upper bound: all epochs count, and classifying an image counts as training the head
+    on it. Reading images and compiling are not counted. A stage has the largest batch that fits, up
+    to the recipe's; the minutes are None if none does. `index` has columns split, label and sol.
     """
-    train_rows, validation = (index[index["split"] == split] for split in ("train", "val"))
-    views = view_counts(train_rows["label"].to_numpy(), recipe.views, recipe.views_rare).sum()
-    predicted = len(index) + len(CONDITIONS) * len(spread_over_sols(validation))
-    images = {
-        "features": int(views) + len(validation) + len(recipe.test_zooms) * predicted,
-        "finetune": recipe.finetune_epochs * (len(train_rows) + len(validation)),
-    }
-    batches = {"features": CHUNK, "finetune": recipe.finetune_batch_size}
-    precision = "mixed_bfloat16" if recipe.mixed_precision else "float32"
-    own = {"sides": [input_size(recipe)] * 2, "precision": precision, "outcome": MEASURED}
-    seconds = [
-        images[record["stage"]] / record["images_per_s"]["median"]
-        for record in speeds
-        if own.items() <= record.items() and record["batch"] == batches[record["stage"]]
-    ]
-    minutes = round(sum(seconds) / 60, 1) if len(seconds) == len(STAGES) else None
+    recipe, found = Recipe(**parameters), {}
+    own = {"pixels": input_size(recipe), "mixed_precision": recipe.mixed_precision}
+    images = dict(zip(STAGES, count_images(parameters, index), strict=True))
+    for record in sorted(speeds, key=lambda record: record["batch"]):
+        fits = record["outcome"] == "measured" and record["batch"] <= recipe.finetune_batch_size
+        if fits and own.items() <= record.items():
+            found[record["stage"]] = record
+    batches, minutes = {stage: record["batch"] for stage, record in found.items()}, None
+    if found.keys() == images.keys():
+        seconds = [images[stage] / found[stage]["images_per_s"]["median"] for stage in STAGES]
+        minutes = round(sum(seconds) / 60, 1)
     return {"images": images, "batches": batches, "minutes": minutes}
 
 
-def _build(backbone: str, sides: tuple[int, int], precision: str) -> keras.Model:
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        return build_backbone(backbone, sides, weights=None)
-    finally:
-        keras.config.set_dtype_policy(policy)
-
-
-def _make_images(sides: tuple[int, int], count: int) -> np.ndarray:
+def _make_images(count: int, sides: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, *sides, 3), np.uint8)
-
-
-def _gpu_memory(function: str) -> dict | None:
-    """Call one of TensorFlow's functions for GPU memory, if there is a GPU."""
-    if not has_gpu():
-        return None
-    import tensorflow as tf
-
-    return getattr(tf.config.experimental, function)("GPU:0")
 
 
 main = make_main(measure_costs, "data_dir")

@@ -15,9 +15,10 @@ import numpy as np
 from marsclf.data.msl import NUM_CLASSES
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import Augmentation, fit_view, random_view
-from marsclf.networks.backbones import BLOCKS, SPECS, build_backbone, split_frozen, unfreeze_blocks
+from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import make_predictor, predict_each
 from marsclf.networks.pinned import keras
+from marsclf.networks.specs import BLOCKS, SPECS
 from marsclf.training.recipe import Recipe
 from marsclf.training.stages import build_head, compile_model, join
 
@@ -152,7 +153,6 @@ def prepare_training(
         weight_decay=recipe.weight_decay,
         label_smoothing=recipe.label_smoothing,
         ema=recipe.finetune_ema,
-        accumulate=recipe.finetune_accumulate,
     )
     return frozen, model
 

@@ -8,8 +8,9 @@ import pandas as pd
 
 from marsclf import paths
 from marsclf.evaluation import ledger, metrics
-from marsclf.evaluation.predictions import read_predictions
-from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS
+from marsclf.evaluation.predictions import product_ids, read_predictions
+from marsclf.pipeline import machine
+from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS, parameters_of
 from tools.results import Result, read_json
 
 MAX_BURSTS, MAX_CONFUSIONS = 15, 8  # rows of their tables
@@ -105,14 +106,21 @@ def _bench_values(published: dict[str, Result]) -> dict:
     return {"bench": bench, "is_outdated": bench["recipe"] != recipe}
 
 
-def _b7_gpu_values(_: dict) -> dict:
-    cost = _stored("b7_gpu_cost.json", "`make gpu-cost` on a machine with a GPU")
+def _b7_gpu_values(published: dict[str, Result]) -> dict:
+    """Return what B7 costs on a GPU, or without a measurement what a T4 needs, computed."""
+    try:
+        cost = _stored("b7_gpu_cost.json", "`make gpu-cost` on a machine with a GPU")
+    except NotMeasured as remedy:
+        index = read_predictions(_default_run(published).predictions["predictions"])
+        index["sol"] = product_ids(index)["sol"]
+        work = machine.multiplications(parameters_of("b7"), index)
+        return {"remedy": remedy, "work": work, "t4_speed": machine.T4_SPEED}
     speeds: dict[tuple, list[dict]] = {}
     for record in cost["speeds"]:
-        of = record["stage"], record["sides"][1], record["sides"][0], record["precision"]
+        of = record["stage"], record["pixels"], record["precision"]
         speeds.setdefault(of, []).append(record)
     batches = list(dict.fromkeys(record["batch"] for record in cost["speeds"]))
-    return {"cost": cost, "speeds": speeds, "batches": batches}
+    return {"remedy": None, "cost": cost, "speeds": speeds, "batches": batches}
 
 
 VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,8 +46,13 @@ class TrainedNetwork(NamedTuple):
         return [record for stage in self.stages for record in stage.history]
 
 
-def load_backbone(name: str, image_size: int | None, mixed_precision: bool | str) -> keras.Model:
-    """Return a backbone with ImageNet weights.
+def load_backbone(
+    name: str,
+    image_size: int | None,
+    mixed_precision: bool | str,
+    weights: Literal["imagenet"] | None = "imagenet",
+) -> keras.Model:
+    """Return a backbone with ImageNet or, with None, random weights.
 
     With mixed precision it computes in bfloat16 on a GPU that is made for that (from compute
     capability 8.0), in float16 on an older one, and in float32 on a CPU; or in the precision that
@@ -60,7 +65,7 @@ def load_backbone(name: str, image_size: int | None, mixed_precision: bool | str
         mixed_precision = mixed if capability else False
     try:
         keras.config.set_dtype_policy(mixed_precision or "float32")
-        return build_backbone(name, image_size)
+        return build_backbone(name, image_size, weights)
     finally:
         keras.config.set_dtype_policy(policy)
 
