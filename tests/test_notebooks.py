@@ -16,9 +16,10 @@ import psutil
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from tiny_project import SIZE, SMALL, environment_of, write_preset
+from tiny_project import SIZE, SMALL, environment_of, pretend_gpu, write_preset
 
 from marsclf import paths
+from marsclf.classify.classifier import load_classifier
 from marsclf.data.msl import SAMPLE_NOTICE, SPLITS, Dataset, split_file
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import with_temperature
@@ -49,14 +50,17 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def start(name: str, project: Path, output: Path, **parameters: object) -> subprocess.Popen:
+def start(
+    name: str, project: Path, output: Path, environment: dict | None = None, **parameters: object
+) -> subprocess.Popen:
     """Start to execute one notebook of the copied project into `output`."""
     code = "import json, sys; from pathlib import Path; from marsclf.pipeline.run import execute; "
     code += "name, output, parameters = json.loads(sys.argv[1]); "
     code += "execute(name, Path(output), parameters)"
     given = [name, str(output / f"{name}.ipynb"), {"run_dir": str(output)} | parameters]
     command, streams = [sys.executable, "-c", code, json.dumps(given)], {"stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=project, env=environment_of(project), text=True, **streams)
+    environment = environment or environment_of(project)
+    return subprocess.Popen(command, cwd=project, env=environment, text=True, **streams)
 
 
 def execute(name: str, project: Path, output: Path, **parameters: object) -> tuple[str, int]:
@@ -168,6 +172,27 @@ def test_a_killed_training_resumes(
     assert json.loads(found[0].read_text())[: len(begun)] == begun
     stored = (smoke_run[0] / "predictions.csv").read_bytes()
     assert (tmp_path / "predictions.csv").read_bytes() == stored
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float16"), ((8, 0), "bfloat16")])
+def test_mixed_precision_works_to_the_end(
+    capability: tuple, precision: str, project: Path, sample_dir: Path, tmp_path: Path
+) -> None:
+    """As on a GPU: training on fresh views, Grad-CAM, and the classifier file elsewhere."""
+    environment = pretend_gpu(tmp_path / "gpu", project, capability)
+    given = {"preset": None, "data_dir": str(sample_dir)} | parse_settings(SMALL)
+    given |= {"backbone": "EfficientNetLite0", "views": 0, "mixed_precision": True}
+    given |= {"head_epochs": 1, "finetune_epochs": 1}
+    run = tmp_path / "run"
+    printed, _ = execute("02_fine_tuning", project, run, environment, **given)
+    assert f"computing in {precision}" in printed and "finetune epoch 1/1" in printed
+    given = {"data_dir": str(sample_dir)}
+    _, pictures = execute("03_error_analysis", project, run, environment, **given)
+    assert pictures == len(figures_of("03"))
+    stored = read_predictions(run / "predictions.csv").head(20)
+    classifier = load_classifier(run / paths.CLASSIFIER.name, tmp_path / "cache")
+    table = classifier.predict([sample_dir / path for path in stored["path"]])
+    np.testing.assert_allclose(table["confidence"], stored["confidence"], atol=0.05)
 
 
 def test_error_analysis_of_the_published_predictions_alone(

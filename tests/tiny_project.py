@@ -120,6 +120,25 @@ def stamp_environment(root: Path) -> None:
     (root / ".venv" / "made-from.lock").write_text(f"{root.resolve()}\n{lock}")
 
 
+PRETENSE = """
+import os
+os.environ["KERAS_BACKEND"] = "tensorflow"
+from marsclf.networks import engine
+engine.gpu_capability = lambda: {capability}
+"""
+
+
+def pretend_gpu(folder: Path, project: Path, capability: tuple | None) -> dict[str, str]:
+    """Return an environment where TensorFlow seems to see a GPU; the CPU computes in its place.
+
+    `folder` gets a sitecustomize.py, which each Python process runs first.
+    """
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(PRETENSE.format(capability=capability))
+    environment = environment_of(project)
+    return environment | {"PYTHONPATH": os.pathsep.join([str(project), str(folder)])}
+
+
 def environment_of(project: Path) -> dict[str, str]:
     """Return an environment with the package of `project`, and without any data."""
     outer = os.environ.copy()
