@@ -31,14 +31,18 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def make_index(rows: list[dict], notes: list[str]) -> pd.DataFrame:
-    """Return the ordered rows without training images whose files are also held out; note these."""
-    held_out = {row["sha256"] for row in rows if row["split"] != "train"}
+def without_copies(rows: list[dict], notes: list[str]) -> list[dict]:
+    """Return the rows without training images whose files are also held out, and note these."""
+    held_out = {row["sha256"] for row in rows if row["split"] in SPLITS[1:]}
     kept = [row for row in rows if row["split"] != "train" or row["sha256"] not in held_out]
     if dropped := len(rows) - len(kept):
-        reason = "because validation or test has the same files"
-        notes.append(f"Training images left out, {reason}: {dropped}.")
-    return pd.DataFrame(sorted(kept, key=lambda row: (SPLITS.index(row["split"]), row["path"])))
+        notes.append(f"Training images left out, as validation or test has the same: {dropped}.")
+    return kept
+
+
+def make_index(rows: list[dict]) -> pd.DataFrame:
+    """Return the rows as a table, ordered by split and path."""
+    return pd.DataFrame(sorted(rows, key=lambda row: (SPLITS.index(row["split"]), row["path"])))
 
 
 def read_text(path: Path, faults: list[str]) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from marsclf.data.dataset import SPLITS, Dataset, make_index, read_text
+from marsclf.data.dataset import SPLITS, Dataset, make_index, read_text, without_copies
 from marsclf.data.product_id import EXAMPLE, parse_product_id
 from marsclf.errors import MarsclfError
 from marsclf.files import jpeg_damage, regular_file, sha256_of
@@ -155,15 +155,16 @@ def scan(root: Path, published: PublishedDataSet, decode: bool) -> tuple[list[st
     name = published.name if digest == published.digest else "other"
     if (root / SAMPLE_MARKER).is_file():
         name, notes = "sample", [SAMPLE_NOTICE]
-    return [], Dataset(root, name, digest, make_index(rows, notes), names, tuple(notes))
+    index = make_index(without_copies(rows, notes))
+    return [], Dataset(root, name, digest, index, names, tuple(notes))
 
 
 def _has_images(root: Path, published: PublishedDataSet, list_file: str) -> bool:
-    """Return whether a list, and at least one of the images in it, exist."""
+    """Return whether a list exists, and an image in it unless it is empty."""
     if not (root / list_file).exists():
         return False
-    lines = _read_lines(root, list_file, [], {})
-    return not lines or any((root / published.images / line.split()[0]).exists() for _, line in lines)
+    images = [line.split()[0] for _, line in _read_lines(root, list_file, [], {})]
+    return not images or any((root / published.images / image).exists() for image in images)
 
 
 def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:
@@ -171,8 +172,8 @@ def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple
     if (text := read_text(root / name, faults)) is None:
         return []
     hashes[name] = sha256_of((root / name).read_bytes())
-    lines = enumerate(text.splitlines(), start=1)
-    return [(f"{root / name}, line {number}", line.strip()) for number, line in lines if line.strip()]
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [(f"{root / name}, line {number}", line) for number, line in lines if line]
 
 
 def _check_image(root: Path, path: str, decode: bool) -> dict:
