@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.figures import exploration
 
 
@@ -17,7 +17,8 @@ def test_thumbnails_and_brightness(tmp_path: Path) -> None:
     index = pd.DataFrame({"path": ["noise.png", "dark.png", "flat.png"]})
     for name, pixels in zip(index["path"], images, strict=True):
         Image.fromarray(pixels).save(tmp_path / name)
-    thumbnails, brightness = exploration.measure_images(Dataset(tmp_path, "other", "", index))
+    dataset = Dataset(tmp_path, "other", "", index, ())
+    thumbnails, brightness = exploration.measure_images(dataset)
     assert brightness == pytest.approx([image.mean() for image in images])
     small = [image.reshape(16, 4, 16, 4).mean(axis=(1, 3)).ravel() for image in images[:2]]
     assert thumbnails[0] @ thumbnails[1] == pytest.approx(np.corrcoef(small)[0, 1], abs=0.01)

@@ -31,18 +31,20 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def without_copies(rows: list[dict], notes: list[str]) -> list[dict]:
+def without_copies(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Return the rows without training images whose files are also held out, and note these."""
-    held_out = {row["sha256"] for row in rows if row["split"] in SPLITS[1:]}
-    kept = [row for row in rows if row["split"] != "train" or row["sha256"] not in held_out]
-    if dropped := len(rows) - len(kept):
-        notes.append(f"Training images left out, as validation or test has the same: {dropped}.")
-    return kept
+    held_out = table.loc[table["split"].isin(SPLITS[1:]), "sha256"]
+    copies = table["split"].eq("train") & table["sha256"].isin(held_out)
+    if copies.any():
+        why = "because validation or test has the same files"
+        notes.append(f"Training images left out, {why}: {copies.sum()}.")
+    return table[~copies]
 
 
-def make_index(rows: list[dict]) -> pd.DataFrame:
-    """Return the rows as a table, ordered by split and path."""
-    return pd.DataFrame(sorted(rows, key=lambda row: (SPLITS.index(row["split"]), row["path"])))
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows ordered by split and path."""
+    places = table["split"].map(SPLITS.index)
+    return table.assign(place=places).sort_values(["place", "path"], ignore_index=True)[[*table]]
 
 
 def read_text(path: Path, faults: list[str]) -> str | None:

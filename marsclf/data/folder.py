@@ -3,8 +3,8 @@
 import csv
 import unicodedata
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import StringIO
 from itertools import chain
 from pathlib import Path, PureWindowsPath
@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from marsclf import paths
-from marsclf.data.dataset import SPLITS, Dataset, make_index, read_text, without_copies
+from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
 from marsclf.data.msl import PUBLISHED
 from marsclf.data.product_id import Product, parse_product_id
 from marsclf.data.splits import draw_splits, merge_groups, near_duplicates, normalized, thumbnail
@@ -29,8 +29,9 @@ LAYOUT = f"make one folder of images per class, or a {LABELS} with the columns p
 # Several of these, or nothing else, are meant as splits; one of them may be a class.
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
 MAX_CLASSES = 500  # each is a column of the predictions and a line of the charts
-COLUMNS = ["split", "path", "label", "class_name", "group", "sequence", "width", "height"]
-COLUMNS += ["channels", "sha256", *Product._fields]
+ROW = ["place", "path", "given", "split", "group"]  # of an image as the user lists it
+COLUMNS = ["split", "path", "label", "class_name", "group", *Product._fields]
+COLUMNS += ["width", "height", "channels", "sha256"]
 
 
 def scan(root: Path, decode: bool) -> tuple[list[str], Dataset | None]:
@@ -40,28 +41,34 @@ def scan(root: Path, decode: bool) -> tuple[list[str], Dataset | None]:
     """
     faults, notes = [], []
     rows = _listed(root, faults) if (root / LABELS).exists() else _in_folders(root, faults)
-    rows.sort(key=lambda row: row["path"])
-    _measure(root, rows, faults, decode)
-    rows = without_copies(rows, notes)
-    faults += _faults_of_labels(root, rows)
+    if not rows:
+        return faults, None
+    table = pd.DataFrame(rows, columns=ROW).sort_values("path", ignore_index=True)
+    # Systems encode the accents in names in two ways.
+    table["class_name"] = [unicodedata.normalize("NFC", given) for given in table["given"]]
+    table["sequence"] = table["path"]
+    thumbnails = _measure(root, table, faults, decode)
+    table = without_copies(table, notes)
+    faults += _faults_of_labels(root, table)
     if faults:
         return faults, None
-    classes = tuple(sorted({row["class_name"] for row in rows}))
-    for row in rows:
-        row["label"] = classes.index(row["class_name"])
-    _group(rows, notes)
-    index = make_index([{name: row[name] for name in COLUMNS if name in row} for row in rows])
-    if "val" not in set(index["split"]):
-        fault = f"No class in {root} has two {LABELS} groups or images that look different"
-        return [f"{fault}, so none can be held out for validation: add images."], None
-    contents = index[["split", "path", "class_name", "group", "sha256"]].to_csv(index=False)
+    classes = tuple(sorted(table["class_name"].unique()))
+    table["label"] = table["class_name"].map(classes.index)
+    table = _grouped(table, thumbnails, notes)
+    if "val" not in set(table["split"]):
+        why = "each class has only one group, or images that all look alike"
+        return [f"Nothing in {root} can be held out, because {why}: add images."], None
+    if "test" not in set(table["split"]):
+        notes.append("test: not at hand")
+    index = in_order(table[[name for name in COLUMNS if name in table]])
+    contents = index[["split", "path", "class_name", "group", "sha256"]]
+    digest = sha256_of(contents.to_csv(index=False, lineterminator="\n").encode())
     # No folder's name passes for a data set that is recognized by its content.
     name = f"my-{root.name}" if root.name in (*PUBLISHED, "sample", "other") else root.name
-    digest = sha256_of(contents.replace("\r\n", "\n").encode())
     return [], Dataset(root, name, digest, index, classes, tuple(notes))
 
 
-def _in_folders(root: Path, faults: list[str]) -> list[dict]:
+def _in_folders(root: Path, faults: list[str]) -> list[tuple]:
     """Return a row for each image in the folders of classes, at any depth."""
     tops, rows = _folders(root), []
     alike = sum(top.name.lower() in LIKE_SPLITS for top in tops)
@@ -79,11 +86,13 @@ def _in_folders(root: Path, faults: list[str]) -> list[dict]:
         for folder in _folders(place):
             found = [p.relative_to(root) for p in folder.rglob("*") if _is_image(p)]
             found = [path.as_posix() for path in found if not any(map(_is_hidden, path.parts))]
-            about = {"place": str(root), "given": folder.name, "split": split, "group": ""}
-            rows += [about | {"path": path} for path in found]
+            rows += [(str(root), path, folder.name, split, "") for path in found]
             if not found:
                 faults.append(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    return rows
+    valid = [row[1].encode(errors="backslashreplace").decode() for row in rows]
+    wrong = [name for row, name in zip(rows, valid, strict=True) if row[1] != name]
+    faults += [f"Rename {root}/{name}, whose name is not valid text." for name in wrong]
+    return [row for row in rows if row[1] in set(valid)]
 
 
 def _folders(root: Path) -> list[Path]:
@@ -98,7 +107,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path.name)
 
 
-def _listed(root: Path, faults: list[str]) -> list[dict]:
+def _listed(root: Path, faults: list[str]) -> list[tuple]:
     """Return a row for each line of labels.csv."""
     reader = csv.DictReader(StringIO(read_text(root / LABELS, faults) or "path,label", newline=""))
     reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames]
@@ -123,22 +132,19 @@ def _listed(root: Path, faults: list[str]) -> list[dict]:
         elif (first := places.setdefault(path, place)) != place:
             faults.append(f"{place}: {path} is already listed in {first}.")
         else:
-            about = {"place": place, "given": label, "split": split, "group": group}
-            rows.append(about | {"path": path})
+            rows.append((place, path, label, split, group))
     if not (rows or faults):
         faults.append(f"{root / LABELS} lists no images.")
     return rows
 
 
-def _faults_of_labels(root: Path, rows: list[dict]) -> list[str]:
+def _faults_of_labels(root: Path, table: pd.DataFrame) -> list[str]:
     """Return what is wrong with the classes, splits and groups as a whole."""
-    faults, table = [], pd.DataFrame(rows, columns=["given", "class_name", "split", "group"])
-    keys = table["class_name"].str.casefold()
-    for names in table.groupby(keys)["given"].unique():
+    faults, counts, splits = [], table["class_name"].value_counts(), set(table["split"])
+    for names in table.groupby(table["class_name"].str.casefold())["given"].unique():
         if len(names) > 1:
             names = " and ".join(map(ascii, sorted(names)))
             faults.append(f"The labels {names} differ only by case or encoding: make them one.")
-    counts, splits = table["class_name"].value_counts(), set(table["split"])
     if len(counts) == 1:
         faults.append(f"All images in {root} have the label {counts.index[0]!r}: add another.")
     if len(counts) > MAX_CLASSES:
@@ -146,13 +152,13 @@ def _faults_of_labels(root: Path, rows: list[dict]) -> list[str]:
     for name in sorted(counts.index[counts == 1]):
         faults.append(f"The class {name!r} has 1 image, but one must be held out: add another.")
     if "" in splits and len(splits) > 1:
-        first = rows[table["split"].eq("").argmax()]
+        first = table.loc[table["split"].eq("").idxmax()]
         faults.append(f"{first['place']}: {first['path']} has no split, but others have one.")
-    elif splits and "" not in splits:
+    elif "" not in splits:
         if missing := {"train", "val"} - splits:
             faults.append(f"{root} has splits, but no images in {' and '.join(sorted(missing))}.")
         trained = set(table.loc[table["split"] == "train", "class_name"])
-        for name in sorted(set(counts.index) - trained if "train" in splits else ()):
+        for name in sorted(set(counts.index) - trained if trained else ()):
             faults.append(f"The class {name!r} is in val or test but not in train.")
         for group, found in table[table["group"] != ""].groupby("group")["split"].unique().items():
             if len(found) > 1:
@@ -160,87 +166,75 @@ def _faults_of_labels(root: Path, rows: list[dict]) -> list[str]:
     return faults
 
 
-def _measure(root: Path, rows: list[dict], faults: list[str], decode: bool) -> None:
-    """Add class_name, sha256, width, height, channels and thumbnail to each row.
+def _measure(root: Path, table: pd.DataFrame, faults: list[str], decode: bool) -> np.ndarray:
+    """Add sha256, width, height and channels to the table; return thumbnails, uint8 (N, 256).
 
     What is decoded is kept in the cache, by the contents of the files.
     """
-
-    def on_each(function: Callable[[Path], object], pool: ThreadPoolExecutor) -> list:
-        def call(row: dict) -> object:
-            try:
-                return function(root / row["path"])
-            except (OSError, MarsclfError, UnicodeError) as error:
-                reason = getattr(error, "strerror", None) or error
-                path = row["path"].encode(errors="backslashreplace").decode()
-                return MarsclfError(f"{row['place']}: the image {path} cannot be read: {reason}.")
-
-        return list(tqdm(pool.map(call, rows), "checking", len(rows), disable=None))
-
+    files = [root / path for path in table["path"]]
     with ThreadPoolExecutor(cores()) as pool, warnings.catch_warnings():
         ignore_decoder_warnings()
-        digests = on_each(_digest, pool)
+        table["sha256"] = digests = list(pool.map(_digest, files))
         stored = paths.CACHE / "thumbnails" / f"{sha256_of(repr(digests).encode())}.npy"
         is_known = stored.is_file() and not decode
-        measured = np.load(stored) if is_known else on_each(_measure_image, pool)
-    owners: dict[object, dict] = {}
-    for row, row["sha256"], values in zip(rows, digests, measured, strict=True):
-        # Systems encode the accents in names in two ways.
-        row["class_name"] = unicodedata.normalize("NFC", row["given"])
-        owner = owners.setdefault(row["sha256"], row)
-        if isinstance(values, MarsclfError):
-            faults.append(str(values))
-            continue
-        *sizes, row["thumbnail"] = *values[:3].tolist(), values[3:]
-        row |= zip(("width", "height", "channels"), sizes, strict=True)
-        if owner["class_name"] != row["class_name"]:
-            labels = f"the labels {owner['class_name']!r} and {row['class_name']!r}"
-            faults.append(f"{owner['path']} and {row['path']} are the same image with {labels}.")
-    if rows and not (faults or is_known):
+        found = np.load(stored) if is_known else pool.map(_measure_image, files)
+        found = list(tqdm(found, "decoding", len(files), disable=is_known or None))
+    for row, values in zip(table.itertuples(), found, strict=True):
+        if isinstance(values, str):
+            faults.append(f"{row.place}: the image {row.path} cannot be read: {values}.")
+    for _, same in table[table["sha256"] != ""].groupby("sha256", sort=False):
+        if len(named := same.drop_duplicates("class_name")) > 1:
+            places, names = (" and ".join(named[name]) for name in ("path", "class_name"))
+            faults.append(f"The same image has several labels ({names}): {places}.")
+    if faults:
+        return np.empty(0)
+    if not is_known:
         with replace_atomically(stored) as temporary:
-            np.save(temporary, measured)
+            np.save(temporary, found)
+    measured = np.reshape(found, (len(files), -1))
+    table[["width", "height", "channels"]] = measured[:, :3]
+    return measured[:, 3:]
 
 
 def _digest(path: Path) -> str:
-    str(path).encode()  # UnicodeError: tables hold names in UTF-8 only
-    return sha256_of(regular_file(path).read_bytes())
+    """Return the SHA-256 of a file, "" if it cannot be read: decoding it tells why."""
+    with suppress(OSError):
+        return sha256_of(regular_file(path).read_bytes())
+    return ""
 
 
-def _measure_image(path: Path) -> np.ndarray:
+def _measure_image(path: Path) -> np.ndarray | str:
     """Return width, height, 1 if the image is gray else 3, and its thumbnail, int32 (259,)."""
-    rgb = read_rgb(path)
+    try:
+        rgb = read_rgb(path)
+    except MarsclfError as error:
+        return str(error)
     channels = 1 if (rgb == rgb[..., :1]).all() else 3
     small = thumbnail(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
     return np.array([rgb.shape[1], rgb.shape[0], channels, *small], dtype=np.int32)
 
 
-def _group(rows: list[dict], notes: list[str]) -> None:
-    """Add group, sequence and the parts of product ids; draw the splits unless they are given."""
-    try:
-        products = [parse_product_id(row["path"])._asdict() for row in rows]
-    except MarsclfError:
-        products = [{} for _ in rows]
-    groups = sequences = [row["path"] for row in rows]
-    what, is_drawn = "that look alike", not rows[0]["split"]
-    same_files = pd.DataFrame(rows).groupby("sha256").indices.values()
-    if any(row["group"] for row in rows):
-        what, groups = "of a group", [row["group"] or row["path"] for row in rows]
-    elif products[0]:
-        what, groups = "of a sol", [str(product["sol"]) for product in products]
-    elif is_drawn:
-        thumbnails = normalized(np.array([row["thumbnail"] for row in rows]))
-        groups = sequences = merge_groups(groups, chain(same_files, near_duplicates(thumbnails)))
-    splits = [row["split"] for row in rows]
-    if is_drawn:
-        groups = merge_groups(groups, same_files)
-        splits = draw_splits([row["label"] for row in rows], groups).tolist()
-        counts = ", ".join(f"{split} {splits.count(split):,}" for split in SPLITS)
-        notes.append(
-            f"No splits are given, so they were drawn ({counts}). Images {what} stay together: "
-            "a test image that resembles one in training says little about new images."
-        )
-    elif "test" not in splits:
-        notes.append("test: not at hand")
-    columns = zip(rows, splits, groups, sequences, products, strict=True)
-    for row, split, group, sequence, product in columns:
-        row |= {"split": split, "group": group, "sequence": sequence} | product
+def _grouped(table: pd.DataFrame, thumbnails: np.ndarray, notes: list[str]) -> pd.DataFrame:
+    """Return the table with groups, and with the parts of product ids; draw missing splits."""
+    is_drawn, has_groups = not table["split"].any(), table["group"].any()
+    with suppress(MarsclfError):
+        products = pd.DataFrame(map(parse_product_id, table["path"]), table.index)
+        table = table.assign(**products)
+    same_files = table.groupby("sha256").indices.values()
+    what, groups = "of a group", table["group"].where(table["group"] != "", table["path"])
+    if "sol" in table and not has_groups:
+        what, groups = "of a sol", table["sol"].astype(str)
+    elif is_drawn and not has_groups:
+        alike = chain(same_files, near_duplicates(normalized(thumbnails)))
+        what, groups = "that look alike", merge_groups(groups, alike)
+        table = table.assign(sequence=groups)
+    if not is_drawn:
+        return table.assign(group=groups)
+    groups = merge_groups(groups, same_files)
+    splits = draw_splits(table["label"], groups)
+    counts = ", ".join(f"{split} {(splits == split).sum():,}" for split in SPLITS)
+    notes.append(
+        f"No splits are given, so they were drawn ({counts}). Images {what} stay together: a test "
+        "image that resembles one in training says little about new images."
+    )
+    return table.assign(group=groups, split=splits)

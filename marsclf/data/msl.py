@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from marsclf.data.dataset import SPLITS, Dataset, make_index, read_text, without_copies
+from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
 from marsclf.data.product_id import EXAMPLE, parse_product_id
 from marsclf.errors import MarsclfError
 from marsclf.files import jpeg_damage, regular_file, sha256_of
@@ -35,7 +36,7 @@ class PublishedDataSet:
     name: str
     title: str
     doi: str
-    archive: str
+    url: str
     size: int | None
     digest: str
     license: str | None
@@ -45,23 +46,12 @@ class PublishedDataSet:
     optional: bool
     classes: tuple[str, ...]
 
-    @property
-    def url(self) -> str:
-        """The archive's address at Zenodo."""
-        record = self.doi.rpartition(".")[2]
-        return f"https://zenodo.org/records/{record}/files/{self.archive}?download=1"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The names of the class list and of the lists of the splits."""
-        return self.class_file, *self.lists.values()
-
 
 MSL_V1 = PublishedDataSet(
     name="msl-v1",
     title="Mars surface image (Curiosity rover) labeled data set, version 1",
     doi="10.5281/zenodo.1049137",
-    archive="msl-images.zip",
+    url="https://zenodo.org/records/1049137/files/msl-images.zip?download=1",
     size=60_635_475,
     digest="23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b",
     license="CC BY-SA 4.0",
@@ -81,7 +71,7 @@ MSL_V2 = PublishedDataSet(
     name="msl-v2.1",
     title="MSL labeled data set v2.1",
     doi="10.5281/zenodo.4033453",
-    archive="msl-labeled-data-set-v2.1.zip",
+    url="https://zenodo.org/records/4033453/files/msl-labeled-data-set-v2.1.zip?download=1",
     size=None,
     digest="2927934ad3d3ba5d5a6a1e124ebdaca264ecfec1dc0b58b87305297b1d1cc8ab",
     license=None,
@@ -120,13 +110,14 @@ def scan(root: Path, published: PublishedDataSet, decode: bool) -> tuple[list[st
         order = f"the classes 0 {names[0]} to {last} {names[-1]} in order"
         faults.append(f"{root / published.class_file} does not list {order}.")
     for split, list_file in published.lists.items():
-        counted = hashes
-        if split == "test" and published.optional:
-            counted = {}
-            if not _has_images(root, published, list_file):
-                notes.append("test: not at hand")
-                continue
-        for place, line in _read_lines(root, list_file, faults, counted):
+        is_optional = published.optional and split == "test"
+        counted, told = ({}, []) if is_optional else (hashes, faults)
+        lines = _read_lines(root, list_file, told, counted)
+        listed = (root / published.images / line.split()[0] for _, line in lines)
+        if is_optional and not any(path.exists() for path in listed):
+            notes.append("test: not at hand")
+            continue
+        for place, line in lines:
             if _COPY.fullmatch(line):
                 continue
             try:
@@ -155,16 +146,8 @@ def scan(root: Path, published: PublishedDataSet, decode: bool) -> tuple[list[st
     name = published.name if digest == published.digest else "other"
     if (root / SAMPLE_MARKER).is_file():
         name, notes = "sample", [SAMPLE_NOTICE]
-    index = make_index(without_copies(rows, notes))
+    index = in_order(without_copies(pd.DataFrame(rows), notes))
     return [], Dataset(root, name, digest, index, names, tuple(notes))
-
-
-def _has_images(root: Path, published: PublishedDataSet, list_file: str) -> bool:
-    """Return whether a list exists, and an image in it unless it is empty."""
-    if not (root / list_file).exists():
-        return False
-    images = [line.split()[0] for _, line in _read_lines(root, list_file, [], {})]
-    return not images or any((root / published.images / image).exists() for image in images)
 
 
 def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:

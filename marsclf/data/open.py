@@ -75,7 +75,8 @@ def _scan(root: str | Path, decode: bool) -> tuple[list[str], Dataset | None]:
         fix = "use --data-dir or MARSCLF_DATA_DIR to name the folder of the images"
         return [f"The data folder {root} is missing or not a folder that can be read: {fix}."], None
     for published in PUBLISHED.values():
-        if any(os.path.lexists(root / name) for name in published.files):
+        files = (published.class_file, *published.lists.values())
+        if any(os.path.lexists(root / name) for name in files):
             return msl.scan(root, published, decode)
     for list_file in (published.lists["train"] for published in PUBLISHED.values()):
         near = chain(*map(root.glob, (f"../{list_file}", f"*/{list_file}", f"*/*/{list_file}")))
