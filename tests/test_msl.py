@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from marsclf.data.dataset import SPLITS, Dataset
-from marsclf.data.msl import MSL_V1
+from marsclf.data.msl import MSL_V1, MSL_V2
 from marsclf.data.open import find_faults, load_dataset
 from marsclf.data.product_id import Product, parse_product_id
 from marsclf.errors import MarsclfError
@@ -202,6 +202,62 @@ def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path, named: st
     assert fault.endswith(f"but in {outer / 'msl-images'}: name that folder.")
 
 
+@pytest.fixture
+def version_2(sample_dir: Path, tmp_path: Path) -> Path:
+    """Two images of each split as in version 2.1, and a training copy of a test image."""
+    (tmp_path / "images").mkdir()
+    for split, first_sol in (("train", 1), ("val", 949), ("test", 1921)):
+        lines = []
+        for label, line in enumerate(lines_of(sample_dir, MSL_V1.lists[split])[:2]):
+            name = f"{first_sol + label:04d}ML{label:016d}E01_DRCL"
+            shutil.copy(sample_dir / line.split()[0], tmp_path / "images" / f"{name}.jpg")
+            lines += [f"{name}{copy}.jpg {label}" for copy in ("", "-fh", "-fv", "-r90", "-r180")]
+        (tmp_path / MSL_V2.lists[split]).write_text("\n".join(lines))
+    shutil.copy(tmp_path / "images" / f"{name}.jpg", tmp_path / "images" / f"0009{name[4:]}.jpg")
+    append(MSL_V2.lists["train"], f"\n0009{name[4:]}.jpg 1".encode())(tmp_path)
+    classes = (f"{label},{name}\n" for label, name in enumerate(MSL_V2.classes))
+    (tmp_path / MSL_V2.class_file).write_text("".join(classes))
+    return tmp_path
+
+
+def test_version_2(version_2: Path) -> None:
+    assert find_faults(version_2) == []
+    complete = load_dataset(version_2)
+    assert complete.classes == MSL_V2.classes and complete.name == "other"
+    assert complete.index["split"].tolist() == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
+    assert complete.index["class_name"].tolist() == ["Arm cover", "Other rover part"] * 3
+    assert complete.index.loc[0, "path"] == "images/0001ML0000000000000000E01_DRCL.jpg"
+    assert complete.index["group"].tolist() == ["1", "2", "949", "950", "1921", "1922"]
+    (note,) = complete.notes
+    assert "left out" in note and note.endswith(": 1.")
+    # It is the same data set without the test images, and without their list too.
+    for missing in (version_2.glob("images/192*"), [version_2 / MSL_V2.lists["test"]]):
+        for path in missing:
+            path.unlink()
+        found = load_dataset(version_2)
+        assert found.notes == ("test: not at hand",) and found.digest == complete.digest
+        assert found.index["split"].tolist() == ["train"] * 3 + ["val"] * 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / MSL_V2.lists["val"]).unlink(), "val-set-v2.1.txt, which cannot be read"),
+        (lambda f: (f / MSL_V2.class_file).unlink(), "class_map.csv, which cannot be read"),
+        (set_line(MSL_V2.class_file, 9, "8,Hole"), "the classes 0 Arm cover to 18 Wheel tracks in"),
+        (
+            set_line(MSL_V2.lists["val"], 1, "{path} 19"),
+            "label 19 of images/.* outside 0-18",
+        ),
+        (lambda f: next(f.glob("images/1921*")).unlink(), "test-set-v2.1.txt, line 1: the image"),
+    ],
+)
+def test_faults_of_version_2(version_2: Path, damage: Damage, message: str) -> None:
+    damage(version_2)
+    with pytest.raises(MarsclfError, match=message):
+        load_dataset(version_2)
+
+
 def test_index(sample_dataset: Dataset) -> None:
     index = sample_dataset.index
     with Image.open(sample_dataset.root / index.loc[0, "path"]) as image:
@@ -238,3 +294,14 @@ def test_real_data(real_data_dir: Path) -> None:
     test = index[index["split"] == "test"]
     assert [test[column].nunique() for column in ("frame", "sequence", "sol")] == [820, 326, 97]
     assert set(range(25)) - set(test["label"]) == {5, 22, 23}
+
+
+@pytest.mark.realdata
+def test_real_data_of_version_2(real_data_dir: Path) -> None:
+    folder = real_data_dir.with_name(MSL_V2.name)
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    dataset = load_dataset(folder)
+    counts = dataset.index["split"].value_counts().to_dict()
+    assert (dataset.name, counts["train"], counts["val"]) == ("msl-v2.1", 2000, 300)
+    assert set(dataset.index["label"]) == set(range(19))
