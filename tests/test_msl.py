@@ -214,7 +214,8 @@ def version_2(sample_dir: Path, tmp_path: Path) -> Path:
             lines += [f"{name}{copy}.jpg {label}" for copy in ("", "-fh", "-fv", "-r90", "-r180")]
         (tmp_path / MSL_V2.lists[split]).write_text("\n".join(lines))
     shutil.copy(tmp_path / "images" / f"{name}.jpg", tmp_path / "images" / f"0009{name[4:]}.jpg")
-    append(MSL_V2.lists["train"], f"\n0009{name[4:]}.jpg 1".encode())(tmp_path)
+    with (tmp_path / MSL_V2.lists["train"]).open("a") as train:
+        train.write(f"\n0009{name[4:]}.jpg 1")
     classes = (f"{label},{name}\n" for label, name in enumerate(MSL_V2.classes))
     (tmp_path / MSL_V2.class_file).write_text("".join(classes))
     return tmp_path
