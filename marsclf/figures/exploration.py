@@ -1,9 +1,11 @@
 """Brightness and near-duplicates of the images."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from marsclf.data.dataset import Dataset
@@ -35,6 +37,17 @@ def nearest(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tup
 
     Both are row numbers of `thumbnails`; an image is not compared with itself.
     """
-    scores = thumbnails[rows] @ thumbnails[others].T
-    scores[rows[:, None] == others] = -1
-    return scores.max(axis=1), others[scores.argmax(axis=1)]
+    highest, places = [], []
+    for some in np.array_split(rows, 1 + len(rows) // 1000):  # all at once may not fit in memory
+        scores = thumbnails[some] @ thumbnails[others].T
+        scores[some[:, None] == others] = -1
+        highest.append(scores.max(axis=1))
+        places.append(others[scores.argmax(axis=1)])
+    return np.concatenate(highest), np.concatenate(places)
+
+
+def tile(path: Path) -> np.ndarray:
+    """Return an image for a gallery, uint8 (height, width, 3), at most 256 pixels per side."""
+    image = Image.fromarray(read_rgb(path))
+    image.thumbnail((256, 256))
+    return np.asarray(image)
