@@ -89,10 +89,7 @@ def _in_folders(root: Path, faults: list[str]) -> list[tuple]:
             rows += [(str(root), path, folder.name, split, "") for path in found]
             if not found:
                 faults.append(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    valid = [row[1].encode(errors="backslashreplace").decode() for row in rows]
-    wrong = [name for row, name in zip(rows, valid, strict=True) if row[1] != name]
-    faults += [f"Rename {root}/{name}, whose name is not valid text." for name in wrong]
-    return [row for row in rows if row[1] in set(valid)]
+    return rows
 
 
 def _folders(root: Path) -> list[Path]:
@@ -110,14 +107,18 @@ def _is_image(path: Path) -> bool:
 def _listed(root: Path, faults: list[str]) -> list[tuple]:
     """Return a row for each line of labels.csv."""
     reader = csv.DictReader(StringIO(read_text(root / LABELS, faults) or "path,label", newline=""))
-    reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames]
+    try:
+        reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames]
+        lines = [(f"{root / LABELS}, line {reader.line_num}", line) for line in reader]
+    except csv.Error as error:
+        faults.append(f"{root / LABELS} is not CSV after line {reader.line_num} ({error}).")
+        return []
     if not {"path", "label"} <= set(names):
         wanted = "path,label, and perhaps split and group"
         faults.append(f"{root / LABELS}, line 1 must be {wanted}, but is {','.join(names)[:120]}.")
         return []
     rows, places = [], {}
-    for line in reader:
-        place = f"{root / LABELS}, line {reader.line_num}"
+    for place, line in lines:
         path, label, split, group = (
             (line.get(name) or "").strip() for name in ("path", "label", "split", "group")
         )

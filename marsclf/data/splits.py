@@ -61,16 +61,16 @@ def draw_splits(labels: Iterable[int], groups: Iterable[str]) -> np.ndarray:
     place = np.zeros(len(counts), dtype=int)
     totals = np.zeros_like(wanted)
     totals[0] = counts.sum(axis=0)
-    moved, rounds = True, 0
-    while moved and (rounds := rounds + 1) <= 20:
-        moved = False
-        for group in np.random.default_rng(rounds).permutation(len(counts)):
+    for seed in range(20):
+        before = place.copy()
+        for group in np.random.default_rng(seed).permutation(len(counts)):
             own = np.flatnonzero(counts[group])
             totals[place[group], own] -= counts[group, own]
             # The first axis are the splits to which the group may go.
             found = totals[:, own] + np.eye(3)[..., None] * counts[group, own]
             costs = (found - wanted[:, own]) ** 2 / wanted[:, own] + lack[:, own] * (found == 0)
-            best = costs.sum(axis=(1, 2)).argmin()
-            moved, place[group] = moved or best != place[group], best
-            totals[best, own] += counts[group, own]
+            place[group] = costs.sum(axis=(1, 2)).argmin()
+            totals[place[group], own] += counts[group, own]
+        if (place == before).all():
+            break
     return np.array(SPLITS)[place[codes]]
