@@ -89,8 +89,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_data(options: argparse.Namespace) -> int:
-    from marsclf.data.msl import find_faults
-    from marsclf.data.open import locate
+    from marsclf.data.open import find_faults, locate
 
     root = locate(options.data_dir)
     if root is None:
@@ -99,5 +98,5 @@ def _check_data(options: argparse.Namespace) -> int:
             f"`make run`, which downloads it to {paths.DATA}."
         )
     faults = find_faults(root)
-    print("\n".join([*faults, f"{root}: {len(faults)} faults"]))
+    print("\n".join([*faults, f"{root}: {len(faults)} fault{'s' * (len(faults) != 1)}"]))
     return 1 if faults else 0

@@ -15,8 +15,9 @@ from tiny_project import SMALL, environment_of
 import marsclf
 from marsclf import paths
 from marsclf.classify.table import Row, table
-from marsclf.data import msl as data
 from marsclf.data import sample
+from marsclf.data.dataset import Dataset
+from marsclf.data.open import load_dataset
 
 # The slow files, the longest first, so that no process ends long before another. The notebooks are
 # late, or they would wait for the run that JupyterLab's tests have started.
@@ -35,8 +36,8 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sample_dataset(sample_dir: Path) -> data.Dataset:
-    return data.load_dataset(sample_dir)
+def sample_dataset(sample_dir: Path) -> Dataset:
+    return load_dataset(sample_dir)
 
 
 @pytest.fixture(scope="session")

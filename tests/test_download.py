@@ -5,6 +5,7 @@ import io
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ import pooch
 import pytest
 
 from marsclf.data import download
-from marsclf.data import msl as data
+from marsclf.data.dataset import Dataset
+from marsclf.data.msl import MSL_V1, PublishedDataSet
+from marsclf.data.open import load_dataset
 from marsclf.errors import MarsclfError
 
 # pooch leaves the connection of a failed attempt to the garbage collector.
@@ -26,6 +29,7 @@ class Server(ThreadingHTTPServer):
     head_status = 405  # many file servers refuse HEAD requests
     replies: list[tuple[int, bytes, int]]
     pauses: list[float]  # seconds that pooch would have paused
+    published: PublishedDataSet  # what it offers
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -56,22 +60,21 @@ def archive(sample_dir: Path) -> bytes:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, sample_dataset: data.Dataset) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, sample_dataset: Dataset) -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         server.pauses = []
         url = f"http://127.0.0.1:{server.server_port}/msl-images.zip?download=1"
-        monkeypatch.setattr(download, "ZENODO_URL", url)
-        monkeypatch.setattr(download, "MSL_V1_DIGEST", sample_dataset.digest)
+        server.published = replace(MSL_V1, url=url, digest=sample_dataset.digest)
         monkeypatch.setattr(pooch.core, "time", SimpleNamespace(sleep=server.pauses.append))
         yield server
         server.shutdown()
     gc.collect()  # while the warning about connections is ignored
 
 
-def publish(server: Server, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def publish(server: Server, content: bytes, **about: object) -> PublishedDataSet:
     server.replies = [(200, content, len(content))]
-    monkeypatch.setattr(download, "ZENODO_BYTES", len(content))
+    return replace(server.published, **{"size": len(content)} | about)
 
 
 @pytest.fixture
@@ -85,19 +88,15 @@ def assert_nothing_left(target: Path) -> None:
 
 @pytest.mark.parametrize("statuses", [[], [429, 503], [200, 500, 200]])
 def test_download_is_retried_until_complete(
-    server: Server,
-    archive: bytes,
-    target: Path,
-    statuses: list[int],
-    monkeypatch: pytest.MonkeyPatch,
+    server: Server, archive: bytes, target: Path, statuses: list[int]
 ) -> None:
-    publish(server, archive, monkeypatch)
+    published = publish(server, archive)
     # A failure of status 200 ends the connection after a third of the archive.
     part = archive[: len(archive) // 3]
     server.replies = [*((status, part, len(archive)) for status in statuses), *server.replies]
     for _ in range(2):  # the second call sends no request
-        assert download.fetch_msl_images(target) == target
-    assert data.load_dataset(target).digest == download.MSL_V1_DIGEST
+        assert download.fetch(published, target) == target
+    assert load_dataset(target).digest == published.digest
     assert (server.pauses, server.replies) == ([1, 2, 3][: len(statuses)], [])
     assert list(target.parent.parent.rglob("*outside")) == []
     assert [path.name for path in target.parent.iterdir()] == [target.name]
@@ -121,7 +120,7 @@ def test_server_that_never_delivers(
 ) -> None:
     server.replies, server.head_status = [reply] * 9, head_status
     with pytest.raises(MarsclfError) as raised:
-        download.fetch_msl_images(target)
+        download.fetch(server.published, target)
     assert message in str(raised.value) and raised.type is MarsclfError
     assert len(server.replies) == 9 - requests
     assert_nothing_left(target)
@@ -130,8 +129,8 @@ def test_server_that_never_delivers(
 @pytest.mark.parametrize(
     ("change", "expected", "message"),
     [
-        (bytes, {"ZENODO_BYTES": 1}, "bytes instead of 1"),
-        (bytes, {"MSL_V1_DIGEST": "0" * 64}, "not those of the published data set"),
+        (bytes, {"size": 1}, "bytes instead of 1"),
+        (bytes, {"size": None, "digest": "0" * 64}, "not those of the published data set"),
         (lambda archive: b"<html>".ljust(len(archive)), {}, "File is not a zip file"),
         (lambda archive: archive.replace(b"JFIF", b"jfif"), {}, "Bad CRC-32"),
         (lambda _: b"PK\x05\x06" + bytes(18), {}, "holds no train-calibrated"),  # an empty zip
@@ -141,23 +140,18 @@ def test_unusable_archive_is_downloaded_again(
     server: Server,
     archive: bytes,
     target: Path,
-    monkeypatch: pytest.MonkeyPatch,
     change: Callable[[bytes], bytes],
     expected: dict[str, object],
     message: str,
 ) -> None:
-    publish(server, change(archive), monkeypatch)
-    with monkeypatch.context() as patch:
-        for name, value in expected.items():
-            patch.setattr(download, name, value)
-        with pytest.raises(MarsclfError, match=f"is unusable: .*{message}.* try again later"):
-            download.fetch_msl_images(target)
+    published = publish(server, change(archive), **expected)
+    with pytest.raises(MarsclfError, match=f"is unusable: .*{message}.* try again later"):
+        download.fetch(published, target)
     assert_nothing_left(target)
-    publish(server, archive, monkeypatch)
-    assert download.fetch_msl_images(target).is_dir()
+    assert download.fetch(publish(server, archive), target).is_dir()
 
 
 def test_target_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(MarsclfError, match="cannot be written"):
-        download.fetch_msl_images(tmp_path / "file" / "msl-images")
+        download.fetch(MSL_V1, tmp_path / "file" / "msl-images")

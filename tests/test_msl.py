@@ -1,4 +1,4 @@
-"""Every fault of a data folder is reported in one sentence, with the file and the line."""
+"""Every fault of a published data set is reported in one sentence, with the file and the line."""
 
 import os
 import shutil
@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from marsclf.data import msl as data
+from marsclf.data.dataset import SPLITS, Dataset
+from marsclf.data.msl import MSL_V1, MSL_V2
+from marsclf.data.open import find_faults, load_dataset
 from marsclf.data.product_id import Product, parse_product_id
 from marsclf.errors import MarsclfError
 
-TRAIN, VAL, TEST = (data.split_file(split) for split in data.SPLITS)
+TRAIN, VAL, TEST = (MSL_V1.lists[split] for split in SPLITS)
 Damage = Callable[[Path], object]
 
 
@@ -23,12 +25,12 @@ Damage = Callable[[Path], object]
 def folder(sample_dir: Path, tmp_path: Path) -> Path:
     """Four images of each split, which a test may damage."""
     (tmp_path / "calibrated").mkdir()
-    for split in data.SPLITS:
-        lines = lines_of(sample_dir, data.split_file(split))[:4]
-        (tmp_path / data.split_file(split)).write_text("\n".join(lines) + "\n")
+    for name in (TRAIN, VAL, TEST):
+        lines = lines_of(sample_dir, name)[:4]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
         for line in lines:
             shutil.copy(sample_dir / line.split()[0], tmp_path / "calibrated")
-    shutil.copy(sample_dir / data.CLASS_FILE, tmp_path)
+    shutil.copy(sample_dir / MSL_V1.class_file, tmp_path)
     return tmp_path
 
 
@@ -122,16 +124,16 @@ def make_pipe(path: Path) -> None:
         (replace_image(encoded("JPEG", "CMYK")), "has 4 channels"),
         (replace_image(with_header_size(10_000, 2_001)), r"too large \(10000 x 2001 pixels\)"),
         (replace_image(with_header_size(65_000, 65_000)), "exceeds limit"),
-        (lambda f: (f / data.CLASS_FILE).unlink(), "cannot be read"),
-        (set_line(data.CLASS_FILE, 9, "8 soil"), "does not list the classes"),
-        (append(data.CLASS_FILE, b"25 x"), "does not list the classes"),
+        (lambda f: (f / MSL_V1.class_file).unlink(), "cannot be read"),
+        (set_line(MSL_V1.class_file, 9, "8 soil"), "does not list the classes"),
+        (append(MSL_V1.class_file, b"25 x"), "does not list the classes"),
     ],
 )
 def test_fault_is_reported(folder: Path, damage: Damage, message: str) -> None:
     damage(folder)
-    (fault,) = data.find_faults(folder)
+    (fault,) = find_faults(folder)
     with pytest.raises(MarsclfError, match=message) as raised:
-        data.load_dataset(folder)
+        load_dataset(folder)
     assert str(raised.value) == fault
 
 
@@ -139,11 +141,11 @@ def test_all_faults_are_listed(folder: Path) -> None:
     image_of(folder, TRAIN, 4).unlink()
     set_line(VAL, 2, "{path} 25")(folder)
     image_of(folder, TEST, 1).write_bytes(b"")
-    faults = data.find_faults(folder)
+    faults = find_faults(folder)
     places = [f"{TRAIN}, line 4", f"{VAL}, line 2", f"{TEST}, line 1"]
     assert [place in fault for place, fault in zip(places, faults, strict=True)] == [True] * 3
     with pytest.raises(MarsclfError, match="2 more: `python -m marsclf check-data`") as raised:
-        data.load_dataset(folder)
+        load_dataset(folder)
     assert str(raised.value).startswith(faults[0])
 
 
@@ -151,40 +153,40 @@ def test_damage_that_only_decoding_finds(folder: Path) -> None:
     content = image_of(folder).read_bytes()
     table = content.index(b"\xff\xc4") + 5  # Huffman codes
     replace_image(content[:table] + bytes(16) + content[table + 16 :])(folder)
-    data.load_dataset(folder)
-    (fault,) = data.find_faults(folder)
+    load_dataset(folder)
+    (fault,) = find_faults(folder)
     assert "cannot be read" in fault
     middle = len(content) // 2
     replace_image(content[:middle] + b"\xff\xd9" + content[middle + 2 :])(folder)
-    (fault,) = data.find_faults(folder)
+    (fault,) = find_faults(folder)
     assert "is damaged: " in fault
 
 
 def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: Path) -> None:
-    before = data.load_dataset(folder)
+    before = load_dataset(folder)
     (folder / "calibrated" / "notes.txt").write_text("not listed, so no part of the data")
-    digests = [before.digest, data.load_dataset(folder).digest]
+    digests = [before.digest, load_dataset(folder).digest]
     assert digests[0] == digests[1]
     content = (folder / TRAIN).read_bytes().replace(b"\n", b"\r\n")
     (folder / TRAIN).write_bytes(b"\xef\xbb\xbf" + content + b"\r\n\r\n")
-    after = data.load_dataset(folder)
+    after = load_dataset(folder)
     assert after.index.equals(before.index) and after.name == "other"
     pixels = bytearray(image_of(folder, VAL).read_bytes())
     pixels[-10] ^= 1
     image_of(folder, VAL).write_bytes(pixels)
-    digests += [after.digest, data.load_dataset(folder).digest]
+    digests += [after.digest, load_dataset(folder).digest]
     assert len(set(digests)) == 3
 
 
 def test_harmless_differences_are_no_faults(folder: Path) -> None:
-    before = data.load_dataset(folder).index.drop(columns=["path", "sha256"])
+    before = load_dataset(folder).index.drop(columns=["path", "sha256"])
     image = image_of(folder)
     image.write_bytes(image.read_bytes() + b"\0")
     image.rename(image.with_name(image.name.lower()))
     listed = (folder / TRAIN).read_text().replace(image.name, image.name.lower())
     (folder / TRAIN).write_bytes(listed.replace("\n", "\r").encode())
-    assert data.find_faults(folder) == []
-    after = data.load_dataset(folder).index.drop(columns=["path", "sha256"])
+    assert find_faults(folder) == []
+    after = load_dataset(folder).index.drop(columns=["path", "sha256"])
     columns = [*before]
     assert after.sort_values(columns).values.tolist() == before.sort_values(columns).values.tolist()
 
@@ -196,27 +198,75 @@ def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path, named: st
     for path in [path for path in folder.iterdir() if path != outer]:
         (outer / "msl-images").mkdir(exist_ok=True)
         path.rename(outer / "msl-images" / path.name)
-    (fault,) = data.find_faults(outer / named)
+    (fault,) = find_faults(outer / named)
     assert fault.endswith(f"but in {outer / 'msl-images'}: name that folder.")
 
 
-def test_folders_of_other_data(tmp_path: Path) -> None:
-    (fault,) = data.find_faults(tmp_path)
-    assert fault.startswith(f"{tmp_path} holds no version of the data set") and TRAIN in fault
-    for name in ("class_map.csv", "train-set-v2.1.txt"):
-        (tmp_path / name).touch()
-    (fault,) = data.find_faults(tmp_path)
-    assert fault.startswith(f"{tmp_path} holds version 2 of the data set, not 1")
+@pytest.fixture
+def version_2(sample_dir: Path, tmp_path: Path) -> Path:
+    """Two images of each split as in version 2.1, and a training copy of a test image."""
+    (tmp_path / "images").mkdir()
+    for split, first_sol in (("train", 1), ("val", 949), ("test", 1921)):
+        lines = []
+        for label, line in enumerate(lines_of(sample_dir, MSL_V1.lists[split])[:2]):
+            name = f"{first_sol + label:04d}ML{label:016d}E01_DRCL"
+            shutil.copy(sample_dir / line.split()[0], tmp_path / "images" / f"{name}.jpg")
+            lines += [f"{name}{copy}.jpg {label}" for copy in ("", "-fh", "-fv", "-r90", "-r180")]
+        (tmp_path / MSL_V2.lists[split]).write_text("\n".join(lines))
+    shutil.copy(tmp_path / "images" / f"{name}.jpg", tmp_path / "images" / f"0009{name[4:]}.jpg")
+    with (tmp_path / MSL_V2.lists["train"]).open("a") as train:
+        train.write(f"\n0009{name[4:]}.jpg 1")
+    classes = (f"{label},{name}\n" for label, name in enumerate(MSL_V2.classes))
+    (tmp_path / MSL_V2.class_file).write_text("".join(classes))
+    return tmp_path
 
 
-def test_index(sample_dataset: data.Dataset) -> None:
+def test_version_2(version_2: Path) -> None:
+    assert find_faults(version_2) == []
+    complete = load_dataset(version_2)
+    assert complete.classes == MSL_V2.classes and complete.name == "other"
+    assert complete.index["split"].tolist() == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
+    assert complete.index["class_name"].tolist() == ["Arm cover", "Other rover part"] * 3
+    assert complete.index.loc[0, "path"] == "images/0001ML0000000000000000E01_DRCL.jpg"
+    assert complete.index["group"].tolist() == ["1", "2", "949", "950", "1921", "1922"]
+    (note,) = complete.notes
+    assert "left out" in note and note.endswith(": 1.")
+    # It is the same data set without the test images, and without their list too.
+    for missing in (version_2.glob("images/192*"), [version_2 / MSL_V2.lists["test"]]):
+        for path in missing:
+            path.unlink()
+        found = load_dataset(version_2)
+        assert found.notes == ("test: not at hand",) and found.digest == complete.digest
+        assert found.index["split"].tolist() == ["train"] * 3 + ["val"] * 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / MSL_V2.lists["val"]).unlink(), "val-set-v2.1.txt, which cannot be read"),
+        (lambda f: (f / MSL_V2.class_file).unlink(), "class_map.csv, which cannot be read"),
+        (set_line(MSL_V2.class_file, 9, "8,Hole"), "the classes 0 Arm cover to 18 Wheel tracks in"),
+        (
+            set_line(MSL_V2.lists["val"], 1, "{path} 19"),
+            "label 19 of images/.* outside 0-18",
+        ),
+        (lambda f: next(f.glob("images/1921*")).unlink(), "test-set-v2.1.txt, line 1: the image"),
+    ],
+)
+def test_faults_of_version_2(version_2: Path, damage: Damage, message: str) -> None:
+    damage(version_2)
+    with pytest.raises(MarsclfError, match=message):
+        load_dataset(version_2)
+
+
+def test_index(sample_dataset: Dataset) -> None:
     index = sample_dataset.index
     with Image.open(sample_dataset.root / index.loc[0, "path"]) as image:
         assert tuple(index.loc[0, ["width", "height"]]) == image.size
-    expected = index.assign(split=pd.Categorical(index["split"], data.SPLITS, ordered=True))
+    expected = index.assign(split=pd.Categorical(index["split"], SPLITS, ordered=True))
     expected = expected.sort_values(["split", "path"], ignore_index=True)
     assert index["path"].equals(expected["path"])
-    assert (index["class_name"] == np.array(data.CLASS_NAMES)[index["label"]]).all()
+    assert (index["class_name"] == np.array(MSL_V1.classes)[index["label"]]).all()
 
 
 def test_parse_product_id() -> None:
@@ -235,9 +285,9 @@ def test_bad_product_id(old: str, new: str) -> None:
 
 @pytest.mark.realdata
 def test_real_data(real_data_dir: Path) -> None:
-    dataset = data.load_dataset(real_data_dir)
+    dataset = load_dataset(real_data_dir)
     index = dataset.index
-    assert (dataset.name, dataset.digest) == ("msl-v1", data.MSL_V1_DIGEST)
+    assert (dataset.name, dataset.digest) == ("msl-v1", MSL_V1.digest)
     assert index["split"].value_counts().to_dict() == {"train": 3746, "val": 1640, "test": 1305}
     assert (index["channels"] == 1).sum() == 172
     assert (index.groupby("frame")["split"].nunique() == 1).all()
@@ -245,3 +295,14 @@ def test_real_data(real_data_dir: Path) -> None:
     test = index[index["split"] == "test"]
     assert [test[column].nunique() for column in ("frame", "sequence", "sol")] == [820, 326, 97]
     assert set(range(25)) - set(test["label"]) == {5, 22, 23}
+
+
+@pytest.mark.realdata
+def test_real_data_of_version_2(real_data_dir: Path) -> None:
+    folder = real_data_dir.with_name(MSL_V2.name)
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    dataset = load_dataset(folder)
+    counts = dataset.index["split"].value_counts().to_dict()
+    assert (dataset.name, counts["train"], counts["val"]) == ("msl-v2.1", 2000, 300)
+    assert set(dataset.index["label"]) == set(range(19))

@@ -20,7 +20,8 @@ from tiny_project import SIZE, SMALL, environment_of, pretend_gpu, write_preset
 
 from marsclf import paths
 from marsclf.classify.classifier import load_classifier
-from marsclf.data.msl import SAMPLE_NOTICE, SPLITS, Dataset, split_file
+from marsclf.data.dataset import Dataset
+from marsclf.data.msl import MSL_V1, SAMPLE_NOTICE
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, read_predictions, run_record
@@ -230,9 +231,9 @@ def test_classify_new_images(sample_dir: Path, project: Path, tmp_path: Path) ->
 def test_the_ladder(sample_dir: Path, project: Path, tmp_path: Path) -> None:
     """On fewer images than a batch holds."""
     few = shutil.copytree(sample_dir, tmp_path / "few")
-    for split in SPLITS:
-        lines = (few / split_file(split)).read_text().splitlines(keepends=True)
-        (few / split_file(split)).write_text("".join(lines[:9]))
+    for name in MSL_V1.lists.values():
+        lines = (few / name).read_text().splitlines(keepends=True)
+        (few / name).write_text("".join(lines[:9]))
     tiny = {"backbone": "EfficientNetLite0", "sides": [33, 44], "side": 40, "views": 1}
     tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": [], "data_dir": str(few)}
     printed, pictures = execute("04_reference_reproduction", project, tmp_path, **tiny)

@@ -1,13 +1,14 @@
 """A given folder is never replaced; only without any network does the sample data step in."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from marsclf import paths
 from marsclf.data import download
-from marsclf.data import msl as data
+from marsclf.data.msl import MSL_V1, PUBLISHED, SAMPLE_NOTICE
 from marsclf.data.open import locate, open_dataset
 from marsclf.errors import MarsclfError
 
@@ -26,6 +27,11 @@ def test_locate(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths.DATA.mkdir(parents=True)
     monkeypatch.setenv("MARSCLF_DATA_DIR", "")
     assert locate() == paths.DATA
+    assert locate(wanted="msl-v2.1") is None
+    paths.DATA.with_name("msl-v2.1").mkdir()
+    assert locate(wanted="msl-v2.1") == paths.DATA.with_name("msl-v2.1")
+    with pytest.raises(MarsclfError, match="no data set 'mars': the names are msl-v1, msl-v2.1"):
+        locate(wanted="mars")
     monkeypatch.setenv("MARSCLF_DATA_DIR", str(no_data / "from-environment"))
     assert locate() == no_data / "from-environment"
     assert locate("somewhere") == paths.PROJECT_ROOT / "somewhere"
@@ -50,20 +56,20 @@ def test_without_a_network_the_sample_replaces_the_download(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(download, "ZENODO_URL", "http://127.0.0.1:1/msl-images.zip")
+    monkeypatch.setitem(PUBLISHED, "msl-v1", replace(MSL_V1, url="http://127.0.0.1:1/msl.zip"))
     shutil.copytree(sample_dir, paths.CACHE / "sample")
     dataset = open_dataset()
     assert (dataset.name, dataset.root) == ("sample", paths.CACHE / "sample")
     printed = capsys.readouterr().out
-    assert "127.0.0.1 cannot be reached" in printed and data.SAMPLE_NOTICE in printed
+    assert "127.0.0.1 cannot be reached" in printed and SAMPLE_NOTICE in printed
     assert list(paths.DATA.parent.iterdir()) == []
 
 
 def test_failed_download_is_an_error(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Path) -> Path:
+    def fail(*_: object) -> Path:
         raise MarsclfError("the download failed")
 
-    monkeypatch.setattr(download, "fetch_msl_images", fail)
+    monkeypatch.setattr(download, "fetch", fail)
     with pytest.raises(MarsclfError, match="the download failed"):
         open_dataset()
     assert not paths.CACHE.exists()

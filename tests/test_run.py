@@ -77,11 +77,11 @@ def run_command(root: Path, sample_dir: Path) -> list[str]:
 def test_a_run_without_data_and_network(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unreachable(_: Path) -> None:
+    def unreachable(*_: object) -> None:
         raise download.NetworkUnreachable("no network")
 
     monkeypatch.delenv("MARSCLF_DATA_DIR", raising=False)
-    monkeypatch.setattr(download, "fetch_msl_images", unreachable)
+    monkeypatch.setattr(download, "fetch", unreachable)
     published = paths.RESULTS / "laptop" / "predictions.csv.gz"
     write_predictions(published)
     folder, variables = leave_old_run(project), dict(os.environ)

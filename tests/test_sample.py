@@ -4,28 +4,30 @@ from pathlib import Path
 
 import pytest
 
-from marsclf.data import msl as data
 from marsclf.data import sample
+from marsclf.data.dataset import SPLITS, Dataset
+from marsclf.data.msl import MSL_V1, SAMPLE_MARKER
+from marsclf.data.open import find_faults, load_dataset
 from marsclf.errors import MarsclfError
 from marsclf.files import sha256_of
 
 SPLIT_FILE_DIGEST = "09168b86d9f53ad3b385f42a31f0f038c150a8c6e2816f4d256f96093f3f3663"
 
 
-def test_pictures_never_change(sample_dataset: data.Dataset, tmp_path: Path) -> None:
-    again = data.load_dataset(sample.make_sample(tmp_path / "again"))
+def test_pictures_never_change(sample_dataset: Dataset, tmp_path: Path) -> None:
+    again = load_dataset(sample.make_sample(tmp_path / "again"))
     assert again.digest == sample_dataset.digest
     # The split files, which name and label the pictures, depend on every random number.
-    content = (again.root / data.split_file("test")).read_bytes()
+    content = (again.root / MSL_V1.lists["test"]).read_bytes()
     assert sha256_of(content) == SPLIT_FILE_DIGEST
 
 
 def test_current_sample_is_kept_and_an_old_one_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / data.SAMPLE_MARKER).write_text("SAMPLE DATA, version 0")
-    monkeypatch.setattr(sample, "COUNTS", {split: [1] * 4 for split in data.SPLITS})
-    assert len(data.load_dataset(sample.make_sample(tmp_path)).index) == 12
+    (tmp_path / SAMPLE_MARKER).write_text("SAMPLE DATA, version 0")
+    monkeypatch.setattr(sample, "COUNTS", {split: [1] * 4 for split in SPLITS})
+    assert len(load_dataset(sample.make_sample(tmp_path)).index) == 12
     monkeypatch.setattr(sample, "_split_images", None)
     assert sample.make_sample(tmp_path) == tmp_path
 
@@ -37,13 +39,13 @@ def test_other_data_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "photo.JPG").read_bytes() == b"precious"
 
 
-def test_splits_resemble_the_real_data(sample_dataset: data.Dataset) -> None:
-    assert data.find_faults(sample_dataset.root) == []
+def test_splits_resemble_the_real_data(sample_dataset: Dataset) -> None:
+    assert find_faults(sample_dataset.root) == []
     index = sample_dataset.index
     missing = {"train": {22}, "val": {2, 11, 13, 20, 22}, "test": {5, 22, 23}}
     for split, (first, last) in sample.SOLS.items():
         rows = index[index["split"] == split]
-        assert set(range(data.NUM_CLASSES)) - set(rows["label"]) == missing[split]
+        assert set(range(25)) - set(rows["label"]) == missing[split]
         assert rows["sol"].between(first, last).all() and rows["sol"].nunique() > 8
         assert (rows["channels"] == 1).sum() >= 2
     assert (index.groupby("frame")["label"].nunique() == 1).all()

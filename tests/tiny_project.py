@@ -37,7 +37,7 @@ PREDICT = """
 import json
 from pathlib import Path
 import numpy as np
-from marsclf.data.msl import load_dataset
+from marsclf.data.open import load_dataset
 from marsclf.evaluation.predictions import write_predictions
 index = load_dataset(data_dir).index
 probabilities = np.random.RandomState(seed).dirichlet(np.full(25, 0.1), len(index))

@@ -1,1 +1,1 @@
-"""The labeled images: their names, the checked index, the download, and generated sample data."""
+"""Data sets of labeled images: their checks, index and splits, the download, sample data."""

@@ -1,4 +1,4 @@
-"""The download of the real images from Zenodo."""
+"""The download of a published data set from Zenodo."""
 
 import sys
 import zipfile
@@ -9,12 +9,11 @@ from urllib.parse import urlsplit
 import pooch
 import requests
 
-from marsclf.data.msl import MSL_V1_DIGEST, load_dataset, split_file
+from marsclf.data import msl
+from marsclf.data.msl import PublishedDataSet
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
-ZENODO_URL = "https://zenodo.org/records/1049137/files/msl-images.zip?download=1"
-ZENODO_BYTES = 60_635_475
 RETRIES = 8  # pooch waits 1, 2, 3 ... seconds before each
 TIMEOUT = (5, 30)  # seconds to connect, and to wait for the next bytes
 BY_HAND = "try again later, or download and unpack it yourself and set MARSCLF_DATA_DIR"
@@ -24,8 +23,8 @@ class NetworkUnreachable(MarsclfError):
     """No server answered at all."""
 
 
-def fetch_msl_images(target: Path) -> Path:
-    """Download the archive, unpack it as the folder `target`, and return that folder.
+def fetch(published: PublishedDataSet, target: Path) -> Path:
+    """Download a data set's archive, unpack it as the folder `target`, and return that folder.
 
     `target` appears only when it is complete; an existing one stays unchanged. Raises
     NetworkUnreachable if no server answers, and MarsclfError if the archive cannot be downloaded,
@@ -36,11 +35,11 @@ def fetch_msl_images(target: Path) -> Path:
     try:
         with replace_atomically(target) as folder:
             archive = folder.with_name(f"{target.name}.zip")
-            _download(archive)
+            _download(published.url, archive)
             try:
-                _unpack(archive, folder.with_name("unpacked")).rename(folder)
+                _unpack(published, archive, folder.with_name("unpacked")).rename(folder)
             except (MarsclfError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-                reason = f"The archive from {ZENODO_URL} is unusable: {str(error).rstrip('.')}"
+                reason = f"The archive from {published.url} is unusable: {str(error).rstrip('.')}"
                 raise MarsclfError(f"{reason}; {BY_HAND}.") from error
     except OSError as error:
         reason = f"{target} cannot be written ({error})"
@@ -48,19 +47,19 @@ def fetch_msl_images(target: Path) -> Path:
     return target
 
 
-def _download(archive: Path) -> None:
-    """Download ZENODO_URL as the file `archive`, with retries."""
-    host = urlsplit(ZENODO_URL).hostname
+def _download(url: str, archive: Path) -> None:
+    """Download `url` as the file `archive`, with retries."""
+    host = urlsplit(url).hostname
     try:  # once, because pooch would retry for half a minute
-        answer = requests.head(ZENODO_URL, timeout=TIMEOUT, allow_redirects=True)
+        answer = requests.head(url, timeout=TIMEOUT, allow_redirects=True)
     except requests.RequestException as error:
         raise NetworkUnreachable(f"{host} cannot be reached ({type(error).__name__}).") from error
     if answer.status_code == 404:
-        raise MarsclfError(f"{host} does not have {ZENODO_URL} (status 404); {BY_HAND}.")
+        raise MarsclfError(f"{host} does not have {url} (status 404); {BY_HAND}.")
     # Zenodo limits the default user agent of requests more strictly.
     options = {"timeout": TIMEOUT, "headers": {"User-Agent": "marsclf"}}
     downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **options)
-    files, urls = {archive.name: None}, {archive.name: ZENODO_URL}
+    files, urls = {archive.name: None}, {archive.name: url}
     storage = pooch.create(archive.parent, "", registry=files, urls=urls, retry_if_failed=RETRIES)
     try:
         storage.fetch(archive.name, downloader=downloader)
@@ -70,15 +69,18 @@ def _download(archive: Path) -> None:
         raise MarsclfError(f"The download from {host} failed {reason}; {BY_HAND}.") from error
 
 
-def _unpack(archive: Path, folder: Path) -> Path:
+def _unpack(published: PublishedDataSet, archive: Path, folder: Path) -> Path:
     """Unpack and check the archive; return the folder in `folder` that holds the split files."""
-    if (size := archive.stat().st_size) != ZENODO_BYTES:
-        raise MarsclfError(f"it has {size:,} bytes instead of {ZENODO_BYTES:,}")
+    if (size := archive.stat().st_size) != (published.size or size):
+        raise MarsclfError(f"it has {size:,} bytes instead of {published.size:,}")
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(folder)  # never writes outside the folder
-    found = next(folder.rglob(split_file("train")), None)
+    found = next(folder.rglob(published.lists["train"]), None)
     if found is None:
-        raise MarsclfError(f"it holds no {split_file('train')}")
-    if load_dataset(found.parent).digest != MSL_V1_DIGEST:
+        raise MarsclfError(f"it holds no {published.lists['train']}")
+    faults, dataset = msl.scan(found.parent, published, decode=False)
+    if faults:
+        raise MarsclfError(faults[0])
+    if dataset.digest != published.digest:
         raise MarsclfError("its images are not those of the published data set")
     return found.parent

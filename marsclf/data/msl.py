@@ -1,10 +1,8 @@
-"""The labeled Curiosity images as one checked table.
+"""The published sets of labeled Curiosity images: what they are, and their check.
 
-The data set is *Mars surface image (Curiosity rover) labeled data set*, version 1,
-doi 10.5281/zenodo.1049137: JPEGs, three split files with lines "path label", and a class list.
+Each has JPEGs named by product id, a file per split with lines "path label", and a class list.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,27 +11,12 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from marsclf import paths
+from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
 from marsclf.data.product_id import EXAMPLE, parse_product_id
 from marsclf.errors import MarsclfError
 from marsclf.files import jpeg_damage, regular_file, sha256_of
 
-CLASS_NAMES = (
-    "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill", "drill holes",
-    "drt front", "drt side", "ground", "horizon", "inlet", "mahli", "mahli cal target", "mastcam",
-    "mastcam cal target", "observation tray", "portion box", "portion tube",
-    "portion tube opening", "rems uv sensor", "rover rear deck", "scoop", "sun", "turret", "wheel",
-)  # fmt: skip
-NUM_CLASSES = len(CLASS_NAMES)
-SPLITS = ("train", "val", "test")
-CLASS_FILE = "msl_synset_words-indexed.txt"
 SAMPLE_MARKER = "SAMPLE_DATA.txt"
-MSL_V1_DIGEST = "23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b"
-
-MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200
-# A path that cannot lead out of its folder on any system, and a label.
-_LINE = re.compile(r"((?:[\w-][\w.-]*/)*[\w-]+\.\w+)\s+(-?\d{1,9})", re.ASCII)
-
 SAMPLE_NOTICE = (
     "SAMPLE DATA: this run uses generated pictures of geometric shapes, not images from Curiosity. "
     "Its numbers and figures say nothing about Mars. To use the real images, run with a network "
@@ -42,115 +25,138 @@ SAMPLE_NOTICE = (
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A checked data set.
+class PublishedDataSet:
+    """A published data set: where it is, and which files it consists of.
 
-    `index` has one row per image, ordered by split and path: split, path (relative to `root`),
-    label (0-24), class_name, sol, camera, sequence, frame, product_type, width and height in
-    pixels, channels (1 or 3), sha256. `name` is "msl-v1", "sample" or "other". `digest` is the
-    SHA-256 of all contents (images, split files, class list).
+    `size` is that of the archive in bytes, None where unknown, as is `license`. `lists` are the
+    files of the splits; the paths in them are relative to the folder `images`. A test split that
+    is `optional` may be missing, and counts neither for the digest.
     """
 
-    root: Path
     name: str
+    title: str
+    doi: str
+    url: str
+    size: int | None
     digest: str
-    index: pd.DataFrame
+    license: str | None
+    class_file: str
+    lists: dict[str, str]
+    images: str
+    optional: bool
+    classes: tuple[str, ...]
 
 
-def split_file(split: str) -> str:
-    """Return the name of the file that lists the images of `split`."""
-    return f"{split}-calibrated-shuffled.txt"
+MSL_V1 = PublishedDataSet(
+    name="msl-v1",
+    title="Mars surface image (Curiosity rover) labeled data set, version 1",
+    doi="10.5281/zenodo.1049137",
+    url="https://zenodo.org/records/1049137/files/msl-images.zip?download=1",
+    size=60_635_475,
+    digest="23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b",
+    license="CC BY-SA 4.0",
+    class_file="msl_synset_words-indexed.txt",
+    lists={split: f"{split}-calibrated-shuffled.txt" for split in SPLITS},
+    images="",
+    optional=False,
+    classes=(
+        "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill",
+        "drill holes", "drt front", "drt side", "ground", "horizon", "inlet", "mahli",
+        "mahli cal target", "mastcam", "mastcam cal target", "observation tray", "portion box",
+        "portion tube", "portion tube opening", "rems uv sensor", "rover rear deck", "scoop", "sun",
+        "turret", "wheel",
+    ),
+)  # fmt: skip
+MSL_V2 = PublishedDataSet(
+    name="msl-v2.1",
+    title="MSL labeled data set v2.1",
+    doi="10.5281/zenodo.4033453",
+    url="https://zenodo.org/records/4033453/files/msl-labeled-data-set-v2.1.zip?download=1",
+    size=None,
+    digest="2927934ad3d3ba5d5a6a1e124ebdaca264ecfec1dc0b58b87305297b1d1cc8ab",
+    license=None,
+    class_file="class_map.csv",
+    lists={split: f"{split}-set-v2.1.txt" for split in SPLITS},
+    images="images",
+    optional=True,
+    classes=(
+        "Arm cover", "Other rover part", "Artifact", "Nearby surface", "Close-up rock", "DRT",
+        "DRT spot", "Distant landscape", "Drill hole", "Night sky", "Float", "Layers",
+        "Light-toned veins", "Mastcam cal target", "Sand", "Sun", "Wheel", "Wheel joint",
+        "Wheel tracks",
+    ),
+)  # fmt: skip
+# Until the code that still imports them asks the data set.
+CLASS_NAMES, NUM_CLASSES, MSL_V1_DIGEST = MSL_V1.classes, len(MSL_V1.classes), MSL_V1.digest
+PUBLISHED = {published.name: published for published in (MSL_V1, MSL_V2)}
+
+MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200
+# A path that cannot lead out of its folder on any system, and a label.
+_LINE = re.compile(r"((?:[\w-][\w.-]*/)*[\w-]+\.\w+)\s+(-?\d{1,9})", re.ASCII)
+# Version 2.1 also lists flipped and rotated copies of training images.
+_COPY = re.compile(r"\S+-(fh|fv|r90|r180|r270)\.jpg\s+\d+", re.ASCII)
 
 
-def load_dataset(root: str | Path) -> Dataset:
-    """Check every listed file in the folder `root` and return the data set; decode no pixels.
+def scan(root: Path, published: PublishedDataSet, decode: bool) -> tuple[list[str], Dataset | None]:
+    """Return all faults of a published data set in the folder `root`, and the set without any.
 
-    A relative `root` is relative to the project folder. Raises MarsclfError with the first fault.
+    With `decode`, every image is decoded; damage inside an image is found only then.
     """
-    root = paths.resolve(root)
-    faults, rows, hashes = _scan(root, decode=False)
-    if faults:
-        others = f" ({len(faults) - 1} more: `python -m marsclf check-data` lists all faults.)"
-        raise MarsclfError(faults[0] + (others if len(faults) > 1 else ""))
-    lines = sorted(f"{sha256}  {path}\n" for path, sha256 in hashes.items())
-    digest = sha256_of("".join(lines).encode())
-    name = "msl-v1" if digest == MSL_V1_DIGEST else "other"
-    if (root / SAMPLE_MARKER).is_file():
-        name = "sample"
-    rows.sort(key=lambda row: (SPLITS.index(row["split"]), row["path"]))
-    return Dataset(root=root, name=name, digest=digest, index=pd.DataFrame(rows))
-
-
-def find_faults(root: str | Path) -> list[str]:
-    """Return every fault of the data in `root`, one sentence each; decodes every image."""
-    return _scan(paths.resolve(root), decode=True)[0]
-
-
-def _scan(root: Path, decode: bool) -> tuple[list[str], list[dict], dict[str, str]]:
-    """Return all faults, one row of the index per image, and the SHA-256 of each file by path."""
-    if fault := _fault_of_folder(root):
-        return [fault], [], {}
-    faults, rows, hashes, places, split_of_sol = [], [], {}, {}, {}
-    classes = [line.split() for _, line in _read_lines(root, CLASS_FILE, faults, hashes)]
-    if classes and classes != [[str(i), *name.split()] for i, name in enumerate(CLASS_NAMES)]:
-        faults.append(f"{root / CLASS_FILE} does not list the classes 0 apxs to 24 wheel in order.")
-    for split in SPLITS:
-        for place, line in _read_lines(root, split_file(split), faults, hashes):
+    faults, rows, hashes, notes, places, split_of_sol = [], [], {}, [], {}, {}
+    names, last = published.classes, len(published.classes) - 1
+    lines = _read_lines(root, published.class_file, faults, hashes)
+    classes = [line.replace(",", " ").split() for _, line in lines]
+    if classes and classes != [[str(label), *name.split()] for label, name in enumerate(names)]:
+        order = f"the classes 0 {names[0]} to {last} {names[-1]} in order"
+        faults.append(f"{root / published.class_file} does not list {order}.")
+    for split, list_file in published.lists.items():
+        is_optional = published.optional and split == "test"
+        counted, told = ({}, []) if is_optional else (hashes, faults)
+        lines = _read_lines(root, list_file, told, counted)
+        listed = (root / published.images / line.split()[0] for _, line in lines)
+        if is_optional and not any(path.exists() for path in listed):
+            notes.append("test: not at hand")
+            continue
+        for place, line in lines:
+            if _COPY.fullmatch(line):
+                continue
             try:
                 if (match := _LINE.fullmatch(line)) is None:
                     form = f"a relative path in this folder, such as calibrated/{EXAMPLE}"
                     raise MarsclfError(f"{line[:120]!r} must be {form}, and a label")
-                path, label, product = match[1], int(match[2]), parse_product_id(match[1])
+                path, label = (Path(published.images) / match[1]).as_posix(), int(match[2])
+                product = parse_product_id(path)
                 if (first := places.setdefault(path, place)) != place:
                     raise MarsclfError(f"{path} is already listed in {first}")
-                if not 0 <= label < NUM_CLASSES:
-                    raise MarsclfError(f"label {label} of {path} is outside 0-24")
+                if not 0 <= label <= last:
+                    raise MarsclfError(f"label {label} of {path} is outside 0-{last}")
                 if (other := split_of_sol.setdefault(product.sol, split)) != split:
                     raise MarsclfError(f"sol {product.sol} is already in the {other} split")
                 image = _check_image(root, path, decode)
             except MarsclfError as error:
                 faults.append(f"{place}: {error}.")
             else:
-                hashes[path] = image["sha256"]
-                row = {"split": split, "path": path, "label": label}
-                rows.append(row | {"class_name": CLASS_NAMES[label]} | product._asdict() | image)
-    return faults, rows, hashes
-
-
-def _fault_of_folder(root: Path) -> str | None:
-    """Return what is wrong with a folder that holds no file of the data set, else None."""
-    wanted = split_file("train")
-    fix = f"use --data-dir or MARSCLF_DATA_DIR to name the folder with {wanted}"
-    if not root.is_dir():
-        return f"The data folder {root} is missing or not a folder: {fix}."
-    files = [root / name for name in (CLASS_FILE, *map(split_file, SPLITS))]
-    if not os.access(root, os.R_OK) or any(map(os.path.lexists, files)):
-        return None  # each file that cannot be read is a fault of its own
-    near = [*root.parent.glob(wanted), *root.glob(f"*/{wanted}"), *root.glob(f"*/*/{wanted}")]
-    if near:
-        return f"The data set is not in {root} but in {near[0].parent}: name that folder."
-    is_version_2 = any(root.glob("*-set-v2*.txt")) or any(root.glob("*/*-set-v2*.txt"))
-    found = "version 2" if is_version_2 else "no version"
-    return f"{root} holds {found} of the data set, not 1 (doi 10.5281/zenodo.1049137): {fix}."
+                counted[path] = image["sha256"]
+                row = {"split": split, "path": path, "label": label, "class_name": names[label]}
+                rows.append(row | {"group": str(product.sol)} | product._asdict() | image)
+    if faults:
+        return faults, None
+    listed = sorted(f"{sha256}  {path}\n" for path, sha256 in hashes.items())
+    digest = sha256_of("".join(listed).encode())
+    name = published.name if digest == published.digest else "other"
+    if (root / SAMPLE_MARKER).is_file():
+        name, notes = "sample", [SAMPLE_NOTICE]
+    index = in_order(without_copies(pd.DataFrame(rows), notes))
+    return [], Dataset(root, name, digest, index, names, tuple(notes))
 
 
 def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:
     """Return (place, line) for each line of a text file that is not blank."""
-    path = root / name
-    try:
-        content = regular_file(path).read_bytes()
-        lines = enumerate(content.decode("utf-8-sig").splitlines(), start=1)
-    except OSError as error:
-        faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
+    if (text := read_text(root / name, faults)) is None:
         return []
-    except UnicodeDecodeError:
-        faults.append(f"{path} is not UTF-8 text.")
-        return []
-    hashes[name] = sha256_of(content)
-    found = [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
-    if not found:
-        faults.append(f"{path} is empty.")
-    return found
+    hashes[name] = sha256_of((root / name).read_bytes())
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [(f"{root / name}, line {number}", line) for number, line in lines if line]
 
 
 def _check_image(root: Path, path: str, decode: bool) -> dict:

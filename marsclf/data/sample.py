@@ -10,11 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from marsclf.data.msl import CLASS_FILE, CLASS_NAMES, SAMPLE_MARKER, SPLITS, split_file
+from marsclf.data.dataset import SPLITS
+from marsclf.data.msl import MSL_V1, SAMPLE_MARKER
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
-GROUND, HORIZON = CLASS_NAMES.index("ground"), CLASS_NAMES.index("horizon")
+GROUND, HORIZON = map(MSL_V1.classes.index, ("ground", "horizon"))
 
 # Images per class id: roughly the square roots of the real counts, at least four in train.
 COUNTS = {
@@ -56,9 +57,9 @@ def make_sample(target: Path) -> Path:
                 (folder / path).write_bytes(encoded.tobytes())
                 lines.append(f"{path} {label}\n")
             rng.shuffle(lines)
-            (folder / split_file(split)).write_bytes("".join(lines).encode())
-        classes = [f"{label:<8}{name}\n" for label, name in enumerate(CLASS_NAMES)]
-        (folder / CLASS_FILE).write_bytes("".join(classes).encode())
+            (folder / MSL_V1.lists[split]).write_bytes("".join(lines).encode())
+        classes = [f"{label:<8}{name}\n" for label, name in enumerate(MSL_V1.classes)]
+        (folder / MSL_V1.class_file).write_bytes("".join(classes).encode())
         (folder / SAMPLE_MARKER).write_bytes(MARKER_TEXT.encode())
     return target
 

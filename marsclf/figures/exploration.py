@@ -1,17 +1,17 @@
 """Brightness and near-duplicates of the images."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
+from marsclf.data.splits import normalized, thumbnail
 from marsclf.images.decode import read_rgb
 from marsclf.provenance import cores
-
-THUMBNAIL = 16  # pixels per side: keeps the layout of the scene, drops texture and noise
-NEAR_DUPLICATE = 0.98  # from this correlation up, two images look the same to a person
 
 
 def measure_images(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -23,17 +23,13 @@ def measure_images(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
     def measure(path: str) -> tuple[np.ndarray, float]:
         gray = cv2.cvtColor(read_rgb(dataset.root / path), cv2.COLOR_RGB2GRAY)
-        small = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-        return small.reshape(-1).astype(np.float32), gray.mean()
+        return thumbnail(gray), gray.mean()
 
     paths = dataset.index["path"]
     with ThreadPoolExecutor(cores()) as pool:
         measured = list(tqdm(pool.map(measure, paths), "decoding", len(paths), disable=None))
     thumbnails, brightness = (np.array(values) for values in zip(*measured, strict=True))
-    thumbnails -= thumbnails.mean(axis=1, keepdims=True)
-    # An image of uniform brightness stays 0 and correlates with nothing.
-    thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-6)
-    return thumbnails, brightness
+    return normalized(thumbnails), brightness
 
 
 def nearest(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -41,6 +37,17 @@ def nearest(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tup
 
     Both are row numbers of `thumbnails`; an image is not compared with itself.
     """
-    scores = thumbnails[rows] @ thumbnails[others].T
-    scores[rows[:, None] == others] = -1
-    return scores.max(axis=1), others[scores.argmax(axis=1)]
+    highest, places = [], []
+    for some in np.array_split(rows, 1 + len(rows) // 1000):  # all at once may not fit in memory
+        scores = thumbnails[some] @ thumbnails[others].T
+        scores[some[:, None] == others] = -1
+        highest.append(scores.max(axis=1))
+        places.append(others[scores.argmax(axis=1)])
+    return np.concatenate(highest), np.concatenate(places)
+
+
+def tile(path: Path) -> np.ndarray:
+    """Return an image for a gallery, uint8 (height, width, 3), at most 256 pixels per side."""
+    image = Image.fromarray(read_rgb(path))
+    image.thumbnail((256, 256))
+    return np.asarray(image)

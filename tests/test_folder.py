@@ -1,0 +1,277 @@
+"""A folder of one's own images: every layout that works, and a sentence for every fault."""
+
+import shutil
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marsclf import paths
+from marsclf.cli import main
+from marsclf.data.open import find_faults, load_dataset, open_dataset
+from marsclf.errors import MarsclfError
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "my images"
+
+
+def draw(path: Path, seed: int | None = None, **options: object) -> None:
+    """Save 24 x 30 pixels of noise; without a seed, no two are equal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (24, 30, 3), np.uint8)
+    Image.fromarray(noise).save(path, **options)
+
+
+def in_folders(root: Path, counts: dict[str, int]) -> Path:
+    for place, count in counts.items():
+        for number in range(count):
+            draw(root / place / f"{number}.png")
+    return root
+
+
+def in_table(root: Path, table: str) -> Path:
+    """Draw the images that a labels.csv lists, and write it."""
+    for line in table.splitlines()[1:]:
+        draw(root / line.partition(",")[0])
+    (root / "labels.csv").write_text(table, encoding="utf-8")
+    return root
+
+
+def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_folders(root, {"Écran large": 20, "b/deeper/at last": 20, "c": 10})
+    for number, name in enumerate(("x.tiff", "y.WEBP", "z z.jpg", "gray.bmp")):
+        draw(root / "c" / name)
+        if name == "gray.bmp":
+            Image.new("L", (40, 20), number).save(root / "c" / name)
+    for ignored in ("c/notes.txt", "c/.hidden.png", ".cache/x.png", "__MACOSX/c/._1.png", "a.txt"):
+        (root / ignored).parent.mkdir(parents=True, exist_ok=True)
+        (root / ignored).write_text("not an image")
+    assert find_faults(root) == []
+    dataset = open_dataset(root)
+    index = dataset.index
+    assert (dataset.name, dataset.classes) == ("my images", ("b", "c", "Écran large"))
+    assert "No splits are given" in capsys.readouterr().out
+    assert index["class_name"].value_counts().tolist() == [20, 20, 14]
+    assert (index["class_name"] == np.array(dataset.classes)[index["label"]]).all()
+    for name, of in index.groupby("class_name"):
+        counts = of["split"].value_counts()
+        assert counts["train"] == pytest.approx(0.7 * len(of), abs=1.5), name
+        assert min(counts["val"], counts["test"]) >= 2
+    assert index["group"].is_unique and index["sequence"].is_unique and "sol" not in index
+    gray = index.set_index("path").loc["c/gray.bmp"]
+    assert tuple(gray[["width", "height", "channels"]]) == (40, 20, 1)
+
+
+def test_the_same_images_give_the_same_data_set(root: Path, tmp_path: Path) -> None:
+    in_folders(root, {"a": 9, "b": 9})
+    first = load_dataset(root)
+    shutil.rmtree(paths.CACHE)  # what is read from the cache equals what is decoded
+    copy = load_dataset(shutil.copytree(root, tmp_path / "msl-v1"))
+    assert copy.digest == first.digest and copy.index.equals(first.index)
+    assert copy.name == "my-msl-v1"  # the name alone makes no published data set
+    (root / "a" / "0.png").rename(root / "b" / "moved.png")
+    assert load_dataset(root).digest != first.digest
+
+
+def test_given_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_folders(root, {f"{split}/{name}": 3 for split in ("train", "val", "test") for name in "ab"})
+    for split in ("train", "val"):
+        shutil.copy(root / "test" / "a" / "0.png", root / split / "a" / "copy.png")
+    index = open_dataset(root).index
+    assert index["split"].tolist() == ["train"] * 6 + ["val"] * 7 + ["test"] * 6
+    assert (index["path"].str.split("/").str[0] == index["split"]).all()
+    assert "Training images left out" in capsys.readouterr().out
+    shutil.rmtree(root / "test")
+    dataset = load_dataset(root)
+    assert set(dataset.index["split"]) == {"train", "val"} and dataset.notes == (
+        "Training images left out, because validation or test has the same files: 1.",
+        "test: not at hand",
+    )
+
+
+def test_labels_in_a_table(root: Path) -> None:
+    lines = [f"{split} {i}/ü {i}.png,{['nò', 'yes'][i % 2]},{split},g{split}{i // 2}"
+             for split in ("train", "val", "test") for i in range(4)]  # fmt: skip
+    table = "\n".join(["\ufeffpath,label,split,group", *lines, ""]).replace("train 1/", "train 1\\")
+    in_table(root, table.replace("\\", "/"))
+    (root / "labels.csv").write_text(table, encoding="utf-8")
+    draw(root / "not listed.png")
+    dataset = load_dataset(root)
+    assert dataset.classes == ("nò", "yes") and dataset.notes == ()
+    assert dataset.index["group"].tolist()[:4] == ["gtrain0", "gtrain0", "gtrain1", "gtrain1"]
+    assert dataset.index["split"].value_counts().tolist() == [4, 4, 4]
+    assert dataset.index["sequence"].is_unique
+
+
+@pytest.mark.parametrize("by", ["group", "sol", "look"])
+def test_drawn_splits_never_part_a_group(root: Path, by: str) -> None:
+    lines = ["path,label,group"]
+    for number in range(60):
+        scene = number // 3
+        name = f"{scene:04d}ML{number:016d}E01_DRCL.jpg" if by == "sol" else f"{number}.jpg"
+        lines.append(f"{name},{'ab'[scene % 2]},{f'g{scene}' if by == 'group' else ''}")
+        draw(root / name, scene if by == "look" else None, quality=95 - number % 3)
+    (root / "labels.csv").write_text("\n".join(lines))
+    dataset = load_dataset(root)
+    index = dataset.index
+    assert index.groupby("group").size().tolist() == [3] * 20
+    assert index.groupby("group")["split"].nunique().max() == 1
+    assert index.groupby("split").size().to_dict() == pytest.approx(
+        {"train": 42, "val": 9, "test": 9}, abs=3
+    )
+    assert ("sol" in index) == (by == "sol")
+    assert index["sequence"].nunique() == {"group": 60, "sol": 20, "look": 20}[by]
+
+
+def test_many_classes(root: Path) -> None:
+    in_folders(root, {f"{name:03d}": 2 for name in range(500)})
+    dataset = load_dataset(root)
+    assert len(dataset.classes) == 500 == dataset.index["label"].nunique()
+    assert set(dataset.index.loc[dataset.index["split"] == "train", "label"]) == set(range(500))
+    in_folders(root, {"one more": 2})
+    with pytest.raises(MarsclfError, match="501 classes, of which 500"):
+        load_dataset(root)
+
+
+def add(place: str, seed: int | None = None) -> Damage:
+    return lambda root: draw(root / place, seed)
+
+
+def write(name: str, content: str) -> Damage:
+    def damage(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content.encode())
+
+    return damage
+
+
+def copy(old: str, new: str) -> Damage:
+    return lambda root: shutil.copy(root / old, root / new)
+
+
+def rename(old: str, new: str) -> Damage:
+    return lambda root: (root / old).rename(root / new)
+
+
+def remove(*places: str) -> Damage:
+    return lambda root: [shutil.rmtree(root / place) for place in places]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("a", "b"), "no labeled images in .*: make one folder of images per class"),
+        (remove("b"), "All images in .* have the label 'a'"),
+        (add("c/0.png"), "The class 'c' has 1 image"),
+        (copy("a/0.png", "b/9.png"), r"several labels \(a and b\): a/0.png and b/9.png"),
+        (lambda root: (root / "c").mkdir(), "c holds no images"),
+        (write("c/notes.txt", "x"), "c holds no images"),
+        (add("loose.png"), "1 such as loose.png, are in no folder of a class"),
+        (write("a/9.png", ""), "the image a/9.png cannot be read: the file is empty"),
+        (write("a/9.jpg", "<html>"), "the image a/9.jpg cannot be read: it is not an image"),
+        (lambda root: in_folders(root, {"A": 2}), "'A' and 'a' differ only by case"),
+        (
+            lambda root: in_folders(
+                root, {unicodedata.normalize(form, "é"): 2 for form in ("NFC", "NFD")}
+            ),
+            r"'e\\u0301' and '\\xe9' differ only by case or encoding",
+        ),
+        (lambda root: in_folders(root, {"train": 3, "val/a": 3}), "a is beside splits"),
+    ],
+)
+def test_faults_of_folders(root: Path, damage: Damage, message: str) -> None:
+    damage(in_folders(root, {"a": 3, "b": 3}))
+    with pytest.raises(MarsclfError, match=message):
+        load_dataset(root)
+
+
+SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in "ab"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (rename("val", "validation"), "validation is beside splits: name it train, val or test"),
+        (remove("val"), "has splits, but no images in val"),
+        (remove("train"), "has splits, but no images in train"),
+        (remove("train/a"), "The class 'a' is in val or test but not in train"),
+        (lambda root: in_folders(root, {"test/c": 2}), "'c' is in val or test but not in train"),
+        (add("val/0.png"), "my images/val, 1 such as 0.png, are in no folder of a class"),
+        (remove("val/a", "val/b"), "no labeled images in .*my images/val"),
+        (copy("train/a/0.png", "val/b/9.png"), "several labels"),
+    ],
+)
+def test_faults_of_folders_in_splits(root: Path, damage: Damage, message: str) -> None:
+    damage(in_folders(root, SPLITS))
+    with pytest.raises(MarsclfError, match=message):
+        load_dataset(root)
+
+
+TABLE = "path,label,split,group\n1.png,a,train,x\n2.png,b,train,y\n3.png,a,val,z\n4.png,b,val,\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (TABLE, "", "labels.csv is empty"),
+        (TABLE, "path,label\n", "labels.csv lists no images"),
+        ("label,", "class,", "line 1 must be path,label.* is path,class,split,group"),
+        (",", ";", "line 1 must be path,label.* is path;label;split;group"),
+        ("1.png", '"1.png' + 140_000 * " ", "labels.csv is not CSV after line 1"),
+        ("1.png,a", "1.png,", "line 2: 1.png has no label"),
+        *(
+            (f"{number}.png", path, f"line {number + 1}: .* must be the path of an image in this")
+            for number, path in ((1, "../1.png"), (2, "/1.png"), (3, "x/..\\..\\1.png"), (4, "C:1"))
+        ),
+        ("\n3.png", "\n1.png", "line 4: 1.png is already listed in .*, line 2"),
+        ("3.png", "gone.png", "line 4: the image gone.png cannot be read: No such file"),
+        ("train,y", "training,y", "line 3: the split 'training' must be train, val or test"),
+        ("val,z", ",z", "line 4: 3.png has no split, but others have one"),
+        ("val,z", "val,x", "The group 'x' is in several splits: train, val"),
+        ("2.png,b", "2.png,B", "'B' and 'b' differ only by case"),
+        ("2.png,b", "2.png,a", "The class 'b' has 1 image"),
+    ],
+)
+def test_faults_of_tables(root: Path, old: str, new: str, message: str) -> None:
+    in_table(root, TABLE)
+    (root / "labels.csv").write_text(TABLE.replace(old, new))
+    with pytest.raises(MarsclfError, match=message):
+        load_dataset(root)
+
+
+def test_all_faults_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_folders(root, {"a": 3, "b": 3, "c": 1, "empty/x": 0})
+    (root / "a" / "0.png").write_bytes(b"")
+    assert main(["check-data", "--data-dir", str(root)]) == 1
+    assert capsys.readouterr().out.endswith(f"{root}: 2 faults\n")
+    with pytest.raises(MarsclfError, match="cannot be read.* .1 more: `python -m marsclf check"):
+        load_dataset(root)
+    draw(root / "c" / "1.png")
+    assert main(["check-data", "--data-dir", str(root)]) == 1
+    assert capsys.readouterr().out.endswith(f"{root}: 1 fault\n")
+
+
+def test_images_that_all_look_alike_cannot_be_held_out(root: Path) -> None:
+    for number in range(6):
+        draw(root / "ab"[number % 2] / f"{number}.jpg", 0, quality=90 - number)
+    with pytest.raises(MarsclfError, match="Nothing in .* can be held out"):
+        load_dataset(root)
+
+
+def test_names_that_are_not_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_folders(root, {"a": 3, "b": 3})
+    (root / "a" / "0.png").rename(root / "a" / "\udcff.png")
+    assert main(["check-data", "--data-dir", str(root)]) == 1
+    assert r"'a/\udcff.png' is not valid text: rename that file" in capsys.readouterr().err
