@@ -104,7 +104,8 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFram
 def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each of four periods, or one per sol if fewer, of equally many sols.
 
-    The predictions must have the column sol. Columns: first_sol, last_sol, images, accuracy, confidence (mean) and ece.
+    The predictions must have the column sol. Columns: first_sol, last_sol, images, accuracy,
+    confidence (mean) and ece.
     """
     sols, rows = predictions["sol"].to_numpy(), []
     for period in np.array_split(np.unique(sols), min(PERIODS, len(np.unique(sols)))):

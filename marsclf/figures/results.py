@@ -107,6 +107,8 @@ def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]
     counts = table.melt("class_name", ["support", "errors"])
     fig, axes = new_figure(1.5 + 0.33 * len(table))
     bars(axes, data=counts, x="value", y="class_name", hue="variable", palette=[BLUE, RED])
+    if table["support"].min() > 0.7 * table["support"].max():
+        axes.margins(x=0.3)  # room for the legend
     axes.legend(axes.containers, ["images", "wrong predictions"], loc="lower right")
     errors = (predictions["label"] != predictions["predicted"]).sum()
     axes.set(xlabel=f"images{note}", ylabel="")
@@ -151,6 +153,7 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figur
         axes.tick_params(labelsize=4.5)
     seaborn.heatmap(shares, ax=axes, **look)
     axes.tick_params("x", rotation=90)
+    axes.tick_params("y", rotation=0)
     right = (predictions["label"] == predictions["predicted"]).mean()
     axes.set_title(_title(predictions, f"accuracy {right:.1%}"))
     return fig

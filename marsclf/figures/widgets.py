@@ -79,7 +79,7 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
 def select(
     table: pd.DataFrame, predicted: str | None = None, least: float = 0.0, most: float = 1.0
 ) -> pd.DataFrame:
-    """Return rows of one class (None: all), lowest confidence first; MarsclfError if none has it."""
+    """Return rows of one class (None: all), lowest confidence first; MarsclfError if none is."""
     found = counts(table).index
     if predicted not in (None, *found):
         raise MarsclfError(f"No image is of class {predicted!r}: choose one of {', '.join(found)}.")
@@ -97,9 +97,7 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
     return gallery([_tile(path) for path in rows["path"]], titles, COLUMNS, "Selected images")
 
 
-def mistaken_pairs(
-    predictions: pd.DataFrame, classes: Sequence[str]
-) -> dict[str, tuple[str, str]]:
+def mistaken_pairs(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return pairs of true and predicted class by texts such as "ground → horizon (59)"."""
     table = metrics.commonest_confusions(predictions, classes, limit=None)
     columns = zip(table["true"], table["predicted"], table["count"], strict=True)

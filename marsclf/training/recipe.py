@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, check_zooms
@@ -145,7 +146,8 @@ def train_network(
     images = len(train_rows)
 
     keras.utils.set_random_seed(recipe.seed)
-    head = stages.build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
+    width = backbone.output_shape[1]
+    head = stages.build_head(width, recipe.head_hidden, recipe.head_dropout, len(CLASS_NAMES))
     vectors = train.after(upper, cache), validation.after(upper, cache)
     history = fit_stage("head", head, *vectors, images, recipe, cache)
     classifier = head
