@@ -120,7 +120,7 @@ def test_the_parts_predict_as_the_complete_network(trained, sample_dataset, rows
 
 
 def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows, cache) -> None:
-    backbone, head = load_backbone(), build_head(1280, 0, 0.0)
+    backbone, head = load_backbone(), build_head(1280, 0, 0.0, 25)
     other = TrainedNetwork(backbone, head, join(backbone, head), [1.0], [])
     one, two, both = (
         recipe.predict(networks, sample_dataset.root, rows[1], cache=cache)
@@ -178,7 +178,7 @@ def test_mixed_precision_is_only_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) 
     backbone = load_backbone(mixed_precision=True)
     assert backbone.output.dtype == "bfloat16"
     assert {weights.dtype for weights in backbone.weights} == {"float32"}
-    assert join(backbone, build_head(1280, 0, 0.0)).output.dtype == "float32"
+    assert join(backbone, build_head(1280, 0, 0.0, 25)).output.dtype == "float32"
 
 
 def test_pseudo_labels_are_the_most_confident_predictions(

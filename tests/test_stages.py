@@ -46,7 +46,7 @@ def prepare(cache: Path, **changed: object) -> tuple[keras.Model, Checkpoints]:
         (defaults if name in defaults else compiled)[name] = value
     train, validation, batch_size, hidden, dropout, epochs, patience, seed = defaults.values()
     keras.utils.set_random_seed(0)
-    head = build_head(8, hidden, dropout)
+    head = build_head(8, hidden, dropout, 25)
     batches = RandomBatches(train, batch_size, 120, seed)
     stages.compile_model(head, steps=epochs * len(batches), **compiled)
     check = Batches(validation, batch_size)
@@ -134,7 +134,7 @@ def test_validation_weights_equal_the_shares_of_training() -> None:
 
 @pytest.mark.parametrize(("hidden", "count"), [(0, 1281 * 25), (4, 1281 * 4 + 5 * 25)])
 def test_join_is_flat_and_shares_the_weights(hidden: int, count: int) -> None:
-    backbone, head = build_backbone("EfficientNetLite0", 32), build_head(1280, hidden, 0.5)
+    backbone, head = build_backbone("EfficientNetLite0", 32), build_head(1280, hidden, 0.5, 25)
     assert head.count_params() == count
     model = stages.join(backbone, head)
     assert not any(isinstance(layer, keras.Model) for layer in model.layers)

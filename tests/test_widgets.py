@@ -85,7 +85,9 @@ def test_counts_select_and_thumbnails(classified: pd.DataFrame) -> None:
     titles = [tile.get_title("left") for tile in tiles[:3]]
     assert titles == ["wheel\n0.35", "ground\n0.60", "wheel\n0.95"]
     assert [len(tile.images) for tile in tiles] == [1, 0, 1, 0, 0, 0]  # the second file is missing
-    with pytest.raises(MarsclfError, match="no class 'Wheel'"):
+    with pytest.raises(
+        MarsclfError, match="No image is of class 'Wheel': choose one of wheel, ground"
+    ):
         widgets.select(classified, "Wheel")
     with pytest.raises(MarsclfError, match="No image is selected"):
         widgets.thumbnails(classified[:0])
@@ -100,9 +102,12 @@ def test_mistakes_by_class_pair(tmp_path: Path) -> None:
     confidence = np.linspace(0.6, 0.9, len(names))[:, None]
     predicted = np.eye(25)[[horizon] * 26 + [ground] * 5 + [wheel] * 2]
     predictions = as_predictions(index, predicted * confidence + np.eye(25)[0] * (1 - confidence))
-    pairs = widgets.mistaken_pairs(predictions)
+    pairs = widgets.mistaken_pairs(predictions, CLASS_NAMES)
     assert list(pairs) == ["ground → horizon (26)", "wheel → ground (5)"]
-    figure = widgets.mistakes(predictions, tmp_path, pairs["ground → horizon (26)"])
+    pair = pairs["ground → horizon (26)"]
+    figure = widgets.mistakes(predictions, tmp_path, pair, CLASS_NAMES)
     assert figure.get_suptitle() == "ground predicted as horizon: 24 of 26 images"
     assert len(figure.axes) == 24 and figure.axes[0].get_title("left") == "sol 590, 0.83"
     assert [len(axes.images) for axes in figure.axes] == [0] + [1] * 23  # one file is missing
+    other = widgets.mistakes(predictions.drop(columns="sol"), tmp_path, pair, CLASS_NAMES)
+    assert other.axes[0].get_title("left") == "0.83"
