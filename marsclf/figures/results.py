@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any
 
 import cv2
@@ -88,11 +88,16 @@ def _title(predictions: pd.DataFrame, finding: str) -> str:
     return f"{name} split, {len(predictions):,} images: {finding}"
 
 
+def _short(name: str) -> str:
+    """Return a name, cut where it is long, for a place where it need not be unique."""
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
 def _first_classes(
     predictions: pd.DataFrame, classes: Sequence[str], by: str, ascending: bool
 ) -> tuple[pd.DataFrame, str]:
     """Return `metrics.per_class`, sorted, of at most MAX_ROWS classes, and a line on the others."""
-    table = metrics.per_class(predictions, classes)
+    table = metrics.per_class(predictions, [fill(name, 40) for name in classes])
     absent = ", ".join(table.loc[table["support"] == 0, "class_name"])
     note = "\n" + shorten(f"no images in this split: {absent}", 120) if absent else ""
     table = table[table["support"] > 0].sort_values(by, ascending=ascending, kind="stable")
@@ -151,7 +156,7 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figur
     else:  # as many names as there is room for
         fig, axes = new_figure(WIDTH_INCHES)
         axes.tick_params(labelsize=4.5)
-    seaborn.heatmap(shares, ax=axes, **look)
+    seaborn.heatmap(shares.rename(index=_short, columns=_short), ax=axes, **look)
     axes.tick_params("x", rotation=90)
     axes.tick_params("y", rotation=0)
     right = (predictions["label"] == predictions["predicted"]).mean()
@@ -162,8 +167,9 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figur
 def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
     table = metrics.commonest_confusions(predictions, classes)
-    labels = [f"{row['count']} ({row.share:.0%} of {row.true})" for _, row in table.iterrows()]
-    pairs = [f"{row.true} → {row.predicted}" for row in table.itertuples()]
+    of = table["share"].map("{:.0%} of ".format) + table["true"].map(_short)
+    labels = [f"{number} ({share})" for number, share in zip(table["count"], of, strict=True)]
+    pairs = [fill(f"{row.true} → {row.predicted}", 50) for row in table.itertuples()]
     fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
     bars(axes, labels, x=table["count"], y=pairs, color=RED)
     axes.margins(x=0.35)
