@@ -5,7 +5,7 @@ To add or change an output column, edit `Row` and `make_row`; all else follows f
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -42,11 +42,7 @@ _SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in
 
 
 def make_row(
-    path: str | None,
-    threshold: float,
-    classes: Sequence[str],
-    probabilities: np.ndarray,
-    error: str | None = None,
+    path: str | None, threshold: float, classes: tuple, probabilities: np.ndarray, error: str | None
 ) -> Row:
     """Return the row of an image: its error, or else its calibrated probabilities (classes,)."""
     row = Row(path and printable(path), error=error and printable(error))

@@ -31,15 +31,14 @@ def score(predictions_file: Path) -> dict[str, dict]:
     """
     splits = metrics.measure(read_predictions(predictions_file))
     record, digest = run_record(predictions_file), digest_of(predictions_file)
-    is_published = record.get("dataset") in DATASETS
-    if not is_published or "test" not in splits or digest in scored():
+    if not (record.get("dataset") in DATASETS and "test" in splits) or digest in scored():
         return splits
     row = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         row |= {name: record[name] for name in ("commit", "preset", "seed")}
         row |= {"settings": json.dumps(record["settings"]), "predictions_sha256": digest}
-        row |= _figures(splits["test"]) | {"recipe": recipe_digest(record)}
-        row["dataset"] = record["dataset"]
+        row |= _figures(splits["test"])
+        row |= {"recipe": recipe_digest(record), "dataset": record["dataset"]}
     except KeyError as error:
         reason = f"{predictions_file} cannot be scored: the JSON file beside it lacks {error}"
         raise MarsclfError(f"{reason}; run notebook 02 again.") from error

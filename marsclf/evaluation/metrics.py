@@ -22,10 +22,7 @@ BURST = ["sol", "camera", "sequence"]  # of images without product ids, only the
 
 
 def measure(predictions: pd.DataFrame) -> dict[str, dict]:
-    """Return `summarize` of each split with images, in the order of SPLITS.
-
-    "burst" holds that of its `burst_consensus`.
-    """
+    """Return `summarize` of each split there is, with that of its `burst_consensus` as "burst"."""
     of = {split: predictions[predictions["split"] == split] for split in SPLITS}
     return {
         split: summarize(rows) | {"burst": summarize(burst_consensus(rows))}
@@ -43,7 +40,8 @@ def summarize(predictions: pd.DataFrame) -> dict[str, object]:
     labels, confidence = predictions["label"].to_numpy(), predictions["confidence"].to_numpy()
     probabilities = probabilities_of(predictions)
     correct, covered = labels == predictions["predicted"].to_numpy(), confidence >= THRESHOLD
-    scores, bins = _scores(predictions), calibration_bins(confidence, correct)
+    bins = calibration_bins(confidence, correct)
+    classes = per_class(predictions, range(probabilities.shape[1]))
     # Of two equal probabilities the lower class id ranks first, as with argmax.
     top3 = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
     of_label = np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)
@@ -51,7 +49,7 @@ def summarize(predictions: pd.DataFrame) -> dict[str, object]:
     summary = {
         "accuracy": correct.mean(),
         "accuracy_ci95": bootstrap_over_groups(correct, predictions["group"]),
-        "macro_f1": scores.loc[scores["support"] > 0, "f1"].mean(),
+        "macro_f1": classes.loc[classes["support"] > 0, "f1"].mean(),
         "top3": (top3 == labels[:, None]).any(axis=1).mean(),
         "nll": -np.log(of_label).mean(),
         "ece": gaps.sum() / len(labels),
@@ -76,9 +74,8 @@ def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
 def bootstrap_over_groups(correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return the 95 % interval [low, high] of the accuracy from resampling complete groups.
 
-    Images of one group, such as a sol, come in bursts and are not independent, so it is the unit
-    that is drawn: the percentile interval of a cluster bootstrap (Efron and Tibshirani 1993,
-    chapters 8 and 13).
+    Images of one group, such as a sol, are not independent, so it is the unit that is drawn: the
+    percentile interval of a cluster bootstrap (Efron and Tibshirani 1993, chapters 8 and 13).
     """
     number = np.unique(groups, return_inverse=True)[1]
     hits, images = np.bincount(number, weights=correct), np.bincount(number)
@@ -129,19 +126,14 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 
     Recall is NaN for a class without images; precision and F1 are 0 for one never predicted.
     """
-    scores = _scores(predictions).rename_axis("label")
-    scores.insert(0, "class_name", classes)
-    return scores
-
-
-def _scores(predictions: pd.DataFrame) -> pd.DataFrame:
     counts = confusion_matrix(predictions)
     support, predicted, hits = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
-    return pd.DataFrame({"support": support, "errors": support - hits}).assign(
+    table = pd.DataFrame({"class_name": classes, "support": support, "errors": support - hits})
+    return table.assign(
         recall=np.where(support > 0, hits / np.maximum(support, 1), np.nan),
         precision=hits / np.maximum(predicted, 1),
         f1=2 * hits / np.maximum(support + predicted, 1),
-    )
+    ).rename_axis("label")
 
 
 def commonest_confusions(
@@ -164,7 +156,7 @@ def errors(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Return the wrong rows: sol, camera, sequence, true, said (names), confidence, of_true, path.
 
     `said` is the predicted class; `of_true` is the probability of the true class. Sol and camera
-    are left out where they are not known.
+    are there if known.
     """
     wrong = predictions[predictions["label"] != predictions["predicted"]]
     labels, names = wrong["label"].to_numpy(), np.array(classes)

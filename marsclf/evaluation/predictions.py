@@ -54,9 +54,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise MarsclfError(f"There is no predictions file {path}: call `make run`.") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise MarsclfError(f"{path} cannot be read as a CSV file: {error}.") from error
-    classes = _p_columns(max(2, len(table.filter(regex=r"^p_\d+$").columns)))
-    scene = table.columns.intersection(SCENE)
-    columns = COLUMNS + (SCENE if len(scene) else []) + classes
+    classes = _p_columns(max(2, probabilities_of(table).shape[1]))
+    scene = SCENE if {*SCENE} & {*table} else []
+    columns = [*COLUMNS, *scene, *classes]
     if missing := [name for name in columns if name not in table.columns]:
         raise MarsclfError(f"{path} lacks the columns {', '.join(missing)}.")
     if table.empty:
@@ -67,13 +67,13 @@ def read_predictions(path: Path) -> pd.DataFrame:
     sums_to_1 = np.abs(probabilities.sum(axis=1) - 1) <= 0.002
     highest = probabilities.argmax(axis=1), probabilities.max(axis=1)
     matches = (numbers["predicted"] == highest[0]) & (numbers["confidence"] == highest[1])
-    of_label = f"the label is not a class id from 0 to {len(classes) - 1}"
+    last = len(classes) - 1
     faults = {
         "the split is not train, val or test": ~table["split"].isin(SPLITS),
         "the path is missing": table["path"].isna(),
         "the group or the sequence is missing": table[scene].isna().any(axis=1),
         "a number is missing or is not a number": numbers.isna().any(axis=1),
-        of_label: ~numbers["label"].isin(range(len(classes))),
+        f"the label is not a class id from 0 to {last}": ~numbers["label"].isin(range(last + 1)),
         "the probabilities are not in 0 to 1": (probabilities < 0).any(axis=1),
         "the sum of the probabilities is not 1": ~sums_to_1,
         "predicted and confidence do not match the highest probability": ~matches,
@@ -84,8 +84,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     try:
         return _complete(table[columns].astype({"label": int, "predicted": int}))
     except MarsclfError as error:
-        reason = f"{path} lacks the columns group and sequence, but {error}"
-        raise MarsclfError(f"{reason}; run notebook 02 again.") from None
+        raise MarsclfError(f"{path} lacks the columns group and sequence, but {error}.") from None
 
 
 def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:

@@ -125,8 +125,8 @@ def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> F
     """Chart the percentage of wrong predictions in each class, with its errors and images."""
     table, note = _first_classes(predictions, classes, "recall", ascending=True)
     names = [f"{row.class_name} ({row.errors} of {row.support})" for row in table.itertuples()]
-    wrong = predictions["label"] != predictions["predicted"]
-    rates, overall = 100 * (1 - table["recall"]), 100 * wrong.mean()
+    overall = 100 * (predictions["label"] != predictions["predicted"]).mean()
+    rates = 100 * (1 - table["recall"])
     fig, axes = new_figure(1.5 + 0.28 * len(table))
     bars(axes, [f"{rate:.0f}%" for rate in rates], x=rates, y=names, color=RED)
     axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
@@ -137,10 +137,7 @@ def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> F
 
 
 def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Chart the confusion matrix: counts (of at most MAX_CELLS classes), shaded by their share.
-
-    The share is that of the true class.
-    """
+    """Chart the confusion matrix: shares of the true class and, of up to 40 classes, counts."""
     names = [pd.Index(classes, name=name) for name in ("true class", "predicted class")]
     counts = pd.DataFrame(metrics.confusion_matrix(predictions), *names)
     support = counts.sum(axis=1)
@@ -167,7 +164,7 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figur
 def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
     table = metrics.commonest_confusions(predictions, classes)
-    of = table["share"].map("{:.0%} of ".format) + table["true"].map(_short)
+    of = [f"{row.share:.0%} of {_short(row.true)}" for row in table.itertuples()]
     labels = [f"{number} ({share})" for number, share in zip(table["count"], of, strict=True)]
     pairs = [fill(f"{row.true} → {row.predicted}", 50) for row in table.itertuples()]
     fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
