@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from PIL import Image
-from tiny_project import SMALL, environment_of
+from tiny_project import CLASSES, SMALL, environment_of
 
 import marsclf
 from marsclf import paths
@@ -57,7 +57,7 @@ def small_model():
     from marsclf.training.stages import build_head, join
 
     keras.utils.set_random_seed(0)
-    model = join(build_backbone("EfficientNetLite0", 64), build_head(1280, 16, 0.4))
+    model = join(build_backbone("EfficientNetLite0", 64), build_head(1280, 16, 0.4, len(CLASSES)))
     kernel = model.get_layer("top_conv").kernel
     kernel.assign(kernel * 1.01)
     return model
@@ -70,7 +70,7 @@ def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("classifier") / paths.CLASSIFIER.name
     training = {"preset": "none", "seed": 0, "commit": "unknown", "dataset": "none"}
     options = {"backbone": "EfficientNetLite0", "zooms": [1.0], "temperature": 0.5}
-    save_classifier(small_model, path, training=training, **options)
+    save_classifier(small_model, path, classes=CLASSES, training=training, **options)
     return path
 
 

@@ -21,7 +21,7 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 from tiny_project import pretend_gpu
 
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import fit_view
 from marsclf.networks.backbones import build_backbone

@@ -11,7 +11,7 @@ from tiny_project import enter_project
 
 from marsclf import paths
 from marsclf.classify import classifier_file
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
 from marsclf.images.views import Augmentation

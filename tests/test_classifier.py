@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
+from tiny_project import CLASSES
 
 import marsclf
 from marsclf import paths
@@ -23,7 +24,8 @@ from marsclf.classify import classifier_file
 from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.classifier_file import save_classifier
 from marsclf.classify.table import COLUMNS
-from marsclf.data.msl import CLASS_NAMES, MSL_V1_DIGEST, Dataset
+from marsclf.data.dataset import Dataset
+from marsclf.data.msl import MSL_V1
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.predictions import read_predictions
 from marsclf.images.decode import read_rgb
@@ -40,7 +42,7 @@ METADATA = {
     "image_size": 64,
     "head_hidden": 0,
     "first_learning_block": None,
-    "classes": list(CLASS_NAMES),
+    "classes": list(MSL_V1.classes),
     "zooms": [1.0],
     "calibration": {"kind": "temperature", "temperature": 1.0},
     "training": {},
@@ -74,24 +76,29 @@ def test_a_loaded_classifier_is_the_model_that_was_saved(
     expected = small_model.predict(views, verbose=0)
     np.testing.assert_allclose(classifier.engine(views), expected, atol=1e-3)
     table = classifier.predict(files)
-    assert table["predicted"].tolist() == [CLASS_NAMES[i] for i in expected.argmax(axis=1)]
+    assert table["predicted"].tolist() == [CLASSES[i] for i in expected.argmax(axis=1)]
+    assert set(table["runner_up"]) <= set(classifier.classes) == set(CLASSES)
 
 
 def test_a_linear_head(tmp_path: Path) -> None:
-    model = join(build_backbone("EfficientNetLite0", 32), build_head(1280, 0, 0.2))
+    model = join(build_backbone("EfficientNetLite0", 32), build_head(1280, 0, 0.2, 2))
     path, options = tmp_path / "c.safetensors", {"backbone": "EfficientNetLite0", "training": {}}
+    options["classes"] = ["rock", "sand"]
     save_classifier(model, path, **options)
     weights, metadata, digest = classifier_file.read(path)
     assert metadata["head_hidden"] == 0
     view = np.full((1, 32, 32, 3), 90, np.uint8)
     found = classifier_file.build_network(path, weights, metadata).predict_on_batch(view)
     np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
+    for classes in (["rock"], ["rock", "rock"], ["rock", "sand", "sky"], ["rock", "a\nb"]):
+        with pytest.raises(MarsclfError, match="do not fit the model"):
+            save_classifier(model, path, **options | {"classes": classes})
     scale = model.get_layer("top_bn").gamma
     scale.assign(scale + 1)
     with pytest.raises(MarsclfError, match="top_bn/gamma have changed, but BatchNorm must be"):
         save_classifier(model, path, **options)
     for value in (1e6, np.nan):  # half precision cannot hold them
-        model.layers[-1].bias.assign(np.full(25, value))
+        model.layers[-1].bias.assign(np.full(2, value))
         with pytest.raises(MarsclfError, match="too large for float16, or not finite"):
             save_classifier(model, path, **options)
     assert classifier_file.read(path)[2] == digest and list(tmp_path.iterdir()) == [path]
@@ -142,6 +149,13 @@ BIAS = "probabilities/bias"
         (changed(image_size=10**6), "image_size is 1000000"),
         (changed(zooms=[1.0, 1e9]), "zooms are"),
         (changed(classes=["a"]), "classes is"),
+        (changed(classes=["a", "b"] * 2), "classes is"),
+        (changed(classes=["a", " "]), "classes is"),
+        (changed(classes=["a", ["b"]]), "classes is"),
+        (changed(classes=["a", "\x1b[2J"]), "classes is"),
+        (changed(classes=["a", "\ud800"]), "classes is"),
+        (changed(classes=[str(number) for number in range(1001)]), "classes is"),
+        (changed(classes=["a", "b"]), "do not fit EfficientNetLite0"),
         (changed(backbone=["EfficientNetLite0"]), "backbone is"),
         (changed(calibration={"kind": "vector", "temperature": 1}), "kind is 'vector'"),
         (changed(calibration={"kind": "temperature", "temperature": 0}), "temperature is 0"),
@@ -205,6 +219,7 @@ def test_predictions_at_all_zooms_are_pooled_and_calibrated(
 ) -> None:
     path, zooms = tmp_path / "c.safetensors", [1.0, 0.5]
     options = {"backbone": "EfficientNetLite0", "training": {}, "temperature": 0.5}
+    options["classes"] = CLASSES
     save_classifier(small_model, path, zooms=zooms, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "make_predictor", lambda *_, name: classifier.engine)
@@ -213,7 +228,7 @@ def test_predictions_at_all_zooms_are_pooled_and_calibrated(
         views = [fit_view(read_rgb(file), 64, Condition(zoom=zoom)) for zoom in zooms]
         logits = np.log(classifier.engine(np.stack(views)).astype(np.float64)).mean(axis=0) / 0.5
         expected = np.exp(logits) / np.exp(logits).sum()
-        assert table["predicted"][number] == CLASS_NAMES[expected.argmax()]
+        assert table["predicted"][number] == CLASSES[expected.argmax()]
         found = table.loc[number, ["runner_up_confidence", "confidence"]].astype(float)
         np.testing.assert_allclose(found, np.sort(expected)[-2:], atol=2e-6)
 
@@ -280,7 +295,7 @@ def test_importing_the_package_loads_no_other() -> None:
 def test_the_published_classifier_is_small_and_of_the_real_images() -> None:
     assert paths.CLASSIFIER.stat().st_size <= 8_000_000
     _, metadata, _ = classifier_file.read(paths.CLASSIFIER)
-    assert metadata["training"]["data_digest"] == MSL_V1_DIGEST
+    assert metadata["training"]["data_digest"] == MSL_V1.digest
 
 
 @pytest.mark.realdata
@@ -289,7 +304,7 @@ def test_the_published_classifier_gives_the_published_predictions(real_data_dir:
     stored = stored[stored["split"] == "val"][::10]
     table = load_classifier().predict([real_data_dir / path for path in stored["path"]])
     assert table["error"].isna().all()
-    same = table["predicted"] == [CLASS_NAMES[label] for label in stored["predicted"]]
+    same = table["predicted"] == [MSL_V1.classes[label] for label in stored["predicted"]]
     assert same.mean() >= 0.99  # the file holds its weights in half precision
-    right = table["predicted"] == [CLASS_NAMES[label] for label in stored["label"]]
+    right = table["predicted"] == [MSL_V1.classes[label] for label in stored["label"]]
     assert right.mean() > 0.9

@@ -9,7 +9,7 @@ import pytest
 from tiny_project import enter_project
 
 from marsclf import paths
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.ledger import SELECTION
 from marsclf.pipeline.presets import parameters_of

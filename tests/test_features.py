@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view

@@ -1,5 +1,6 @@
 """Charts of predictions and training: what they show, and how figures are saved."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -10,12 +11,17 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from marsclf.data.msl import NUM_CLASSES, Dataset
+from marsclf.data.dataset import Dataset
+from marsclf.data.msl import MSL_V1
 from marsclf.evaluation.predictions import as_predictions
 from marsclf.figures import results as figures
 
-CHARTS = "cases_and_errors_per_class error_rate_per_class confusion_matrix commonest_confusions"
-CHARTS += " reliability_diagram coverage_accuracy errors_by_camera_and_sol"
+OF_CLASSES = "cases_and_errors_per_class error_rate_per_class confusion_matrix commonest_confusions"
+CHARTS = f"{OF_CLASSES} reliability_diagram coverage_accuracy errors_by_camera_and_sol"
+
+
+def draw(name: str, predictions: pd.DataFrame, classes: Sequence[str] = MSL_V1.classes) -> Figure:
+    return getattr(figures, name)(predictions, *[classes] * (name in OF_CLASSES.split()))
 
 
 def texts(fig: Figure) -> str:
@@ -31,8 +37,8 @@ def pixels_of(path: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def predictions(sample_dataset: Dataset) -> pd.DataFrame:
     index = sample_dataset.index[sample_dataset.index["split"] == "test"]
-    guesses = np.random.default_rng(0).dirichlet(np.full(NUM_CLASSES, 0.1), len(index))
-    return as_predictions(index, (guesses + 0.5 * np.eye(NUM_CLASSES)[index["label"]]) / 1.5)
+    guesses = np.random.default_rng(0).dirichlet(np.full(25, 0.1), len(index))
+    return as_predictions(index, (guesses + 0.5 * np.eye(25)[index["label"]]) / 1.5)
 
 
 @pytest.fixture
@@ -42,7 +48,8 @@ def ten(predictions: pd.DataFrame) -> pd.DataFrame:
         label=[8] * 5 + [9] * 5,
         predicted=[9] * 3 + [8] * 2 + [9] * 5,
         confidence=[0.95] * 8 + [0.5] * 2,
-        path=[f"0{sol}0036510000500684E01_DRCL.JPG" for sol in ["600MH"] * 4 + ["800ML"] * 6],
+        sol=[600] * 4 + [800] * 6,
+        camera=["MH"] * 4 + ["ML"] * 6,
     )
 
 
@@ -50,27 +57,43 @@ def ten(predictions: pd.DataFrame) -> pd.DataFrame:
 def test_charts_of_predictions(name: str, predictions: pd.DataFrame) -> None:
     label = predictions["label"]
     all_right = predictions.assign(predicted=label, confidence=0.5)
-    all_wrong = predictions.assign(predicted=(label + 1) % NUM_CLASSES, confidence=0.5)
+    all_wrong = predictions.assign(predicted=(label + 1) % 25, confidence=0.5)
     for table in (predictions, all_right, all_wrong):
-        fig = getattr(figures, name)(table)
+        fig = draw(name, table)
         assert f"Test split, {len(table):,} images" in texts(fig)
         fig.savefig(BytesIO(), dpi=50)
         assert plt.get_fignums() == []
 
 
+@pytest.mark.parametrize("number", [2, 5, 19, 100])
+@pytest.mark.parametrize("name", OF_CLASSES.split())
+def test_charts_of_few_and_of_many_classes(name: str, number: int) -> None:
+    labels = np.arange(2 * number) % number
+    names = [f"rock {label}" for label in range(number)]
+    rows = pd.DataFrame({"split": "val", "path": "x.png", "label": labels})
+    rows[["group", "sequence"]] = "a"
+    guesses = np.eye(number)[np.roll(labels, number // 2) % number] * 0.6 + 0.4 / number
+    fig = draw(name, as_predictions(rows, guesses), names)
+    fig.savefig(BytesIO(), dpi=50)
+    assert fig.get_figheight() <= 30
+    shown = texts(fig)
+    assert f"Validation split, {2 * number} images" in shown and "rock 1" in shown
+    assert ("40 more classes are not shown" in shown) is (number == 100 and "per_class" in name)
+
+
 def test_errors_in_charts(ten: pd.DataFrame) -> None:
-    counts = figures.cases_and_errors_per_class(ten)
+    counts = figures.cases_and_errors_per_class(ten, MSL_V1.classes)
     assert "3 wrong (30.0%)" in texts(counts)
     assert "no images in this split: apxs, apxs cal target" in texts(counts)
     lengths = [[bar.get_width() for bar in bars] for bars in counts.axes[0].containers]
     assert lengths == [[5, 5], [3, 0]]
-    rates = figures.error_rate_per_class(ten)
+    rates = figures.error_rate_per_class(ten, MSL_V1.classes)
     assert "ground (3 of 5)\nhorizon (0 of 5)" in texts(rates)
     assert [text.get_text() for text in rates.axes[0].texts] == ["60%", "0%"]
-    confusions = texts(figures.commonest_confusions(ten))
+    confusions = texts(figures.commonest_confusions(ten, MSL_V1.classes))
     assert "3 of 3 errors shown" in confusions
     assert "ground → horizon" in confusions and "3 (60% of ground)" in confusions
-    matrix = figures.confusion_matrix(ten)
+    matrix = figures.confusion_matrix(ten, MSL_V1.classes)
     assert "accuracy 70.0%" in texts(matrix)
     assert [text.get_text() for text in matrix.axes[0].texts] == ["2", "3", "", "5"]
     shares = matrix.axes[0].collections[0].get_array()
@@ -113,6 +136,9 @@ def test_ladder_shows_each_rung_and_the_interval_in_test() -> None:
     np.testing.assert_allclose(drawn, [[90, 90], [80, 80], [60, 70], [30, 35]])
     ends = [segment[:, 0] for segment in accuracy.collections[0].get_segments()]
     np.testing.assert_allclose(ends, [[50, 65], [60, 75]])
+    two = [(name, {"train": of["train"], "val": of["val"]}) for name, of in [("a", splits(0.6))]]
+    (ends,) = figures.ladder(two).axes[0].collections[0].get_segments()
+    np.testing.assert_allclose(ends[:, 0], [70, 85])  # of validation, as there is no test split
 
 
 def test_only_sample_data_is_stamped(tmp_path: Path) -> None:

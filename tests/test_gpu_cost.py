@@ -13,7 +13,7 @@ import tensorflow as tf
 from tiny_project import enter_project
 
 from marsclf import paths
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.pipeline.presets import parameters_of
 from marsclf.training.recipe import Recipe
 from tools import gpu_cost

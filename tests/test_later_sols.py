@@ -31,10 +31,10 @@ def test_a_fold_trains_on_earlier_sols(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_judged_images_come_from_many_sols(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "IMAGES_PER_CLASS", 6)
     sols = [("val", 1, 0)] * 50 + [("val", 2, 0)] * 2 + [("val", 3, 0)] * 9 + [("val", 1, 4)] * 3
-    found = sampling.spread_over_sols(make_index(sols))
+    found = sampling.spread_over_groups(make_index(sols))
     counts = found.groupby(["label", "sol"]).size().to_dict()
     assert counts == {(0, 1): 2, (0, 2): 2, (0, 3): 2, (4, 1): 3}
-    pd.testing.assert_frame_equal(found, sampling.spread_over_sols(make_index(sols)))
+    pd.testing.assert_frame_equal(found, sampling.spread_over_groups(make_index(sols)))
 
 
 def test_the_criterion_is_the_mean_recall_of_the_classes() -> None:

@@ -45,10 +45,21 @@ def test_predictions_are_entered_once(results: Path, tmp_path: Path) -> None:
     rows = ledger.rows()
     assert [row["predictions_sha256"] for row in rows] == digests
     test = metrics.measure(read_predictions(first))["test"]
-    expected = {"preset": "laptop", "seed": "3", "settings": '{"seed": 3}'}
+    expected = {"dataset": "msl-v1", "preset": "laptop", "seed": "3", "settings": '{"seed": 3}'}
     expected |= {name: str(test[name]) for name in ("accuracy", "macro_f1", "ece")}
     expected |= {"burst_accuracy": str(test["burst"]["accuracy"])}
     assert rows[0].items() >= expected.items()
+
+
+def test_each_data_set_has_lines_and_seeds_of_its_own(results: Path, tmp_path: Path) -> None:
+    ledger.score(make_run(tmp_path / "a"))
+    other = make_run(tmp_path / "b", 50, dataset="msl-v2.1", seed=4)
+    splits = ledger.score(other)
+    assert [row["dataset"] for row in ledger.rows()] == ["msl-v1", "msl-v2.1"]
+    assert list(ledger.seeds(RECORD | {"splits": splits})) == ["3"]
+    text = other.read_text()
+    other.write_text("".join(row for row in text.splitlines(True) if row[:5] != "test,"))
+    assert list(ledger.score(other)) == ["train", "val"] and len(ledger.rows()) == 2
 
 
 @pytest.mark.parametrize("dataset", ["sample", "custom", None])
@@ -81,7 +92,8 @@ def test_seeds_of_one_recipe(results: Path) -> None:
     def enter(seed: int, rate: float, accuracy: float) -> dict:
         test = {"accuracy": accuracy, "macro_f1": 0.2, "ece": 0.1, "burst": {"accuracy": 0.75}}
         result = RECORD | {"seed": seed, "parameters": {"rate": rate, "seed": seed}}
-        row = {"seed": seed, "recipe": ledger.recipe_digest(result), "burst_accuracy": 0.75}
+        row = {"seed": seed, "recipe": ledger.recipe_digest(result), "dataset": "msl-v1"}
+        row |= {"burst_accuracy": 0.75}
         ledger.append_row(results / ledger.NAME, row | {k: test[k] for k in ledger.FIGURES})
         return result | {"splits": {"test": test}}
 

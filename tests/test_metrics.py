@@ -11,12 +11,12 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from sklearn.metrics import precision_recall_fscore_support as sklearn_scores
 
-from marsclf.data.msl import CLASS_NAMES, NUM_CLASSES
+from marsclf.data.msl import MSL_V1
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
 from marsclf.evaluation.predictions import (
-    PROBABILITY_COLUMNS,
-    product_ids,
+    class_names,
+    probabilities_of,
     read_predictions,
     write_predictions,
 )
@@ -32,7 +32,7 @@ def stored(path: Path, sols: list[int], labels, probabilities) -> pd.DataFrame:
 
 def spread(label: int, probability: float, rest: int) -> np.ndarray:
     """Give `probability` to `label` and what is left to `rest`."""
-    row = np.zeros(NUM_CLASSES)
+    row = np.zeros(25)
     row[label], row[rest] = probability, 1 - probability
     return row
 
@@ -48,7 +48,7 @@ def four(tmp_path: Path) -> pd.DataFrame:
 def many(tmp_path: Path) -> pd.DataFrame:
     rng = np.random.default_rng(1)
     labels = rng.choice([0, 3, 7, 8, 9, 24], 600)
-    logits = rng.normal(size=(600, NUM_CLASSES))
+    logits = rng.normal(size=(600, 25))
     logits[np.arange(600), labels] += rng.normal(2, 2, 600)
     sols = np.sort(rng.integers(600, 650, 600)).tolist()
     return stored(tmp_path / "many.csv.gz", sols, labels, softmax(logits, axis=1))
@@ -77,8 +77,8 @@ def test_summary_worked_by_hand(four: pd.DataFrame) -> None:
 
 
 def test_metrics_agree_with_scikit_learn(many: pd.DataFrame) -> None:
-    labels, predicted, classes = many["label"], many["predicted"], np.arange(NUM_CLASSES)
-    probabilities = many[PROBABILITY_COLUMNS].to_numpy()
+    labels, predicted, classes = many["label"], many["predicted"], np.arange(25)
+    probabilities = probabilities_of(many)
     exact = probabilities / probabilities.sum(axis=1, keepdims=True)
     top3 = top_k_accuracy_score(labels, probabilities, k=3, labels=classes)
     summary = metrics.summarize(many)
@@ -87,7 +87,7 @@ def test_metrics_agree_with_scikit_learn(many: pd.DataFrame) -> None:
     matrix = confusion_matrix(labels, predicted, labels=classes)
     np.testing.assert_array_equal(metrics.confusion_matrix(many), matrix)
     scores = sklearn_scores(labels, predicted, labels=classes, zero_division=0)
-    table = metrics.per_class(many)
+    table = metrics.per_class(many, MSL_V1.classes)
     for name, expected in zip(("precision", "recall", "f1", "support"), scores, strict=True):
         np.testing.assert_allclose(table[name].fillna(0), expected)
     assert table["recall"].isna().equals(table["support"] == 0)
@@ -96,15 +96,16 @@ def test_metrics_agree_with_scikit_learn(many: pd.DataFrame) -> None:
     assert metrics.summarize(many.sample(frac=1, random_state=3)) == summary
 
 
-def test_a_split_without_images(four: pd.DataFrame) -> None:
-    with pytest.raises(MarsclfError, match="no image of the train split"):
-        metrics.measure(four)
+def test_only_splits_with_images_are_measured(four: pd.DataFrame) -> None:
+    assert list(metrics.measure(four)) == ["test"]
+    both = pd.concat([four, four.assign(split="train")])
+    assert list(metrics.measure(both)) == ["train", "test"]
 
 
 def test_interval_of_bursts_is_wider_than_of_single_images() -> None:
     correct = np.repeat(np.arange(40) % 2 == 0, 10)
     for units, number in ((np.repeat(np.arange(40), 10), 40), (np.arange(400), 400)):
-        low, high = metrics.bootstrap_over_sols(correct, units)
+        low, high = metrics.bootstrap_over_groups(correct, units)
         assert high - low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(number), rel=0.1)
 
 
@@ -128,31 +129,32 @@ def test_calibration_over_fewer_sols_than_periods(four: pd.DataFrame) -> None:
 
 
 def test_commonest_confusions(four: pd.DataFrame) -> None:
-    table = metrics.commonest_confusions(pd.concat([four, four.iloc[[2]]]))
+    table = metrics.commonest_confusions(pd.concat([four, four.iloc[[2]]]), MSL_V1.classes)
     expected = {"true": "ground", "predicted": "horizon", "count": 2, "share": 0.5}
     assert table.loc[0].to_dict() == expected
     assert table["count"].tolist() == [2, 1]
-    assert len(metrics.commonest_confusions(four, limit=1)) == 1
+    assert len(metrics.commonest_confusions(four, MSL_V1.classes, limit=1)) == 1
 
 
 def test_one_prediction_per_burst(tmp_path: Path) -> None:
     rows = [spread(8, 0.9, 9), spread(9, 0.6, 8), spread(9, 0.6, 8), spread(24, 0.8, 8)]
-    table = stored(tmp_path / "p.csv", [600] * 4, [8] * 4, rows)
+    stored(tmp_path / "p.csv", [600] * 4, [8] * 4, rows)
     # Images 0 and 1 share sol, camera and sequence; 2 is of another camera, 3 of another sequence.
-    table.loc[2, "path"] = table.loc[2, "path"].replace("MR", "ML")
-    table.loc[3, "path"] = table.loc[3, "path"].replace("MR000010", "MR000011")
+    text = (tmp_path / "p.csv").read_text().replace("MR000010002", "ML000010002")
+    (tmp_path / "p.csv").write_text(text.replace("MR000010003", "MR000011003"))
+    table = read_predictions(tmp_path / "p.csv")
     found = metrics.burst_consensus(table)
     # sqrt(0.9 * 0.4) = 0.6 and sqrt(0.1 * 0.6) = 0.245: the first is 0.710 of their sum.
     assert found["predicted"].tolist() == [8, 8, 9, 24]
     assert found["confidence"].tolist() == pytest.approx([0.7101, 0.7101, 0.6, 0.8], abs=1e-4)
-    columns = ["split", "path", "label"]
+    columns = ["split", "path", "label", "group", "sequence", "sol", "camera"]
     pd.testing.assert_frame_equal(found[columns], table[columns])
 
 
 def test_errors_by_burst_and_by_eye(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [spread(24, 0.8, 8), spread(9, 0.9, 8), spread(8, 0.6, 9), spread(9, 0.7, 8)]
     table = stored(tmp_path / "p.csv", [500, 600, 600, 600], [8] * 4, rows)
-    single, bursts = metrics.errors(table), metrics.errors_by_burst(table)
+    single, bursts = (of(table, MSL_V1.classes) for of in (metrics.errors, metrics.errors_by_burst))
     assert single["path"].tolist() == table["path"].iloc[[0, 1, 3]].tolist()
     assert single["of_true"].tolist() == pytest.approx([0.2, 0.1, 0.3])
     columns = ["sol", "camera", "true", "said", "errors"]
@@ -161,7 +163,7 @@ def test_errors_by_burst_and_by_eye(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         [500, "MR", "ground", "wheel", 1],
     ]
     assert bursts.loc[0, ["confidence", "of_true"]].tolist() == pytest.approx([0.8, 0.2])
-    assert metrics.errors_by_burst(table[table["predicted"] == 8]).empty
+    assert metrics.errors_by_burst(table[table["predicted"] == 8], MSL_V1.classes).empty
     monkeypatch.setattr(metrics.paths, "RESULTS", tmp_path)
     assert metrics.by_eye(single)["verdict"].tolist() == ["not looked at"] * 3
     (tmp_path / "test_by_eye.csv").write_text(
@@ -179,13 +181,52 @@ def test_published_verdicts_belong_to_test_images() -> None:
     assert not verdicts.duplicated(["sequence", "true"]).any()
     predictions = read_predictions(metrics.paths.RESULTS / "laptop" / "predictions.csv.gz")
     test = predictions[predictions["split"] == "test"]
-    known = product_ids(test)["sequence"] + test["label"].map(dict(enumerate(CLASS_NAMES)))
+    known = test["sequence"] + test["label"].map(dict(enumerate(MSL_V1.classes)))
     assert (verdicts["sequence"] + verdicts["true"]).isin(known).all()
+
+
+@pytest.mark.parametrize("number", [2, 19, 100, 101, 500])
+def test_predictions_of_other_classes_and_names(tmp_path: Path, number: int) -> None:
+    path, rng = tmp_path / "own.csv", np.random.default_rng(0)
+    rows = pd.DataFrame({"split": "val", "path": [f"a/{n}.png" for n in range(60)]})
+    rows["label"] = rng.integers(number, size=60)
+    rows["group"], rows["sequence"] = ["NA"] * 30 + ["007"] * 30, [str(n // 2) for n in range(60)]
+    probabilities = rng.dirichlet(np.full(number, 0.2), 60)
+    write_predictions(path, rows, probabilities)
+    digits = 3 if number > 100 else 2
+    assert path.read_text().partition("\n")[0] == ",".join(
+        ["split", "path", "label", "predicted", "confidence", "group", "sequence"]
+        + [f"p_{label:0{digits}d}" for label in range(number)]
+    )
+    found = read_predictions(path)
+    pd.testing.assert_frame_equal(found[list(rows)], rows)
+    np.testing.assert_allclose(probabilities_of(found), probabilities, rtol=6e-4)
+    right = (probabilities.argmax(axis=1) == rows["label"]).to_numpy()
+    # Each resample draws two of the two groups.
+    ends = sorted([right[:30].mean(), right[30:].mean()])
+    measured = metrics.measure(found)["val"]
+    np.testing.assert_allclose(measured["accuracy_ci95"], ends, atol=1e-6)
+    pairs = np.exp(np.log(np.maximum(probabilities_of(found), 1e-7)).reshape(30, 2, -1).mean(1))
+    right = pairs.argmax(axis=1).repeat(2) == rows["label"]
+    assert measured["burst"]["accuracy"] == pytest.approx(right.mean(), abs=0.02)
+    names = class_names({"dataset": "own", "classes": [f"c{n}" for n in range(number)]}, found)
+    wrong = metrics.errors_by_burst(found, names)
+    assert set(wrong) == {"sequence", "true", "said", "errors", "confidence", "of_true"}
+    assert wrong["errors"].sum() == (found["label"] != found["predicted"]).sum()
+    assert len(metrics.per_class(found, names)) == number
+
+
+def test_names_of_classes(four: pd.DataFrame) -> None:
+    for record in ({}, {"dataset": "msl-v1"}, {"dataset": "sample"}):  # as published before
+        assert class_names(record, four) == MSL_V1.classes
+    for record in ({"dataset": "own"}, {"classes": ["rock", "sand"]}):
+        with pytest.raises(MarsclfError, match="names . classes, but its predictions have 25"):
+            class_names(record, four)
 
 
 def test_stored_predictions_agree_with_their_four_digits(tmp_path: Path) -> None:
     # 0.500049 and 0.499951 differ, but are both written as 0.5: then the lower id wins.
-    even = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
+    even = np.full(25, 1 / 25)
     rows = [spread(9, 0.500049, 8), even, even, even]
     predictions = stored(tmp_path / "p.csv", [600] * 4, [9, 2, 3, 24], rows)
     assert predictions["p_09"][0] == 0.5
@@ -206,6 +247,8 @@ def test_stored_predictions_agree_with_their_four_digits(tmp_path: Path) -> None
         ("confidence", 0.7, "predicted and confidence do not match"),
         ("split", "all", "the split is not train, val or test"),
         ("path", "", "the path is missing"),
+        ("group", "", "the group or the sequence is missing"),
+        ("sequence", "", "the group or the sequence is missing"),
     ],
 )
 def test_a_faulty_row(
@@ -219,13 +262,19 @@ def test_a_faulty_row(
 
 
 def test_a_faulty_file(tmp_path: Path, four: pd.DataFrame) -> None:
-    four.drop(columns=["label", "p_24"]).to_csv(tmp_path / "lacking.csv", index=False)
+    four.drop(columns=["label", "p_08"]).to_csv(tmp_path / "lacking.csv", index=False)
+    scene = ["group", "sequence", "sol", "camera"]
+    other = four.drop(columns=scene).replace({"path": {four["path"][3]: "a.png"}})
+    other.to_csv(tmp_path / "other.csv", index=False)
+    four.drop(columns="group").to_csv(tmp_path / "half.csv", index=False)
     four.iloc[:0].to_csv(tmp_path / "rows.csv", index=False)
     zipped = gzip.compress((tmp_path / "predictions.csv").read_bytes())
     (tmp_path / "cut.csv.gz").write_bytes(zipped[: len(zipped) // 2])
     for name, fault in {
         "absent.csv": "no predictions file",
-        "lacking.csv": "lacks the columns label, p_24",
+        "lacking.csv": "lacks the columns label, p_08",
+        "other.csv": "lacks the columns group and sequence, but 'a.png' is not the name of a Cur",
+        "half.csv": "lacks the columns group",
         "rows.csv": "holds no predictions",
         "cut.csv.gz": "cannot be read",
     }.items():

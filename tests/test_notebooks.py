@@ -24,7 +24,7 @@ from marsclf.data.dataset import Dataset
 from marsclf.data.msl import MSL_V1, SAMPLE_NOTICE
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import with_temperature
-from marsclf.evaluation.predictions import PROBABILITY_COLUMNS, read_predictions, run_record
+from marsclf.evaluation.predictions import probabilities_of, read_predictions, run_record
 from marsclf.figures import results as figures
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import fit_view
@@ -147,7 +147,7 @@ def test_the_saved_model_gives_the_stored_predictions(
     views = [fit_view(read_rgb(sample_dir / path), SIZE) for path in stored["path"]]
     temperature = run_record(smoke_run[0] / "predictions.csv")["temperature"]
     found = with_temperature(model.predict(np.stack(views), verbose=0), temperature)
-    np.testing.assert_allclose(found, stored[PROBABILITY_COLUMNS], atol=1e-3)
+    np.testing.assert_allclose(found, probabilities_of(stored), atol=1e-3)
 
 
 def test_a_killed_training_resumes(

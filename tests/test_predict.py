@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from marsclf.classify import find, local, parts
 from marsclf.classify.classifier import Classifier
 from marsclf.classify.table import COLUMNS, WRITERS, Row, printable, read_parquet, write_parquet
 from marsclf.cli import main
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 
 IMAGES, PER_PART = 40, 16
 COMMAND = ["predict", "images", "--output", "t.csv"]
@@ -87,6 +88,8 @@ def test_a_table(images: Path, capsys: pytest.CaptureFixture[str], classifier: C
     uncertain = (table["confidence"] < 0.2).sum()
     assert out == "" and "Table: t.csv" in err
     assert f"40 images: {39 - uncertain} certain, {uncertain} uncertain, 1 could not be" in err
+    for name, number in table["predicted"].value_counts().items():
+        assert f"\n{number:>12}  {name}\n" in err
 
 
 def test_parquet_and_standard_output_hold_the_same(
@@ -296,7 +299,7 @@ def test_overlays(images: Path) -> None:
     assert len(table) == IMAGES and len(overlays) == IMAGES - 1
     for row in table[table["error"].isna()].itertuples():
         (name,) = [name for name in overlays if name.startswith(Path(row.path).stem + ".")]
-        assert name.endswith(f".{row.predicted.replace(' ', '_')}.jpg")
+        assert name.endswith(".{}.jpg".format(re.sub("[^a-z]+", "_", row.predicted)))
     with Image.open(images / "overlays" / overlays[0]) as overlay:
         assert overlay.size == (64, 64) and np.ptp(np.asarray(overlay)) > 50
 

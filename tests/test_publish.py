@@ -13,7 +13,8 @@ import pytest
 from tiny_project import enter_project, write_predictions
 
 from marsclf import paths
-from marsclf.data.msl import MSL_V1_DIGEST, SPLITS
+from marsclf.data.dataset import SPLITS
+from marsclf.data.msl import MSL_V1, MSL_V2
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import read_predictions
@@ -21,7 +22,7 @@ from marsclf.files import write_json
 from tools import publish, results, verify
 
 PARAMETERS = {"seed": 0, "test_zooms": [1.0], "learn_from": ["train"], "self_training": 0.0}
-TRAINING = {"preset": "laptop", "seed": 0, "commit": "0" * 40, "data_digest": MSL_V1_DIGEST}
+TRAINING = {"preset": "laptop", "seed": 0, "commit": "0" * 40, "data_digest": MSL_V1.digest}
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
 TABLES = ("headline", "results", "runs", "seeds", "classes", "bursts", "verdicts", "confusions")
 
@@ -47,7 +48,7 @@ def read_classifier(path: Path) -> tuple[dict, dict, str]:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one complete run, as if of the real data, but with 40 images per split."""
     enter_project(monkeypatch, tmp_path)
-    monkeypatch.setattr(results, "IMAGES", dict.fromkeys(SPLITS, 40))
+    monkeypatch.setattr(results, "IMAGES", {"msl-v1": dict.fromkeys(SPLITS, 40), "msl-v2.1": {}})
     monkeypatch.setattr(results.classifier_file, "read", read_classifier)
     monkeypatch.setattr(publish, "parameters_of", lambda _: PARAMETERS | {"test_zooms": (1.0,)})
     (tmp_path / "README.md").write_text(page("results"))
@@ -57,15 +58,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make_run(preset: str) -> None:
+def make_run(preset: str, splits: tuple = SPLITS, **changes: object) -> None:
     folder = paths.RUNS / preset
     (folder / "figures").mkdir(parents=True)
     (folder / "figures" / "graph.png").write_text("new graph")
     (folder / "figures" / "01_counts.png").write_text("counts")
-    write_predictions(folder / "predictions.csv")
+    write_predictions(folder / "predictions.csv", 40, splits)
     record = TRAINING | {"dataset": "msl-v1", "preset": preset, "parameters": PARAMETERS}
     record |= {"backbone": "Lite0", "hardware": HARDWARE, "temperature": 0.5, "settings": {}}
-    record |= {"wall_s": {"total": 600.0}, "peak_rss_mb": 1500}
+    record |= {"wall_s": {"total": 600.0}, "peak_rss_mb": 1500} | changes
     write_json(folder / "metrics.json", record)
     splits = ledger.score(folder / "predictions.csv")
     write_json(folder / "metrics.json", record | {"splits": splits})
@@ -122,6 +123,29 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found == {"laptop/01_counts.png", "laptop/graph.png", "other/graph.png"}
 
 
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "val")])
+def test_a_run_on_another_data_set_is_published_beside(project: Path, splits: tuple) -> None:
+    (project / "RESULTS.md").write_text(page(*TABLES))
+    publish.publish("laptop")
+    before = {path: path.read_bytes() for path in (paths.RESULTS / "laptop").iterdir()}
+    before[paths.CLASSIFIER] = paths.CLASSIFIER.read_bytes()
+    shutil.rmtree(paths.RUNS / "laptop")
+    names = [f"rock {number}" for number in range(25)]
+    about = {"dataset": "msl-v2.1", "data_digest": MSL_V2.digest, "classes": names}
+    make_run("laptop", splits, **about)
+    write_classifier(paths.RUNS / "laptop" / paths.CLASSIFIER.name, seed=7)
+    publish.publish("laptop")
+    assert before == {path: path.read_bytes() for path in before}
+    name = "laptop-msl-v2.1"
+    assert (paths.FIGURES / name / "graph.png").exists()
+    text = (project / "RESULTS.md").read_text()
+    assert "| [`laptop`](results/laptop/metrics.json) | msl-v1 | 0 | " in text
+    assert f"| [`{name}`](results/{name}/metrics.json) | msl-v2.1 | 0 | " in text
+    assert (f"| `{name}` | msl-v2.1 | 0 | " in text) is ("test" in splits)
+    assert "| ground |" in text and "| rock 8 |" not in text
+    verify.verify()
+
+
 def test_tables_show_what_the_predictions_give(project: Path) -> None:
     (project / "RESULTS.md").write_text(page(*TABLES, "drift", "selection", "costs"))
     (paths.RESULTS / ledger.SELECTION).write_text(
@@ -138,14 +162,14 @@ def test_tables_show_what_the_predictions_give(project: Path) -> None:
     mean = f"{test['accuracy'] + 0.05:.1%} ± {0.1 / 2**0.5:.1%}"
     rows = read_predictions(run).query("split == 'test'")
     ground = rows.query("label == 8")
-    worst = metrics.errors_by_burst(rows).iloc[0]
-    pair = metrics.commonest_confusions(rows).iloc[0]
+    worst = metrics.errors_by_burst(rows, MSL_V1.classes).iloc[0]
+    pair = metrics.commonest_confusions(rows, MSL_V1.classes).iloc[0]
     low, high = test["accuracy_ci95"]
     lines = [
-        f"**{mean} accuracy on the test set** (mean ± standard deviation over 2 seeds)",
+        f"**{mean} accuracy on the test set of msl-v1** (mean ± standard deviation over 2 seeds)",
         f"| {test['accuracy']:.1%} ({low:.1%} to {high:.1%}) | {test['macro_f1']:.3f} | ",
         "| 10.0 min | 1.5 GB | 2 cores of Some CPU, no GPU, 8 GB | 000000000000 |",
-        f"| `laptop` | 0, 1 | {mean} |",
+        f"| `laptop` | msl-v1 | 0, 1 | {mean} |",
         f"| ground | {len(ground)} | {(ground['predicted'] == 8).mean():.1%} |",
         f"| {worst.true} | {worst.said} | {worst.errors} | {worst.confidence:.2f} |",
         f"| not looked at | {(rows['label'] != rows['predicted']).sum()} | 100.0% |",
@@ -182,7 +206,7 @@ def test_publish_refuses_predictions(project: Path, monkeypatch: pytest.MonkeyPa
     path.write_text(text.replace(f"{name},{label},", f"{name},{(int(label) + 1) % 25},"))
     refused(project, "train.accuracy is .*the ledger of test scores, does not list it")
     path.write_text(text)
-    monkeypatch.setattr(results, "IMAGES", {"train": 40, "val": 40, "test": 41})
+    monkeypatch.setitem(results.IMAGES, "msl-v1", {"train": 40, "val": 40, "test": 41})
     refused(project, "40 images in the test split instead of 41")
 
 

@@ -32,7 +32,8 @@ import marsclf
 from marsclf import paths
 from marsclf.cli import main
 from marsclf.data import download
-from marsclf.data.msl import SAMPLE_NOTICE, Dataset
+from marsclf.data.dataset import Dataset
+from marsclf.data.msl import SAMPLE_NOTICE
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import read_predictions, run_record

@@ -36,7 +36,7 @@ def toy(count: int = 120, seed: int = 0) -> Examples:
     labels = np.arange(count) % 4 * 5
     features = rng.normal(0, 1, (count, 8))
     features[np.arange(count), labels // 5] += 4
-    return Examples(features.astype(np.float32), labels, np.full(count, 1 / count))
+    return Examples(features.astype(np.float32), labels, np.full(count, 1 / count), 25)
 
 
 def prepare(cache: Path, **changed: object) -> tuple[keras.Model, Checkpoints]:
@@ -48,7 +48,7 @@ def prepare(cache: Path, **changed: object) -> tuple[keras.Model, Checkpoints]:
         (defaults if name in defaults else compiled)[name] = value
     train, validation, batch_size, hidden, dropout, epochs, patience, seed = defaults.values()
     keras.utils.set_random_seed(0)
-    head = build_head(8, hidden, dropout)
+    head = build_head(8, hidden, dropout, 25)
     batches = RandomBatches(train, batch_size, 120, seed)
     stages.compile_model(head, steps=epochs * len(batches), **compiled)
     check = Batches(validation, batch_size)
@@ -111,7 +111,7 @@ def test_shares_of_classes_and_bursts(balance: float, burst_balance: float, expe
 def test_random_batches() -> None:
     labels = np.repeat([3, 8, 20], [20, 980, 200])
     shares = np.repeat([0.2 / 20, 0.5 / 980, 0.3 / 200], [20, 980, 200])
-    examples = Examples(np.arange(1200)[:, np.newaxis], labels, shares)
+    examples = Examples(np.arange(1200)[:, np.newaxis], labels, shares, 25)
     drawn = RandomBatches(examples, 64, 6000, seed=0)
     assert [len(drawn[i][0]) for i in range(len(drawn))] == [64] * 93 + [48]
     features, targets, weights = (np.concatenate(part) for part in zip(*drawn, strict=True))
@@ -126,7 +126,7 @@ def test_random_batches() -> None:
 
 def test_validation_weights_equal_the_shares_of_training() -> None:
     labels, shares = np.repeat([3, 8], [2, 6]), np.repeat([1 / 4, 1 / 12], [2, 6])
-    batches = Batches(Examples(np.arange(8)[:, np.newaxis], labels, shares), 5)
+    batches = Batches(Examples(np.arange(8)[:, np.newaxis], labels, shares, 25), 5)
     features, targets, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
     assert features[:, 0].tolist() == list(range(8))
     np.testing.assert_array_equal(targets.argmax(axis=1), labels)
@@ -136,7 +136,7 @@ def test_validation_weights_equal_the_shares_of_training() -> None:
 
 @pytest.mark.parametrize(("hidden", "count"), [(0, 1281 * 25), (4, 1281 * 4 + 5 * 25)])
 def test_join_is_flat_and_shares_the_weights(hidden: int, count: int) -> None:
-    backbone, head = build_backbone("EfficientNetLite0", 32), build_head(1280, hidden, 0.5)
+    backbone, head = build_backbone("EfficientNetLite0", 32), build_head(1280, hidden, 0.5, 25)
     assert head.count_params() == count
     model = stages.join(backbone, head)
     assert not any(isinstance(layer, keras.Model) for layer in model.layers)

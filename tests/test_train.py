@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from marsclf import paths
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import write_predictions
@@ -56,7 +56,7 @@ def rows(sample_dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def trained(sample_dataset: Dataset, rows: tuple, cache: Path) -> TrainedNetwork:
-    return train.train_network(make_recipe(), sample_dataset.root, *rows, cache)
+    return train.train_network(make_recipe(), sample_dataset.root, *rows, 25, cache)
 
 
 def test_the_fields_are_the_parameters_of_the_notebook() -> None:
@@ -100,7 +100,7 @@ def test_only_the_named_blocks_and_the_head_change(trained) -> None:
 
 def test_a_recipe_without_a_second_stage(trained, sample_dataset, rows, cache) -> None:
     settings = make_recipe(finetune_epochs=0, finetune_patience=0)
-    first = train.train_network(settings, sample_dataset.root, *rows, cache)
+    first = train.train_network(settings, sample_dataset.root, *rows, 25, cache)
     assert [record["stage"] for record in first.history] == ["head", "head"]
     for layer in load_backbone().layers:
         assert are_equal(layer, first.model.get_layer(layer.name))
@@ -127,7 +127,7 @@ def test_the_predictions_of_zooms_are_pooled(trained, sample_dataset, rows, cach
 
 
 def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows, cache) -> None:
-    other = TrainedNetwork(join(load_backbone(), build_head(1280, 0, 0.0)), [1.0], [])
+    other = TrainedNetwork(join(load_backbone(), build_head(1280, 0, 0.0, 25)), [1.0], [])
     one, two, both = (
         train.predict(networks, sample_dataset.root, rows[1], cache=cache)
         for networks in ([trained], [other], [trained, other])
@@ -155,7 +155,7 @@ def test_an_equal_recipe_is_taken_from_the_cache_and_another_is_trained(
     trained, sample_dataset, rows, cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train_on(train_rows: pd.DataFrame, **changed: object) -> TrainedNetwork:
-        arguments = sample_dataset.root, train_rows, rows[1], cache
+        arguments = sample_dataset.root, train_rows, rows[1], 25, cache
         return train.train_network(make_recipe(**changed), *arguments)
 
     def stop(*_: object) -> None:
@@ -188,7 +188,7 @@ def test_mixed_precision_is_that_of_the_gpu(
     backbone = load_backbone(mixed_precision=True)
     assert backbone.output.dtype == dtype
     assert {weights.dtype for weights in backbone.weights} == {"float32"}
-    assert join(backbone, build_head(1280, 0, 0.0)).output.dtype == "float32"
+    assert join(backbone, build_head(1280, 0, 0.0, 25)).output.dtype == "float32"
     assert load_backbone(mixed_precision=False).output.dtype == "float32"
 
 
@@ -197,7 +197,7 @@ def fresh(sample_dataset: Dataset, rows: tuple, tmp_path_factory) -> TrainedNetw
     """A network that a GPU older than bfloat16 would train."""
     settings = make_recipe(views=0, mixed_precision="mixed_float16", **FEWER)
     folder = tmp_path_factory.mktemp("fresh")
-    return train.train_network(settings, sample_dataset.root, *rows, folder)
+    return train.train_network(settings, sample_dataset.root, *rows, 25, folder)
 
 
 def test_fresh_views_train_the_same_parts(fresh, sample_dataset, rows) -> None:
@@ -224,7 +224,7 @@ def test_fresh_views_resume_exactly(
     fresh, sample_dataset, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_recipe(views=0, mixed_precision="mixed_float16", **FEWER)
-    arguments = settings, sample_dataset.root, *rows, tmp_path
+    arguments = settings, sample_dataset.root, *rows, 25, tmp_path
 
     def die(kept: Checkpoints, batch: int, logs: dict | None = None) -> None:
         if kept.stage == "finetune" and len(kept.history) == 1 and batch == 1:
@@ -242,7 +242,7 @@ def test_a_batch_that_exceeds_the_memory_is_divided(
 ) -> None:
     """Batches of 4 fit; equal steps are made of two of them where 8 were asked for."""
     fits, settings = 4, make_recipe(views=0, finetune_epochs=0, head_batch_size=8)
-    arguments, batches = (settings, sample_dataset.root, *rows, tmp_path), []
+    arguments, batches = (settings, sample_dataset.root, *rows, 25, tmp_path), []
 
     def refuse(model: keras.Model, drawn: RandomBatches, **_: object) -> None:
         batches.append((drawn.batch_size, model.optimizer.gradient_accumulation_steps))
@@ -259,7 +259,7 @@ def test_a_batch_that_exceeds_the_memory_is_divided(
 
 
 def test_batches_that_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = join(load_backbone(), build_head(1280, 0, 0.0))
+    model = join(load_backbone(), build_head(1280, 0, 0.0, 25))
     for memory, expected in ((0, 64), (80_000, 64), (150, 16)):
         monkeypatch.setattr(stages, "gpu_memory", lambda: memory * 10**6)  # noqa: B023
         assert stages.images_at_once(model, 64) == expected
@@ -279,7 +279,7 @@ def test_pseudo_labels_are_the_most_confident_predictions(
 
 def test_one_network_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "train_network", lambda settings, *_: settings)
-    arguments = (Path(), pd.DataFrame(), pd.DataFrame())
+    arguments = (Path(), pd.DataFrame(), pd.DataFrame(), 25)
     for ensemble, seeds in (([], [7]), ([2, 5], [2, 5])):
         settings = make_recipe(seed=7, ensemble=ensemble)
         found = train.train_networks(settings, *arguments)
@@ -297,7 +297,7 @@ def test_the_notebook_trains_as_train_network_does(
     # The features are cached by their content; the notebook's checkpoints are left out.
     cache = tmp_path / "cache"
     shutil.copytree(project / "cache" / "features", cache / "features")
-    network = train.train_network(settings, sample_dataset.root, train, validation, cache)
+    network = train.train_network(settings, sample_dataset.root, train, validation, 25, cache)
     assert network.history == record["history"]
     probabilities = train.predict([network], sample_dataset.root, index, cache=cache)
     probabilities = with_temperature(probabilities, record["temperature"])

@@ -11,7 +11,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 from PIL import Image as Picture
 
-from marsclf.data.msl import CLASS_NAMES
+from marsclf.data.msl import MSL_V1
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.predictions import as_predictions
 from marsclf.figures import widgets
@@ -85,7 +85,9 @@ def test_counts_select_and_thumbnails(classified: pd.DataFrame) -> None:
     titles = [tile.get_title("left") for tile in tiles[:3]]
     assert titles == ["wheel\n0.35", "ground\n0.60", "wheel\n0.95"]
     assert [len(tile.images) for tile in tiles] == [1, 0, 1, 0, 0, 0]  # the second file is missing
-    with pytest.raises(MarsclfError, match="no class 'Wheel'"):
+    with pytest.raises(
+        MarsclfError, match="No image is of class 'Wheel': choose one of wheel, ground"
+    ):
         widgets.select(classified, "Wheel")
     with pytest.raises(MarsclfError, match="No image is selected"):
         widgets.thumbnails(classified[:0])
@@ -95,14 +97,17 @@ def test_mistakes_by_class_pair(tmp_path: Path) -> None:
     names = [f"0{sol}MR0036510000500684E01_DRCL.JPG" for sol in range(565, 598)]
     for name in names[:25]:
         Picture.new("RGB", (64, 48), "brown").save(tmp_path / name)
-    wheel, ground, horizon = (CLASS_NAMES.index(name) for name in ("wheel", "ground", "horizon"))
+    wheel, ground, horizon = (MSL_V1.classes.index(name) for name in ("wheel", "ground", "horizon"))
     index = pd.DataFrame({"split": "test", "path": names, "label": [ground] * 26 + [wheel] * 7})
     confidence = np.linspace(0.6, 0.9, len(names))[:, None]
     predicted = np.eye(25)[[horizon] * 26 + [ground] * 5 + [wheel] * 2]
     predictions = as_predictions(index, predicted * confidence + np.eye(25)[0] * (1 - confidence))
-    pairs = widgets.mistaken_pairs(predictions)
+    pairs = widgets.mistaken_pairs(predictions, MSL_V1.classes)
     assert list(pairs) == ["ground → horizon (26)", "wheel → ground (5)"]
-    figure = widgets.mistakes(predictions, tmp_path, pairs["ground → horizon (26)"])
+    pair = pairs["ground → horizon (26)"]
+    figure = widgets.mistakes(predictions, tmp_path, pair, MSL_V1.classes)
     assert figure.get_suptitle() == "ground predicted as horizon: 24 of 26 images"
     assert len(figure.axes) == 24 and figure.axes[0].get_title("left") == "sol 590, 0.83"
     assert [len(axes.images) for axes in figure.axes] == [0] + [1] * 23  # one file is missing
+    other = widgets.mistakes(predictions.drop(columns="sol"), tmp_path, pair, MSL_V1.classes)
+    assert other.axes[0].get_title("left") == "0.83"

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 
 from marsclf import paths
-from marsclf.data.msl import NUM_CLASSES, SPLITS
+from marsclf.data.dataset import SPLITS
 from marsclf.evaluation import predictions
 from marsclf.pipeline.presets import LADDER_NOTEBOOK, NOTEBOOKS, notebook_parameters
 
 SIZE = 48  # pixels
+# Of the small classifier; its words are those of the summary, and its signs those of paths.
+CLASSES = ("errors", "images", "uncertain", "a/../b, 'c'", "日本", "sol")
 # Makes the preset `smoke` smaller still.
 SMALL = [f"image_size={SIZE}", "views=1", "views_rare=1", "head_epochs=2", "finetune_blocks=[top]"]
 COMMON = 'data_dir = None\nrun_dir = "runs/by-hand"'
@@ -98,17 +100,17 @@ def enter_project(patch: pytest.MonkeyPatch, root: Path) -> None:
         patch.setattr(paths, constant, root / folder)
 
 
-def write_predictions(path: Path, images_a_split: int = 40) -> None:
+def write_predictions(path: Path, images_a_split: int = 40, splits: tuple = SPLITS) -> None:
     """Write predictions, right in about half of the cases, for names like the real ones."""
     random = np.random.RandomState(0)
     sols = {"train": 3, "val": 182, "test": 565}
     rows = [
         {"split": split, "path": f"calibrated/{sols[split] + i % 9:04d}ML{i:016d}E01_DRCL.JPG"}
-        for split in SPLITS
+        for split in splits
         for i in range(images_a_split)
     ]
-    labels = random.randint(NUM_CLASSES, size=len(rows))
-    probabilities = random.dirichlet(np.full(NUM_CLASSES, 0.2), len(rows))
+    labels = random.randint(25, size=len(rows))
+    probabilities = random.dirichlet(np.full(25, 0.2), len(rows))
     probabilities[::2] = 0.05 / 24
     probabilities[np.arange(0, len(rows), 2), labels[::2]] = 0.95
     predictions.write_predictions(path, pd.DataFrame(rows).assign(label=labels), probabilities)

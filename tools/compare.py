@@ -35,6 +35,9 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
         )
     recipe = Recipe(**parameters_of(preset, settings))
     dataset = open_dataset(data_dir)
+    if "sol" not in dataset.index:
+        reason = "The names of its images tell no sol, so there are no later sols to evaluate on"
+        raise MarsclfError(f"{dataset.root}: {reason}; use a data set with Curiosity's names.")
     started, by_fold, by_condition, losses = time.monotonic(), {}, [], []
     folds = {name: fold(dataset.index, name) for name in FOLDS}
     if any(judged.empty for _, judged in folds.values()):

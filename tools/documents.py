@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from marsclf import paths
-from marsclf.data.msl import Dataset
+from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.ledger import append_row
 from marsclf.files import replace_atomically, write_json

@@ -12,7 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from marsclf.data.msl import NUM_CLASSES
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import Augmentation, fit_view, random_view
 from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
@@ -23,6 +22,7 @@ from marsclf.training.recipe import Recipe
 from marsclf.training.stages import build_head, compile_model, join
 
 REPEATS = 5
+CLASSES = 25  # of the head
 BATCH = 32  # Keras's own default
 IMAGES = 256  # in one repeat
 MATRIX = 2048  # rows and columns
@@ -141,7 +141,7 @@ def prepare_training(
 
     If `is_split` is false, the frozen part is None and the other is the complete classifier.
     """
-    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
+    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, CLASSES)
     frozen, model = None, join(backbone, head)
     unfreeze_blocks(model, blocks)
     if is_split:
@@ -160,7 +160,7 @@ def prepare_training(
 def train(model: keras.Model, inputs: np.ndarray, steps: int) -> None:
     """Train on `steps` equal batches of the inputs (n, ...); the labels are arbitrary."""
     for batch in np.array_split(inputs, steps):
-        model.train_on_batch(batch, np.eye(NUM_CLASSES)[np.arange(len(batch)) % NUM_CLASSES])
+        model.train_on_batch(batch, np.eye(CLASSES)[np.arange(len(batch)) % CLASSES])
 
 
 def measure_reference(files: list[Path], cache: Path) -> dict:

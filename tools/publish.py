@@ -1,8 +1,9 @@
 """Publishing the result of a preset on the real data: python -m tools.publish --preset P.
 
 This updates results/<preset>/, figures/<preset>/, the tables of the documents and, for the default
-preset, the library's classifier. Figures that show only the data are the same for all presets; they
-are published with the default preset only.
+preset, the library's classifier. The folders of another data set than msl-v1 are named
+<preset>-<data set>. Figures that show only the data are the same for all presets; they are
+published with the default preset only.
 """
 
 import gzip
@@ -28,12 +29,13 @@ def publish(preset: str) -> None:
     preset's own parameters, and its metrics can be recomputed from its predictions.
     """
     run, run_dir = read_run(preset), paths.RUNS / preset
-    used = run.record["parameters"]
+    used, dataset = run.record["parameters"], run.record.get("dataset")
+    name = preset if dataset == "msl-v1" else f"{preset}-{dataset}"
     expected = json.loads(json.dumps(parameters_of(preset)))  # lists in place of tuples
     faults = [
-        f"{name} was {used.get(name)!r}, but the preset says {value!r}"
-        for name, value in expected.items()
-        if used.get(name) != value
+        f"{parameter} was {used.get(parameter)!r}, but the preset says {value!r}"
+        for parameter, value in expected.items()
+        if used.get(parameter) != value
     ] or find_faults(run)
     figures = [
         file
@@ -43,28 +45,28 @@ def publish(preset: str) -> None:
     if not figures:
         faults.append(f"there are no figures in {run_dir / 'figures'}")
     classifier = run_dir / paths.CLASSIFIER.name
-    if preset == DEFAULT_PRESET:
+    if name == DEFAULT_PRESET:
         fields = ("preset", "seed", "data_digest", "commit")
         faults += find_classifier_faults(classifier, run.record, *fields)
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
-    documents = update_documents(dict(sorted((read_published() | {preset: run}).items())))
-    with replace_atomically(paths.FIGURES / preset) as folder:
+    documents = update_documents(dict(sorted((read_published() | {name: run}).items())))
+    with replace_atomically(paths.FIGURES / name) as folder:
         folder.mkdir()
         for figure in figures:
             shutil.copyfile(figure, folder / figure.name)
-    with replace_atomically(paths.RESULTS / preset) as folder:
+    with replace_atomically(paths.RESULTS / name) as folder:
         folder.mkdir()
-        for name, file in run.predictions.items():
+        for part, file in run.predictions.items():
             # mtime=0: equal predictions give an equal file.
             packed = gzip.compress(file.read_bytes(), mtime=0)
-            (folder / f"{name}.csv.gz").write_bytes(packed)
+            (folder / f"{part}.csv.gz").write_bytes(packed)
         write_json(folder / run.file.name, run.record)
-    if preset == DEFAULT_PRESET:
+    if name == DEFAULT_PRESET:
         with replace_atomically(paths.CLASSIFIER) as file:
             shutil.copyfile(classifier, file)
     write_documents(documents)
-    print(f"Published {preset}: {paths.RESULTS / preset}, {paths.FIGURES / preset}, the documents.")
+    print(f"Published {preset}: {paths.RESULTS / name}, {paths.FIGURES / name}, the documents.")
     commit = run.record["commit"]
     if commit == "unknown" or commit.endswith("-dirty"):
         print(f"Warning: its code is commit {commit!r}, which nobody else can check out.")

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from marsclf import paths
 from marsclf.classify import classifier_file
-from marsclf.data.msl import MSL_V1_DIGEST
+from marsclf.data.msl import PUBLISHED
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import read_predictions
 from marsclf.pipeline.presets import LADDERS
 
-IMAGES = {"train": 3746, "val": 1640, "test": 1305}  # in the MSL data set
+# Images in the splits that are always there.
+IMAGES = {"msl-v1": {"train": 3746, "val": 1640, "test": 1305}, "msl-v2.1": {"val": 300}}
 TOLERANCE = 1e-6  # numbers are stored with six digits
 
 
@@ -42,7 +43,7 @@ def read_run(preset: str) -> Result:
 
 
 def read_published() -> dict[str, Result]:
-    """Return the published results by preset, in alphabetical order."""
+    """Return the published results by folder, in alphabetical order."""
     files = [*paths.RESULTS.glob("*/metrics.json"), *paths.RESULTS.glob("*/ladder.json")]
     return {file.parent.name: _read(file, "{}.csv.gz") for file in sorted(files)}
 
@@ -78,15 +79,16 @@ def scores(record: dict) -> dict[str, dict]:
 def find_faults(result: Result) -> list[str]:
     """Return what is wrong with a result: its data set, or numbers unlike those recomputed."""
     record, faults = result.record, []
-    if (record.get("dataset"), record.get("data_digest")) != ("msl-v1", MSL_V1_DIGEST):
-        return [f"{result.file}: its data set is {record.get('dataset')!r}, not the real msl-v1"]
+    dataset, wanted = record.get("dataset"), " or ".join(PUBLISHED)
+    if dataset not in PUBLISHED or record.get("data_digest") != PUBLISHED[dataset].digest:
+        return [f"{result.file}: its data set is {dataset!r}, not the real {wanted}"]
     for name, splits in scores(record).items():
         file = result.predictions[name]
         recomputed = metrics.measure(read_predictions(file))
         faults += [
-            f"{file}: {numbers['n']} images in the {split} split instead of {IMAGES[split]}"
-            for split, numbers in recomputed.items()
-            if numbers["n"] != IMAGES[split]
+            f"{file}: {number} images in the {split} split instead of {images}"
+            for split, images in IMAGES[dataset].items()
+            if (number := recomputed[split]["n"] if split in recomputed else 0) != images
         ]
         stored, true = _flatten(splits, name), _flatten(recomputed, name)
         faults += [
@@ -94,7 +96,7 @@ def find_faults(result: Result) -> list[str]:
             for field in true | stored
             if not _is_same(stored.get(field), true.get(field))
         ]
-        if ledger.digest_of(file) not in ledger.scored():
+        if "test" in recomputed and ledger.digest_of(file) not in ledger.scored():
             faults.append(f"{file}: {ledger.NAME}, the ledger of test scores, does not list it")
     return faults
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from marsclf import paths
 from marsclf.evaluation import ledger, metrics
-from marsclf.evaluation.predictions import product_ids, read_predictions
+from marsclf.evaluation.predictions import class_names, read_predictions
 from marsclf.pipeline import machine
 from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS, parameters_of
 from tools.results import Result, read_json
@@ -41,28 +41,41 @@ def _seeds(record: dict) -> dict:
 
 def _result_values(published: dict[str, Result]) -> dict:
     records = {preset: result.record for preset, result in published.items()}
-    runs = {preset: record for preset, record in records.items() if preset not in LADDERS}
+    runs = {name: record for name, record in records.items() if "splits" in record}
     return {
         "run": _default_run(published).record,
         "runs": runs,
-        "seeds": {preset: _seeds(record) for preset, record in runs.items()},
+        "seeds": {name: _seeds(run) for name, run in runs.items() if "test" in run["splits"]},
         "ladders": {preset: records[preset] for preset in LADDERS if preset in records},
         "others": _stored("published.json", "`git checkout results/published.json`"),
     }
 
 
-def _rows_of(make: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[dict], dict]:
-    """Return a function to the rows that `make` computes from the default preset's test images."""
+def _rows_of(make: Callable[[pd.DataFrame, tuple], pd.DataFrame]) -> Callable[[dict], dict]:
+    """Return a function to the rows that `make` computes from the default preset's test images.
+
+    `make` gets their predictions, and the names of the classes.
+    """
 
     def values(published: dict[str, Result]) -> dict:
-        predictions = read_predictions(_default_run(published).predictions["predictions"])
-        return {"rows": make(predictions[predictions["split"] == "test"]).to_dict("records")}
+        run = _default_run(published)
+        predictions = read_predictions(run.predictions["predictions"])
+        test, classes = predictions.query("split == 'test'"), class_names(run.record, predictions)
+        return {"rows": make(test, classes).to_dict("records")}
 
     return values
 
 
-def _verdicts(test: pd.DataFrame) -> pd.DataFrame:
-    errors = metrics.by_eye(metrics.errors(test))
+def _bursts(test: pd.DataFrame, classes: tuple) -> pd.DataFrame:
+    return metrics.by_eye(metrics.errors_by_burst(test, classes).head(MAX_BURSTS))
+
+
+def _confusions(test: pd.DataFrame, classes: tuple) -> pd.DataFrame:
+    return metrics.commonest_confusions(test, classes, MAX_CONFUSIONS)
+
+
+def _verdicts(test: pd.DataFrame, classes: tuple) -> pd.DataFrame:
+    errors = metrics.by_eye(metrics.errors(test, classes))
     errors["burst"] = errors["sequence"] + errors["true"]
     counted = errors.groupby("verdict").agg(errors=("path", "count"), bursts=("burst", "nunique"))
     counted["share"] = counted["errors"] / len(errors)
@@ -87,14 +100,11 @@ def _rank_values(published: dict[str, Result]) -> dict:
     criteria = pd.read_csv(paths.RESULTS / ledger.SELECTION).set_index("time")["criterion"]
     rows["criterion"] = rows["compared"].map(criteria)
     own = ledger.recipe_digest(_default_run(published).record)
+    lines = [row for row in ledger.rows() if row["dataset"] == "msl-v1"]
     rows["accuracies"] = [
         _seeds(_default_run(published).record)["accuracy"]
         if recipe == own
-        else [
-            *{
-                r["seed"]: float(r["accuracy"]) for r in ledger.rows() if r["recipe"] == recipe
-            }.values()
-        ]
+        else [*{r["seed"]: float(r["accuracy"]) for r in lines if r["recipe"] == recipe}.values()]
         for recipe in rows["recipe"]
     ]
     return {"rows": rows.sort_values("criterion").to_dict("records")}
@@ -112,7 +122,6 @@ def _b7_gpu_values(published: dict[str, Result]) -> dict:
         cost = _stored("b7_gpu_cost.json", "`make gpu-cost` on a machine with a GPU")
     except NotMeasured as remedy:
         index = read_predictions(_default_run(published).predictions["predictions"])
-        index["sol"] = product_ids(index)["sol"]
         work = machine.multiplications(parameters_of("b7"), index)
         return {"remedy": remedy, "work": work, "t4_speed": machine.T4_SPEED}
     speeds: dict[tuple, list[dict]] = {}
@@ -126,11 +135,11 @@ def _b7_gpu_values(published: dict[str, Result]) -> dict:
 VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     **dict.fromkeys(("headline", "results", "runs", "seeds", "ladder"), _result_values),
     **dict.fromkeys(("costs", "first", "archive"), _bench_values),
-    "classes": _rows_of(lambda test: metrics.per_class(test).query("support > 0")),
-    "bursts": _rows_of(lambda test: metrics.by_eye(metrics.errors_by_burst(test).head(MAX_BURSTS))),
+    "classes": _rows_of(lambda *test: metrics.per_class(*test).query("support > 0")),
+    "bursts": _rows_of(_bursts),
     "verdicts": _rows_of(_verdicts),
-    "confusions": _rows_of(lambda test: metrics.commonest_confusions(test, MAX_CONFUSIONS)),
-    "drift": _rows_of(metrics.calibration_over_sols),
+    "confusions": _rows_of(_confusions),
+    "drift": _rows_of(lambda test, _: metrics.calibration_over_sols(test)),
     "selection": _selection_values,
     "ranks": _rank_values,
     "b7": lambda _: {"cost": _stored("b7_cost.json", "`make gpu-cost`")},

@@ -36,8 +36,9 @@ class Classifier:
     image_size: int  # side of the network's input, pixels
     zooms: tuple[float, ...]  # an image is classified at each, and the predictions are pooled
     temperature: float  # the logits are divided by it (Guo et al. 2017)
+    classes: tuple[str, ...]  # names of the outputs
     training: dict  # where the weights come from
-    # RGB pixels 0-255 (n, size, size, 3) to probabilities (n, 25), not calibrated.
+    # RGB pixels 0-255 (n, size, size, 3) to probabilities (n, classes), not calibrated.
     engine: Predictor = field(repr=False)
     # Returns the equivalent Keras model, built on the first call.
     network: Callable[[], "keras.Model"] = field(repr=False)
@@ -91,7 +92,8 @@ class Classifier:
             for probabilities, (number, item) in zip(outputs, waiting, strict=True):
                 calibrated = with_temperature(probabilities.astype(np.float64), self.temperature)
                 path = item if isinstance(item, str) else None
-                yield item, make_row(path, threshold, calibrated, errors.pop(number, None))
+                error = errors.pop(number, None)
+                yield item, make_row(path, threshold, self.classes, calibrated, error)
 
     def views(self, source: str | np.ndarray) -> np.ndarray:
         """Return the network's inputs for an image, one per zoom: uint8 (zooms, size, size, 3)."""
@@ -101,7 +103,7 @@ class Classifier:
         )
 
     def _predict_views(self, views: np.ndarray) -> np.ndarray:
-        """Return pooled probabilities (n, 25) for the views (n, zooms, size, size, 3)."""
+        """Return pooled probabilities (n, classes) for the views (n, zooms, size, size, 3)."""
         probabilities = self.engine(views.reshape(-1, *views.shape[2:]))
         return pool(probabilities.reshape(*views.shape[:2], -1), axis=1)
 
@@ -126,6 +128,7 @@ def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -
         image_size=size,
         zooms=tuple(metadata["zooms"]),
         temperature=metadata["calibration"]["temperature"],
+        classes=tuple(metadata["classes"]),
         training=metadata["training"],
         engine=engine or make_predictor(network(), cache, name=name),
         network=network,

@@ -8,7 +8,7 @@ the trained blocks, except BatchNorm. Its header holds, under the key "marsclf",
 - backbone: a key of marsclf.networks.backbones.SPECS; image_size: side of the input, pixels;
 - head_hidden: units of the head's hidden layer, 0 for a linear head;
 - first_learning_block: the first trained block of the backbone, or null;
-- classes: the names of the outputs, in order;
+- classes: the names of the outputs, in order: 2 to 1,000 different ones;
 - zooms: an image is classified at each of them and the predictions are pooled;
 - calibration: {"kind": "temperature", "temperature": T}; the logits are divided by T;
 - training: where the weights come from (preset, seed, commit, dataset, data_digest).
@@ -26,7 +26,6 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.files import regular_file, replace_atomically
 from marsclf.images.views import check_zooms
@@ -36,6 +35,7 @@ if TYPE_CHECKING:  # Keras takes seconds to load, and reading a file does not ne
 
 FORMAT, VERSION = "marsclf-classifier", 1
 METADATA = "marsclf"
+MAX_CLASSES = 1000
 BLOCK = "None|stem|block[1-7]|top"
 
 
@@ -75,7 +75,8 @@ def build_network(file: Path, weights: dict[str, np.ndarray], metadata: dict) ->
     from marsclf.training.stages import build_head, join
 
     backbone = build_backbone(metadata["backbone"], metadata["image_size"])
-    model = join(backbone, build_head(backbone.output_shape[1], metadata["head_hidden"], 0.0))
+    width, classes = backbone.output_shape[1], len(metadata["classes"])
+    model = join(backbone, build_head(width, metadata["head_hidden"], 0.0, classes))
     learned = _learned(model, metadata["first_learning_block"])
     for key in [*learned, *weights]:
         if key not in weights or key not in learned or weights[key].shape != learned[key].shape:
@@ -92,6 +93,7 @@ def save_classifier(
     path: Path,
     *,
     backbone: str,
+    classes: Sequence[str],
     training: dict,
     zooms: Sequence[float] = (1.0,),
     temperature: float = 1.0,
@@ -99,7 +101,8 @@ def save_classifier(
     """Write the classifier file of a trained model, images to probabilities (training.stages.join).
 
     `backbone` is the name of the model's backbone; for the others see the module's docstring.
-    Raises MarsclfError for weights that float16 cannot hold, and if BatchNorm was trained.
+    Raises MarsclfError for weights that float16 cannot hold, if BatchNorm was trained, and for
+    classes that the file cannot hold.
     """
     from marsclf.networks.backbones import BLOCKS, build_backbone
 
@@ -115,6 +118,8 @@ def save_classifier(
                 raise MarsclfError(f"The weights {key} are too large for float16, or not finite.")
     if lost := {*changed} - {*weights}:
         raise MarsclfError(f"The weights {min(lost)} have changed, but BatchNorm must be frozen.")
+    if not _are_classes([*classes]) or len(classes) != model.output_shape[1]:
+        raise MarsclfError(f"The classes {[*classes]!r:.150} do not fit the model.")
     hidden = [layer.units for layer in model.layers if layer.name == "head_hidden"]
     metadata = {
         "format": FORMAT,
@@ -123,7 +128,7 @@ def save_classifier(
         "image_size": size,
         "head_hidden": hidden[0] if hidden else 0,
         "first_learning_block": first,
-        "classes": list(CLASS_NAMES),
+        "classes": [*classes],
         "zooms": list(zooms),
         "calibration": {"kind": "temperature", "temperature": temperature},
         "training": training,
@@ -151,6 +156,14 @@ def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
     }
 
 
+def _are_classes(names: object) -> bool:
+    """Tell whether these are different names that can be printed, in a reasonable number."""
+    if not isinstance(names, list) or not 2 <= len(names) <= MAX_CLASSES:
+        return False
+    texts = {name for name in names if isinstance(name, str) and name.strip()}
+    return len(texts) == len(names) and all(name.isprintable() for name in texts)
+
+
 def _check(metadata: dict) -> None:
     """Raise an error unless the metadata have the form in the module's docstring."""
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
@@ -163,7 +176,7 @@ def _check(metadata: dict) -> None:
         "image_size": isinstance(size, int) and 32 <= size <= 1024,
         "head_hidden": isinstance(units, int) and 0 <= units <= 8192,
         "first_learning_block": re.fullmatch(BLOCK, str(values["first_learning_block"])),
-        "classes": values["classes"] == list(CLASS_NAMES),
+        "classes": _are_classes(values["classes"]),
         "kind": values["kind"] == "temperature",
         "temperature": isinstance(temperature, int | float) and 0.01 <= temperature <= 100,
         "training": isinstance(values["training"], dict),

@@ -21,7 +21,6 @@ from marsclf.classify import classifier_file, parts
 from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
-from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
 
 # Seconds of work of the local engine, or a minute of one process, which a resumed run repeats.
@@ -51,7 +50,7 @@ def predict(options: Namespace) -> int:
     _report(counts, done, time.monotonic() - started)
     if output:
         print(f"Table: {output}", file=sys.stderr)
-    return 3 if counts["errors"] else 0
+    return 3 if counts[None, None] else 0
 
 
 def _check(options: Namespace) -> None:
@@ -131,7 +130,7 @@ def _print_table(options: Namespace) -> tuple[Counter, int]:
             raise MarsclfError(
                 f"Standard output cannot be written ({error.strerror}): the rows are incomplete."
             ) from None
-    return counts, counts["images"]
+    return counts, counts.total()
 
 
 def _classify(images: Iterable[str], options: Namespace, total: int | None = None) -> Iterator[Row]:
@@ -154,7 +153,7 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
     """Save a Grad-CAM overlay of the first zoom as JPEG for each image that was read.
 
     The file name contains the class, and eight digits for the path, because files in several
-    folders may share a name.
+    folders may share a name. Neither name need be one that a file can have.
     """
     from marsclf.figures.results import heatmap_overlay
     from marsclf.networks.gradcam import gradcam
@@ -163,12 +162,12 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
     if not read:
         return
     views = np.stack([classifier.views(path)[0] for path, _ in read])
-    classes = np.array([CLASS_NAMES.index(name) for _, name in read])
+    classes = np.array([classifier.classes.index(name) for _, name in read])
     heatmaps = gradcam(classifier.network(), views, classes)
     for (path, predicted), view, heatmap in zip(read, views, heatmaps, strict=True):
         digits = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(path).stem)[:100]
-        target = folder / f"{stem}.{digits}.{predicted.replace(' ', '_')}.jpg"
+        names = [re.sub(r"[^A-Za-z0-9_-]+", "_", s)[:100] for s in (Path(path).stem, predicted)]
+        target = folder / f"{names[0]}.{digits}.{names[1]}.jpg"
         try:
             Image.fromarray(heatmap_overlay(view, heatmap)).save(target, quality=90)
         except OSError as error:
@@ -190,13 +189,16 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _report(counts: Counter, done: int, seconds: float) -> None:
     """Print the summary: how many images, how fast, how many of each class."""
-    images, errors, uncertain = (counts[key] for key in ("images", "errors", "uncertain"))
+    images, errors, classes = counts.total(), counts[None, None], Counter()
+    for (name, _), number in counts.items():
+        classes[name] += number
+    uncertain = sum(number for (_, is_uncertain), number in counts.items() if is_uncertain)
     print(
         f"{images:,} images: {images - errors - uncertain:,} certain, {uncertain:,} uncertain, "
         f"{errors:,} could not be read. "
         f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second.",
         file=sys.stderr,
     )
-    for name, number in counts.most_common():
-        if name not in ("images", "errors", "uncertain"):
-            print(f"{number:>12,}  {name}", file=sys.stderr)
+    del classes[None]
+    for name, number in classes.most_common():
+        print(f"{number:>12,}  {name}", file=sys.stderr)

@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow
 from pyarrow import parquet
 
-from marsclf.data.msl import CLASS_NAMES
 from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
 
@@ -43,9 +42,9 @@ _SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in
 
 
 def make_row(
-    path: str | None, threshold: float, probabilities: np.ndarray, error: str | None = None
+    path: str | None, threshold: float, classes: tuple, probabilities: np.ndarray, error: str | None
 ) -> Row:
-    """Return the row of an image, from its error or else its calibrated probabilities (25,)."""
+    """Return the row of an image: its error, or else its calibrated probabilities (classes,)."""
     row = Row(path and printable(path), error=error and printable(error))
     with suppress(MarsclfError):  # not a product id
         product = parse_product_id(f"{Path(path or '').stem}.JPG")
@@ -56,9 +55,9 @@ def make_row(
     # Round first, so that `uncertain` agrees with the confidence in the table.
     confidence = round(float(probabilities[first]), DECIMALS)
     return row._replace(
-        predicted=CLASS_NAMES[first],
+        predicted=classes[first],
         confidence=confidence,
-        runner_up=CLASS_NAMES[second],
+        runner_up=classes[second],
         runner_up_confidence=round(float(probabilities[second]), DECIMALS),
         uncertain=confidence < threshold,
     )
@@ -70,9 +69,8 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def count(rows: list[Row]) -> Counter:
-    """Count "images", "uncertain", "errors", and each class by its name."""
-    counts = Counter(row.predicted or "errors" for row in rows)
-    return counts + Counter(images=len(rows), uncertain=sum(bool(row.uncertain) for row in rows))
+    """Count the rows by predicted class and `uncertain`; both are None for those with an error."""
+    return Counter((row.predicted, row.uncertain) for row in rows)
 
 
 def printable(text: str) -> str:

@@ -86,8 +86,6 @@ MSL_V2 = PublishedDataSet(
         "Wheel tracks",
     ),
 )  # fmt: skip
-# Until the code that still imports them asks the data set.
-CLASS_NAMES, NUM_CLASSES, MSL_V1_DIGEST = MSL_V1.classes, len(MSL_V1.classes), MSL_V1.digest
 PUBLISHED = {published.name: published for published in (MSL_V1, MSL_V2)}
 
 MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from marsclf import paths
+from marsclf.data.msl import PUBLISHED
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
 from marsclf.evaluation.predictions import read_predictions, run_record
@@ -24,19 +25,20 @@ FIGURES = ("accuracy", "macro_f1", "ece")
 def score(predictions_file: Path) -> dict[str, dict]:
     """Return `metrics.measure` of a predictions file, and enter the file in the ledger first.
 
-    A line is added if the JSON beside the file says that the data set is "msl-v1" and no line has
-    the file's digest yet. Raises MarsclfError for a faulty predictions file, for a JSON that lacks
-    what the line needs, and if the ledger cannot be read or written.
+    A line is added if the JSON beside the file names a published data set, the file has a test split
+    and no line has its digest yet. Raises MarsclfError for a faulty predictions file, for a JSON
+    that lacks what the line needs, and if the ledger cannot be read or written.
     """
     splits = metrics.measure(read_predictions(predictions_file))
     record, digest = run_record(predictions_file), digest_of(predictions_file)
-    if record.get("dataset") != "msl-v1" or digest in scored():
+    if not (record.get("dataset") in PUBLISHED and "test" in splits) or digest in scored():
         return splits
     row = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         row |= {name: record[name] for name in ("commit", "preset", "seed")}
         row |= {"settings": json.dumps(record["settings"]), "predictions_sha256": digest}
-        row |= _figures(splits["test"]) | {"recipe": recipe_digest(record)}
+        row |= _figures(splits["test"])
+        row |= {"recipe": recipe_digest(record), "dataset": record["dataset"]}
     except KeyError as error:
         reason = f"{predictions_file} cannot be scored: the JSON file beside it lacks {error}"
         raise MarsclfError(f"{reason}; run notebook 02 again.") from error
@@ -57,12 +59,13 @@ def recipe_digest(record: dict) -> str:
 
 
 def seeds(result: dict) -> dict[str, dict[str, float]]:
-    """Return, by seed, the test figures of all runs with the recipe of these metrics.
+    """Return, by seed, the test figures of all runs with recipe and data set of these metrics.
 
     The figures of the run's own seed are the run's; those of another seed are from its last line.
     """
     own = _figures(result["splits"]["test"])
-    lines = [row for row in rows() if row["recipe"] == recipe_digest(result)]
+    wanted = {"recipe": recipe_digest(result), "dataset": result["dataset"]}
+    lines = [row for row in rows() if wanted.items() <= row.items()]
     found = {row["seed"]: {name: float(row[name]) for name in own} for row in lines}
     return found | {str(result["seed"]): own}
 

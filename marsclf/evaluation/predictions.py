@@ -1,7 +1,9 @@
 """The predictions file: its columns, and how it is written and read.
 
-A CSV (or .csv.gz) with the columns split, path, label, predicted, confidence, p_00 ... p_24, one
-row per image. Probabilities have four significant digits.
+A CSV (or .csv.gz) with one row per image: split, path, label, predicted, confidence and, for each
+class, the probability with four significant digits, p_00 ... p_24 (p_000 ... from 101 classes up).
+Where the names of images are not Curiosity product ids, `group` and `sequence` follow confidence:
+images of one group are not independent, images of one sequence show one subject.
 """
 
 import json
@@ -11,56 +13,68 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from marsclf.data.msl import NUM_CLASSES, SPLITS
-from marsclf.data.product_id import Product, parse_product_id
+from marsclf.data.dataset import SPLITS
+from marsclf.data.msl import MSL_V1
+from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
-PROBABILITY_COLUMNS = [f"p_{label:02d}" for label in range(NUM_CLASSES)]
-COLUMNS = ["split", "path", "label", "predicted", "confidence", *PROBABILITY_COLUMNS]
+COLUMNS = ["split", "path", "label", "predicted", "confidence"]
+SCENE = ["group", "sequence"]  # where the file lacks them, the path has sol, camera and sequence
 
 
-def as_predictions(index_rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return predictions for `index_rows` (split, path, label) and `probabilities` (n, 25).
+def as_predictions(rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return predictions for rows of an index, or of predictions, and probabilities (n, classes).
 
     Predicted class and confidence are those of the rounded probabilities.
     """
     rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
-    table = index_rows[["split", "path", "label"]].reset_index(drop=True)
+    table = rows.filter([*COLUMNS[:3], *SCENE, "sol", "camera"]).reset_index(drop=True)
     table = table.assign(predicted=rounded.argmax(axis=1), confidence=rounded.max(axis=1))
-    return table.join(pd.DataFrame(rounded, columns=PROBABILITY_COLUMNS))
+    return _complete(table.join(pd.DataFrame(rounded, columns=_p_columns(rounded.shape[1]))))
 
 
-def write_predictions(path: Path, index_rows: pd.DataFrame, probabilities: np.ndarray) -> None:
+def write_predictions(path: Path, rows: pd.DataFrame, probabilities: np.ndarray) -> None:
     """Write `as_predictions` of the arguments as CSV, gzipped if the name ends with .gz."""
-    table = as_predictions(index_rows, probabilities)
+    table = as_predictions(rows, probabilities)
+    columns = COLUMNS + ([] if "sol" in table else SCENE) + _p_columns(probabilities.shape[1])
     with replace_atomically(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
+        table[columns].to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a predictions file; raise MarsclfError, with the line, for the first fault."""
-    try:
-        table = pd.read_csv(path)
+    """Read a predictions file; raise MarsclfError, with the line, for the first fault.
+
+    The table has the columns group and sequence and, if all paths are product ids, sol and camera;
+    the group is then the sol.
+    """
+    texts = dict.fromkeys(["split", "path", *SCENE], str)
+    try:  # only an empty text is missing; "NA" is a name
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise MarsclfError(f"There is no predictions file {path}: call `make run`.") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise MarsclfError(f"{path} cannot be read as a CSV file: {error}.") from error
-    if missing := [name for name in COLUMNS if name not in table.columns]:
+    classes = _p_columns(max(2, probabilities_of(table).shape[1]))
+    scene = SCENE if {*SCENE} & {*table} else []
+    columns = [*COLUMNS, *scene, *classes]
+    if missing := [name for name in columns if name not in table.columns]:
         raise MarsclfError(f"{path} lacks the columns {', '.join(missing)}.")
     if table.empty:
         raise MarsclfError(f"{path} holds no predictions.")
-    numbers = table[COLUMNS[2:]].apply(pd.to_numeric, errors="coerce")
-    probabilities = numbers[PROBABILITY_COLUMNS].to_numpy(dtype=np.float64)
-    # Rounding 25 probabilities to four digits leaves their sum within 0.0005 of 1.
+    numbers = table[[*COLUMNS[2:], *classes]].apply(pd.to_numeric, errors="coerce")
+    probabilities = numbers[classes].to_numpy(dtype=np.float64)
+    # Rounding probabilities to four digits leaves their sum within 0.0005 of 1.
     sums_to_1 = np.abs(probabilities.sum(axis=1) - 1) <= 0.002
     highest = probabilities.argmax(axis=1), probabilities.max(axis=1)
     matches = (numbers["predicted"] == highest[0]) & (numbers["confidence"] == highest[1])
+    last = len(classes) - 1
     faults = {
         "the split is not train, val or test": ~table["split"].isin(SPLITS),
         "the path is missing": table["path"].isna(),
+        "the group or the sequence is missing": table[scene].isna().any(axis=1),
         "a number is missing or is not a number": numbers.isna().any(axis=1),
-        "the label is not a class id from 0 to 24": ~numbers["label"].isin(range(NUM_CLASSES)),
+        f"the label is not a class id from 0 to {last}": ~numbers["label"].isin(range(last + 1)),
         "the probabilities are not in 0 to 1": (probabilities < 0).any(axis=1),
         "the sum of the probabilities is not 1": ~sums_to_1,
         "predicted and confidence do not match the highest probability": ~matches,
@@ -68,7 +82,28 @@ def read_predictions(path: Path) -> pd.DataFrame:
     for fault, rows in faults.items():
         if rows.any():
             raise MarsclfError(f"{path}, line {int(np.argmax(rows)) + 2}: {fault}.")
-    return table[COLUMNS].astype({"label": int, "predicted": int})
+    try:
+        return _complete(table[columns].astype({"label": int, "predicted": int}))
+    except MarsclfError as error:
+        raise MarsclfError(f"{path} lacks the columns group and sequence, but {error}.") from None
+
+
+def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:
+    """Return the probabilities of predictions, (rows, classes)."""
+    return predictions.filter(regex=r"^p_\d+$").to_numpy()
+
+
+def _p_columns(classes: int) -> list[str]:
+    digits = max(2, len(str(classes - 1)))
+    return [f"p_{label:0{digits}d}" for label in range(classes)]
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with `group` and `sequence`; from product ids also with sol and camera."""
+    if "sol" not in table and "group" not in table:
+        products = [parse_product_id(path)[:3] for path in table["path"]]
+        table = table.join(pd.DataFrame(products, table.index, ["sol", "camera", "sequence"]))
+    return table.assign(group=table["sol"]) if "sol" in table else table
 
 
 def run_record(predictions_file: Path) -> dict:
@@ -83,7 +118,15 @@ def run_record(predictions_file: Path) -> dict:
     return {}
 
 
-def product_ids(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return sol, camera, sequence, ... from the path of every row, in the same order."""
-    products = [parse_product_id(path) for path in predictions["path"]]
-    return pd.DataFrame(products, predictions.index, Product._fields)
+def class_names(record: dict, predictions: pd.DataFrame) -> tuple[str, ...]:
+    """Return the names of the classes of predictions, by id, from the record of their run.
+
+    Early records lack them; their classes are those of msl-v1. Raises MarsclfError if the number
+    of names is not that of the classes.
+    """
+    is_early = record.get("dataset", "msl-v1") in ("msl-v1", "sample")
+    names = record.get("classes", MSL_V1.classes if is_early else ())
+    if len(names) != (number := probabilities_of(predictions).shape[1]):
+        reason = f"The run's record names {len(names)} classes, but its predictions have {number}"
+        raise MarsclfError(f"{reason}: run notebook 02 again.")
+    return tuple(names)

@@ -1,13 +1,15 @@
 """Charts of predictions and training, galleries, and how every figure is styled and saved.
 
 All figures are 9 inches wide and saved at 1,800 pixels, so text is legible at half that width.
-They are independent of pyplot, so none stays open. `predictions` are rows of one split.
+They are independent of pyplot, so none stays open. `predictions` are rows of one split, `classes`
+the names of its classes, by id.
 """
 
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import fill, shorten
 from typing import Any
 
 import cv2
@@ -21,12 +23,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from marsclf.data.msl import CLASS_NAMES
 from marsclf.evaluation import metrics
-from marsclf.evaluation.predictions import product_ids
 from marsclf.files import replace_atomically
 
 WIDTH_INCHES, WIDTH_PIXELS = 9.0, 1800
+MAX_ROWS, MAX_CELLS = 60, 40  # classes in a bar chart; in a matrix with the counts in its cells
 BLUE, ORANGE, GREEN, RED = seaborn.color_palette("colorblind").as_hex()[:4]
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SPLIT_COLORS = {"train": BLUE, "val": ORANGE, "test": GREEN}
@@ -87,65 +88,85 @@ def _title(predictions: pd.DataFrame, finding: str) -> str:
     return f"{name} split, {len(predictions):,} images: {finding}"
 
 
-def _classes(predictions: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return `metrics.per_class` of the classes with images, and a line that names the others."""
-    table = metrics.per_class(predictions)
+def _short(name: str) -> str:
+    """Return a name, cut where it is long, for a place where it need not be unique."""
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _first_classes(
+    predictions: pd.DataFrame, classes: Sequence[str], by: str, ascending: bool
+) -> tuple[pd.DataFrame, str]:
+    """Return `metrics.per_class`, sorted, of at most MAX_ROWS classes, and a line on the others."""
+    table = metrics.per_class(predictions, [fill(name, 40) for name in classes])
     absent = ", ".join(table.loc[table["support"] == 0, "class_name"])
-    return table[table["support"] > 0], f"\nno images in this split: {absent}" if absent else ""
+    note = "\n" + shorten(f"no images in this split: {absent}", 120) if absent else ""
+    table = table[table["support"] > 0].sort_values(by, ascending=ascending, kind="stable")
+    if (more := len(table) - MAX_ROWS) > 0:
+        note += f"\n{more} more classes are not shown"
+    return table[:MAX_ROWS], note
 
 
-def cases_and_errors_per_class(predictions: pd.DataFrame) -> Figure:
+def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the number of images of each class beside the number of wrong predictions."""
-    table, absent = _classes(predictions)
-    table = table.sort_values("support", ascending=False, kind="stable")
+    table, note = _first_classes(predictions, classes, "support", ascending=False)
     counts = table.melt("class_name", ["support", "errors"])
     fig, axes = new_figure(1.5 + 0.33 * len(table))
     bars(axes, data=counts, x="value", y="class_name", hue="variable", palette=[BLUE, RED])
+    if table["support"].min() > 0.7 * table["support"].max():
+        axes.margins(x=0.3)  # room for the legend
     axes.legend(axes.containers, ["images", "wrong predictions"], loc="lower right")
-    errors = table["errors"].sum()
-    axes.set(xlabel=f"images{absent}", ylabel="")
+    errors = (predictions["label"] != predictions["predicted"]).sum()
+    axes.set(xlabel=f"images{note}", ylabel="")
     axes.set_title(_title(predictions, f"{errors:,} wrong ({errors / len(predictions):.1%})"))
     return fig
 
 
-def error_rate_per_class(predictions: pd.DataFrame) -> Figure:
+def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the percentage of wrong predictions in each class, with its errors and images."""
-    table, absent = _classes(predictions)
-    table = table.sort_values("recall", kind="stable")
+    table, note = _first_classes(predictions, classes, "recall", ascending=True)
     names = [f"{row.class_name} ({row.errors} of {row.support})" for row in table.itertuples()]
-    rates, overall = 100 * (1 - table["recall"]), 100 * table["errors"].sum() / len(predictions)
+    overall = 100 * (predictions["label"] != predictions["predicted"]).mean()
+    rates = 100 * (1 - table["recall"])
     fig, axes = new_figure(1.5 + 0.28 * len(table))
     bars(axes, [f"{rate:.0f}%" for rate in rates], x=rates, y=names, color=RED)
     axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
     axes.legend(loc="lower right")
-    axes.set(xlim=(0, 108), xlabel=f"wrong predictions, % of the class{absent}", ylabel="")
+    axes.set(xlim=(0, 108), xlabel=f"wrong predictions, % of the class{note}", ylabel="")
     axes.set_title(_title(predictions, "error rate per class"))
     return fig
 
 
-def confusion_matrix(predictions: pd.DataFrame) -> Figure:
-    """Chart the confusion matrix: counts, shaded by their share of the true class."""
-    names = [pd.Index(CLASS_NAMES, name=name) for name in ("true class", "predicted class")]
+def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
+    """Chart the confusion matrix: shares of the true class and, of up to 40 classes, counts."""
+    names = [pd.Index(classes, name=name) for name in ("true class", "predicted class")]
     counts = pd.DataFrame(metrics.confusion_matrix(predictions), *names)
     support = counts.sum(axis=1)
     counts = counts.loc[support > 0, support + counts.sum() > 0]
     shares, shown = 100 * counts.div(support[support > 0], axis=0), counts.astype(str)
-    fig, axes = new_figure(2.6 + 0.27 * len(counts))
-    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "linewidths": 0.5, "linecolor": "lightgray"}
-    look |= {"annot_kws": {"fontsize": 8}, "xticklabels": True, "yticklabels": True}
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 100}
     look["cbar_kws"] = {"label": "% of the true class", "fraction": 0.03, "pad": 0.01}
-    seaborn.heatmap(shares, annot=shown.where(counts > 0, ""), fmt="", ax=axes, **look)
+    if counts.shape[1] <= MAX_CELLS:
+        fig, axes = new_figure(2.6 + 0.27 * len(counts))
+        look |= {"annot": shown.where(counts > 0, ""), "fmt": "", "annot_kws": {"fontsize": 8}}
+        look |= {"xticklabels": True, "yticklabels": True}
+        look |= {"linewidths": 0.5, "linecolor": "lightgray"}
+    else:  # as many names as there is room for
+        fig, axes = new_figure(WIDTH_INCHES)
+        axes.tick_params(labelsize=4.5)
+    seaborn.heatmap(shares.rename(index=_short, columns=_short), ax=axes, **look)
     axes.tick_params("x", rotation=90)
+    axes.tick_params("y", rotation=0)
     right = (predictions["label"] == predictions["predicted"]).mean()
     axes.set_title(_title(predictions, f"accuracy {right:.1%}"))
     return fig
 
 
-def commonest_confusions(predictions: pd.DataFrame) -> Figure:
+def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
-    table = metrics.commonest_confusions(predictions, 12)
-    labels = [f"{row['count']} ({row.share:.0%} of {row.true})" for _, row in table.iterrows()]
-    pairs = [f"{row.true} → {row.predicted}" for row in table.itertuples()]
+    table = metrics.commonest_confusions(predictions, classes)
+    of = [f"{row.share:.0%} of {_short(row.true)}" for row in table.itertuples()]
+    labels = [f"{number} ({share})" for number, share in zip(table["count"], of, strict=True)]
+    pairs = [fill(f"{row.true} → {row.predicted}", 50) for row in table.itertuples()]
     fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
     bars(axes, labels, x=table["count"], y=pairs, color=RED)
     axes.margins(x=0.35)
@@ -196,9 +217,9 @@ def coverage_accuracy(predictions: pd.DataFrame, threshold: float = metrics.THRE
 
 
 def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
-    """Chart right and wrong predictions by camera and over the sols."""
+    """Chart right and wrong predictions, with columns sol and camera, by camera and over sols."""
     wrong = (predictions["label"] != predictions["predicted"]).rename("wrong")
-    table = product_ids(predictions).join(wrong)
+    table = predictions[["sol", "camera"]].join(wrong)
     names = {
         camera: f"{CAMERA_NAMES[camera]}\n{of.sum()} of {len(of)} wrong ({of.mean():.0%})"
         for camera, of in table.groupby("camera")["wrong"]
@@ -235,13 +256,14 @@ def learning_curves(history: Sequence[dict]) -> Figure:
 
 
 def ladder(rungs: Sequence[tuple[str, dict]]) -> Figure:
-    """Chart accuracy, with its 95% interval in test, and macro-F1; a rung is (name, splits)."""
+    """Chart accuracy and macro-F1, with the last split's 95% interval; a rung is (name, splits)."""
     names = [f"+ {name}" if place else name for place, (name, _) in enumerate(rungs)]
     table = pd.concat([pd.DataFrame(splits).T for _, splits in rungs], keys=names)
     table = table.rename_axis(["rung", "split"]).reset_index()
     fig, panels = new_figure(1.8 + 0.42 * len(rungs), ncols=2, sharey=True)
-    intervals = 100 * np.array([splits["test"]["accuracy_ci95"] for _, splits in rungs])
-    panels[0].hlines(names, *intervals.T, color=GREEN, alpha=0.35, linewidth=5)
+    last = [*rungs[0][1]][-1]  # test, else val
+    intervals = 100 * np.array([splits[last]["accuracy_ci95"] for _, splits in rungs])
+    panels[0].hlines(names, *intervals.T, color=SPLIT_COLORS[last], alpha=0.35, linewidth=5)
     for axes, column in zip(panels, ("accuracy", "macro_f1"), strict=True):
         options = {"errorbar": None, "linewidth": 2, "legend": column == "macro_f1"}
         values = 100 * table[column].astype(float)

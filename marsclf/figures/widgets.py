@@ -1,7 +1,7 @@
 """Notebook controls: interactive in JupyterLab, plain figures and tables in a papermill run."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,8 @@ import pandas as pd
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
-from marsclf.data.msl import CLASS_NAMES
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
-from marsclf.evaluation.predictions import product_ids
 from marsclf.figures.results import gallery, png_of, save_figure
 from marsclf.images.decode import read_rgb
 
@@ -81,10 +79,10 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
 def select(
     table: pd.DataFrame, predicted: str | None = None, least: float = 0.0, most: float = 1.0
 ) -> pd.DataFrame:
-    """Return rows of one class (None: all), lowest confidence first; MarsclfError if unknown."""
-    if predicted not in (None, *CLASS_NAMES):
-        names = ", ".join(CLASS_NAMES)
-        raise MarsclfError(f"There is no class {predicted!r}; the classes are {names}.")
+    """Return rows of one class (None: all), lowest confidence first; MarsclfError if none is."""
+    found = counts(table).index
+    if predicted not in (None, *found):
+        raise MarsclfError(f"No image is of class {predicted!r}: choose one of {', '.join(found)}.")
     chosen = table["confidence"].between(least, most)
     if predicted is not None:
         chosen &= table["predicted"] == predicted
@@ -99,22 +97,25 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
     return gallery([_tile(path) for path in rows["path"]], titles, COLUMNS, "Selected images")
 
 
-def mistaken_pairs(predictions: pd.DataFrame) -> dict[str, tuple[str, str]]:
+def mistaken_pairs(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return pairs of true and predicted class by texts such as "ground → horizon (59)"."""
-    table = metrics.commonest_confusions(predictions, limit=None)
+    table = metrics.commonest_confusions(predictions, classes, limit=None)
     columns = zip(table["true"], table["predicted"], table["count"], strict=True)
     return {f"{true} → {predicted} ({n})": (true, predicted) for true, predicted, n in columns}
 
 
-def mistakes(predictions: pd.DataFrame, root: Path, pair: tuple[str, str]) -> Figure:
+def mistakes(
+    predictions: pd.DataFrame, root: Path, pair: tuple[str, str], classes: Sequence[str]
+) -> Figure:
     """Lay out up to 24 images below `root` of one class predicted as another, surest first."""
-    label, predicted = (CLASS_NAMES.index(name) for name in pair)
+    label, predicted = map(classes.index, pair)
     rows = predictions.query("label == @label and predicted == @predicted")
     shown = rows.sort_values("confidence", ascending=False, kind="stable").head(MAX_TILES)
-    sols = product_ids(shown)["sol"]
-    titles = [f"sol {sol}, {sure:.2f}" for sol, sure in zip(sols, shown["confidence"], strict=True)]
+    titles = shown["confidence"].map("{:.2f}".format)
+    if "sol" in shown:
+        titles = "sol " + shown["sol"].astype(str) + ", " + titles
     title = f"{pair[0]} predicted as {pair[1]}: {len(shown)} of {len(rows)} images"
-    return gallery([_tile(root / path) for path in shown["path"]], titles, COLUMNS, title)
+    return gallery([_tile(root / path) for path in shown["path"]], [*titles], COLUMNS, title)
 
 
 def _tile(path: str | Path) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from marsclf.networks.specs import find_spec
 from marsclf.pipeline.presets import load_preset
 from marsclf.provenance import cores, hardware
 from marsclf.training.later_sols import CONDITIONS
-from marsclf.training.sampling import spread_over_sols, view_counts
+from marsclf.training.sampling import spread_over_groups, view_counts
 
 # Multiplications per second, 10^9. A core of an AMD EPYC reaches 37 with B7's features (see
 # results/b7_cost.json). For a T4 this is 5% of the peak of its data sheet, 65 TFLOPS in float16,
@@ -103,7 +103,7 @@ def count_images(parameters: Mapping, index: pd.DataFrame) -> tuple[int, int]:
     if get("views"):
         views = view_counts(train["label"], parameters["views"], parameters["views_rare"])
         forward = int(views.sum()) + len(validation)
-    judged = len(CONDITIONS) * len(spread_over_sols(validation))
+    judged = len(CONDITIONS) * len(spread_over_groups(validation))
     forward += len(parameters["test_zooms"]) * (len(index) + judged)
     networks = len(parameters["ensemble"]) or 1
     return networks * forward, networks * parameters["finetune_epochs"] * learning

@@ -66,6 +66,7 @@ def run(
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
     result |= {name: parameters.get(name) for name in ("backbone", "seed")}
     result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
+    result |= {"classes": dataset.classes}
     wall_s, peaks = {"total": 0.0, "data": time.monotonic() - started}, []
     with _replacing(run_dir) as folder:
         # The parameters include the preset's, so a preset named in notebook 02 is not loaded.

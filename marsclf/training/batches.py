@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from marsclf.data.msl import NUM_CLASSES
 from marsclf.files import sha256_of
 from marsclf.networks.pinned import keras
 from marsclf.paths import CACHE
@@ -21,14 +20,19 @@ from marsclf.training.fresh_views import FreshViews
 
 
 class Examples(NamedTuple):
-    """Features or fresh views, their labels 0-24 (n,), and the share of draws of each (n,), sum 1.
+    """Features or fresh views, with what a training needs of them.
 
-    `features[rows]` returns the network's inputs for these rows, (rows, ...).
+    Attributes:
+        features: `features[rows]` returns the network's inputs for these rows, (rows, ...).
+        labels: class ids (n,), from 0 to classes - 1.
+        shares: how often each is drawn (n,), sum 1.
+        classes: how many there are.
     """
 
     features: Features | FreshViews | np.ndarray
     labels: np.ndarray
     shares: np.ndarray
+    classes: int
 
     def after(self, network: keras.Model | None, cache: Path = CACHE) -> "Examples":
         """Return these examples with the network's outputs as features, held in memory."""
@@ -37,7 +41,7 @@ class Examples(NamedTuple):
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of features (n, ...), one-hot targets (n, 25) and weights (n,).
+    """Batches of features (n, ...), one-hot targets (n, classes) and weights (n,).
 
     All examples come once, in order, weighted by their share of draws (1 on average).
     """
@@ -54,12 +58,12 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
-        targets = np.eye(NUM_CLASSES, dtype="float32")[self.examples.labels[rows]]
+        targets = np.eye(self.examples.classes, dtype="float32")[self.examples.labels[rows]]
         return self.examples.features[rows], targets, self.weights[rows]
 
     def digest(self) -> str:
         """Return a SHA-256 of the features, labels and shares."""
-        features, labels, shares = self.examples
+        features, labels, shares, _ = self.examples
         is_array = isinstance(features, np.ndarray)
         content = np.ascontiguousarray(features) if is_array else features.digest().encode()
         return sha256_of(content, np.ascontiguousarray(labels), np.ascontiguousarray(shares))

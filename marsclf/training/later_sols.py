@@ -14,7 +14,7 @@ import pandas as pd
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.images.views import Condition
 from marsclf.paths import CACHE
-from marsclf.training.sampling import class_weights, spread_over_sols
+from marsclf.training.sampling import class_weights, spread_over_groups
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to load
     from marsclf.training.train import TrainedNetwork
@@ -39,13 +39,13 @@ def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     usable = index[index["split"] != "test"].sort_values(["sol", "path"])
     train = usable[usable["sol"] <= train_until]
     later = usable[(usable["sol"] > train_until) & (usable["sol"] <= judge_until)]
-    return train, spread_over_sols(later[later["label"].isin(train["label"])])
+    return train, spread_over_groups(later[later["label"].isin(train["label"])])
 
 
 def judge(
     networks: "list[TrainedNetwork]", root: Path, rows: pd.DataFrame, cache: Path = CACHE
 ) -> np.ndarray:
-    """Return the probabilities under each condition, (conditions, rows, 25)."""
+    """Return the probabilities under each condition, (conditions, rows, classes)."""
     from marsclf.training.train import predict
 
     return np.stack([predict(networks, root, rows, how, cache) for how in CONDITIONS.values()])
@@ -55,8 +55,8 @@ def criterion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]
     """Return the mean class recall: "criterion" over all conditions, and under each by its name.
 
     Args:
-        probabilities: (conditions, rows, 25), as from `judge`.
-        labels: 0-24, (rows,).
+        probabilities: (conditions, rows, classes), as from `judge`.
+        labels: class ids, (rows,).
     """
     right = probabilities.argmax(axis=-1) == labels
     recalls = [right[:, labels == label].mean(axis=1) for label in np.unique(labels)]

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 
-from marsclf.data.msl import NUM_CLASSES
 from marsclf.errors import MarsclfError
 
 IMAGES_PER_CLASS = 40  # that judge a recipe
@@ -25,7 +24,7 @@ def view_counts(labels: np.ndarray | pd.Series, views: int, views_rare: int) -> 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:
     """Return a weight for each example (n,), such that all classes count the same."""
-    return np.bincount(labels, minlength=NUM_CLASSES)[labels] ** -1.0
+    return np.bincount(labels)[labels] ** -1.0
 
 
 def draw_shares(
@@ -49,9 +48,12 @@ def draw_shares(
     return shares / shares.sum()
 
 
-def spread_over_sols(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return at most IMAGES_PER_CLASS rows of each class, from as many of its sols as possible."""
+def spread_over_groups(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return at most IMAGES_PER_CLASS rows of each class, from as many groups as possible.
+
+    The groups of Curiosity's images are sols.
+    """
     order = rows.sample(frac=1, random_state=0)
-    turn = order.groupby(["label", "sol"]).cumcount()
+    turn = order.groupby(["label", "group"]).cumcount()
     order = order.assign(turn=turn).sort_values("turn", kind="stable").drop(columns="turn")
-    return order.groupby("label").head(IMAGES_PER_CLASS).sort_values(["sol", "path"])
+    return order.groupby("label").head(IMAGES_PER_CLASS).sort_values("path")

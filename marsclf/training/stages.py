@@ -4,13 +4,12 @@ import math
 
 import numpy as np
 
-from marsclf.data.msl import NUM_CLASSES
 from marsclf.networks.pinned import keras
 from marsclf.provenance import gpu_memory
 
 
-def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
-    """Return an untrained head: features (n, width) to probabilities (n, 25).
+def build_head(width: int, hidden: int, dropout: float, classes: int) -> keras.Model:
+    """Return an untrained head: features (n, width) to probabilities (n, classes).
 
     It has one hidden layer of `hidden` units, or is linear where that is 0.
     """
@@ -19,7 +18,7 @@ def build_head(width: int, hidden: int, dropout: float) -> keras.Model:
     if hidden:
         stack.append(layers.Dense(hidden, activation="relu", name="head_hidden"))
         stack.append(layers.Dropout(dropout, name="head_hidden_dropout"))
-    stack.append(layers.Dense(NUM_CLASSES, activation="softmax", name="probabilities"))
+    stack.append(layers.Dense(classes, activation="softmax", name="probabilities"))
     return keras.Sequential(stack, name="head")
 
 

@@ -28,7 +28,7 @@ from marsclf.training.stages import join
 
 
 class TrainedNetwork(NamedTuple):
-    """A trained network: images (n, height, width, 3), 0-255, to probabilities (n, 25).
+    """A trained network: images (n, height, width, 3), 0-255, to probabilities (n, classes).
 
     Attributes:
         model: the complete network.
@@ -87,6 +87,7 @@ def make_examples(
     network: keras.Model,
     root: Path,
     rows: pd.DataFrame,
+    classes: int,
     training: bool,
     cache: Path = CACHE,
 ) -> Examples:
@@ -104,7 +105,7 @@ def make_examples(
     else:
         views = FreshViews(root, rows, network.input_shape[1], augmentation, recipe.seed)
     shares = draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
-    return Examples(views, labels.repeat(counts), shares)
+    return Examples(views, labels.repeat(counts), shares, classes)
 
 
 def train_network(
@@ -112,6 +113,7 @@ def train_network(
     root: Path,
     train_rows: pd.DataFrame,
     validation_rows: pd.DataFrame,
+    classes: int,
     cache: Path = CACHE,
 ) -> TrainedNetwork:
     """Train a network by both stages of a recipe; steps that are in the cache are not repeated.
@@ -121,13 +123,15 @@ def train_network(
         root: folder that the paths in the rows are relative to.
         train_rows, validation_rows: rows of a data set's index, to learn from and to choose the
             best epoch on.
+        classes: how many the data set has.
         cache: of features, exported networks and checkpoints.
     """
     backbone, frozen, upper = load_parts(recipe)
-    train = make_examples(recipe, frozen, root, train_rows, True, cache)
-    validation = make_examples(recipe, frozen, root, validation_rows, False, cache)
+    train = make_examples(recipe, frozen, root, train_rows, classes, True, cache)
+    validation = make_examples(recipe, frozen, root, validation_rows, classes, False, cache)
     keras.utils.set_random_seed(recipe.seed)
-    head = stages.build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout)
+    width = backbone.output_shape[1]
+    head = stages.build_head(width, recipe.head_hidden, recipe.head_dropout, classes)
     classifier = join(upper, head) if upper else head
     fit = partial(fit_stage, recipe=recipe, epoch_size=len(train_rows), cache=cache)
     if recipe.views:  # the head learns from vectors, which are computed once
@@ -147,11 +151,13 @@ def train_networks(
     root: Path,
     train_rows: pd.DataFrame,
     validation_rows: pd.DataFrame,
+    classes: int,
     cache: Path = CACHE,
 ) -> list[TrainedNetwork]:
     """Train one network for each seed of the recipe's ensemble, or one (see `train_network`)."""
     recipes = [replace(recipe, seed=seed) for seed in recipe.ensemble or [recipe.seed]]
-    return [train_network(each, root, train_rows, validation_rows, cache) for each in recipes]
+    arguments = root, train_rows, validation_rows, classes, cache
+    return [train_network(each, *arguments) for each in recipes]
 
 
 def fit_stage(
@@ -220,7 +226,7 @@ def predict(
     condition: Condition = WHOLE_IMAGE,
     cache: Path = CACHE,
 ) -> np.ndarray:
-    """Return the probabilities of images under a condition (rows, 25).
+    """Return the probabilities of images under a condition (rows, classes).
 
     Predictions are pooled over the networks of an ensemble and over the zooms of each.
     """
