@@ -14,7 +14,8 @@ from marsclf.training.later_sols import CONDITIONS, FOLDS
 
 def make_index(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
     index = pd.DataFrame(rows, columns=["split", "sol", "label"])
-    return index.assign(path=[f"{i:04d}.jpg" for i in range(len(rows))])
+    paths = [f"{i:04d}.jpg" for i in range(len(rows))]
+    return index.assign(path=paths, group=index["sol"].astype(str))
 
 
 def test_a_fold_trains_on_earlier_sols(monkeypatch: pytest.MonkeyPatch) -> None:
