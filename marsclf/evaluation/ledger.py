@@ -26,8 +26,8 @@ def score(predictions_file: Path) -> dict[str, dict]:
     """Return `metrics.measure` of a predictions file, and enter the file in the ledger first.
 
     A line is added if the JSON beside the file names a published data set, the file has a test
-    split, and no line has its digest yet. Raises MarsclfError for a faulty predictions file, for a JSON
-    that lacks what the line needs, and if the ledger cannot be read or written.
+    split, and no line has its digest yet. Raises MarsclfError for a faulty predictions file, for a
+    JSON that lacks what the line needs, and if the ledger cannot be read or written.
     """
     splits = metrics.measure(read_predictions(predictions_file))
     record, digest = run_record(predictions_file), digest_of(predictions_file)
