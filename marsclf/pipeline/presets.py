@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from marsclf import paths
+from marsclf.data.msl import MSL_V1
 from marsclf.errors import MarsclfError
 
 NOTEBOOKS = ("01_data_exploration", "02_fine_tuning", "03_error_analysis")
@@ -44,6 +45,11 @@ def load_preset(name: str, extended_by: tuple[str, ...] = ()) -> dict:
         base = load_preset(preset["extends"], (*extended_by, name))
         preset["parameters"] = base["parameters"] | preset["parameters"]
     return preset
+
+
+def data_of(preset: str | None) -> str:
+    """Return the name of the published data set that a preset was made for."""
+    return load_preset(preset)["expected"].get("data", MSL_V1.name) if preset else MSL_V1.name
 
 
 def notebook_parameters(path: Path) -> dict[str, object]:

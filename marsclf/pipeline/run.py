@@ -56,7 +56,8 @@ def run(
     """
     started, is_ladder, run_dir = time.monotonic(), preset in LADDERS, paths.RUNS / preset
     parameters, code, training = presets.parameters_of(preset, settings), commit(), {}
-    dataset = open_dataset(make_sample(paths.CACHE / "sample") if sample else data_dir)
+    source = make_sample(paths.CACHE / "sample") if sample else data_dir
+    dataset = open_dataset(source, presets.data_of(preset))
     if not is_ladder:
         Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
     for folder in (dataset.root, run_dir):
@@ -250,7 +251,7 @@ def _report(result: dict, run_dir: Path) -> None:
     formats["accuracy_ci95"] = lambda interval: " to ".join(map(percent, interval))
     table = pd.DataFrame(rows, dtype=object).T.drop(columns="burst")
     print(f"\n{table.to_string(formatters=formats, float_format='{:.3f}'.format)}\n")
-    if result["dataset"] == "msl-v1":
+    if result["dataset"] == presets.data_of(result["preset"]):
         expected = presets.load_preset(result["preset"])["expected"]
         print("Expected of this preset:", ", ".join(f"{k} {v}" for k, v in expected.items()))
     print(f"Figures: {run_dir / 'figures'}\nNotebooks, model and predictions: {run_dir}")
