@@ -27,6 +27,7 @@ from marsclf.images.views import fit_view
 from marsclf.networks.backbones import build_backbone
 
 SETTINGS = ["image_size=64", "head_epochs=1", "finetune_epochs=2", "finetune_batch_size=16"]
+SETTINGS += ["temperature=1.0", "test_zooms=[1.0]"]  # fewer images to predict
 
 
 @pytest.fixture(scope="module")

@@ -64,9 +64,11 @@ def start(
     return subprocess.Popen(command, cwd=project, env=environment, text=True, **streams)
 
 
-def execute(name: str, project: Path, output: Path, **parameters: object) -> tuple[str, int]:
+def execute(
+    name: str, project: Path, output: Path, environment: dict | None = None, **parameters: object
+) -> tuple[str, int]:
     """Execute one notebook; return what it printed, and how many pictures it shows."""
-    with start(name, project, output, **parameters) as process:
+    with start(name, project, output, environment, **parameters) as process:
         _, message = process.communicate()
     assert process.returncode == 0, message
     return check_outputs(output / f"{name}.ipynb")
@@ -175,25 +177,39 @@ def test_a_killed_training_resumes(
     assert (tmp_path / "predictions.csv").read_bytes() == stored
 
 
+@pytest.fixture(scope="module")
+def own_images(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one's own: three classes, and names that say nothing of sols."""
+    root = tmp_path_factory.mktemp("own") / "my images"
+    for name, label in (("rotes Ding", 14), ("Größe 2", 15), ("soil", 8)):
+        for split, list_file in MSL_V1.lists.items():
+            lines = (line.split() for line in (sample_dir / list_file).read_text().splitlines())
+            for path in [path for path, of in lines if of == str(label)][:5]:
+                target = root / name / "any" / f"{split} {path[-20:-12]}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.open(sample_dir / path).save(target)
+    return root
+
+
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float16"), ((8, 0), "bfloat16")])
-def test_mixed_precision_works_to_the_end(
-    capability: tuple, precision: str, project: Path, sample_dir: Path, tmp_path: Path
+def test_own_images_in_mixed_precision_to_the_end(
+    capability: tuple, precision: str, project: Path, own_images: Path, tmp_path: Path
 ) -> None:
     """As on a GPU: training on fresh views, Grad-CAM, and the classifier file elsewhere."""
     environment = pretend_gpu(tmp_path / "gpu", project, capability)
-    given = {"preset": None, "data_dir": str(sample_dir)} | parse_settings(SMALL)
+    given = {"preset": None, "data_dir": str(own_images)} | parse_settings(SMALL)
     given |= {"backbone": "EfficientNetLite0", "views": 0, "mixed_precision": True}
     given |= {"head_epochs": 1, "finetune_epochs": 1}
     run = tmp_path / "run"
     printed, _ = execute("02_fine_tuning", project, run, environment, **given)
     assert f"computing in {precision}" in printed and "finetune epoch 1/1" in printed
-    given = {"data_dir": str(sample_dir)}
-    _, pictures = execute("03_error_analysis", project, run, environment, **given)
-    assert pictures == len(figures_of("03"))
-    stored = read_predictions(run / "predictions.csv").head(20)
+    _, pictures = execute("03_error_analysis", project, run, environment, data_dir=str(own_images))
+    assert pictures == len(figures_of("03", left_out={"errors_by_camera_and_sol"}))
+    stored = read_predictions(run / "predictions.csv")
     classifier = load_classifier(run / paths.CLASSIFIER.name, tmp_path / "cache")
-    table = classifier.predict([sample_dir / path for path in stored["path"]])
+    table = classifier.predict([own_images / path for path in stored["path"]])
     np.testing.assert_allclose(table["confidence"], stored["confidence"], atol=0.05)
+    assert set(table["predicted"]) <= {"rotes Ding", "Größe 2", "soil"}
 
 
 def test_error_analysis_of_the_published_predictions_alone(

@@ -183,6 +183,11 @@ def test_faulty_input_leaves_the_old_run(project: Path, sample_dir: Path) -> Non
         run.run("laptop", sample_dir, {"sed": 1})
     with pytest.raises(MarsclfError, match="typo"):
         run.run("laptop", project / "typo")
+    with pytest.raises(MarsclfError, match="head_epochs is 0; it must be above 0"):
+        run.run("laptop", sample_dir, {"head_epochs": 0})
+    (paths.PRESETS / "huge.yaml").write_text("expected: {disk_gb: 1.0e+9}\nparameters: {}")
+    with pytest.raises(MarsclfError, match="The preset huge needs 1000000000.0 GB of disk"):
+        run.run("huge", sample_dir)
     assert_old_run_is_untouched(old)
     assert list(paths.RUNS.iterdir()) == [old]
 
@@ -191,7 +196,7 @@ def test_test_figures_are_in_the_ledger_before_they_are_shown(
     project: Path, sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = replace(sample_dataset, name="msl-v1")
-    monkeypatch.setattr(run, "open_dataset", lambda _: real)
+    monkeypatch.setattr(run, "open_dataset", lambda *_: real)
     training = PREDICT.replace('"sample"', '"msl-v1"')
     write_notebook(paths.NOTEBOOKS, "02_fine_tuning", PARAMETERS[1], training)
     write_notebook(paths.NOTEBOOKS, "03_error_analysis", PARAMETERS[2], "1 / 0")
