@@ -155,6 +155,10 @@ def check_loaded(b0: keras.Model) -> None:
     assert len(model.layers) == len(b0.layers) + 1
     for loaded, written in zip(model.weights, b0.weights, strict=True):
         np.testing.assert_array_equal(loaded.numpy(), written.numpy())
+    options = {"include_top": False, "pooling": "avg", "input_shape": (64, 64, 3)}
+    keras_own = keras.applications.EfficientNetB0(weights="imagenet", **options)
+    expected = keras_own.predict_on_batch(IMAGES)
+    np.testing.assert_array_equal(model.predict_on_batch(IMAGES), expected)
 
 
 def test_a_file_of_weights_is_copied_to_where_keras_looks(
