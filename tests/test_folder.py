@@ -182,6 +182,7 @@ def remove(*places: str) -> Damage:
         (write("a/9.png", ""), "the image a/9.png cannot be read: the file is empty"),
         (write("a/9.jpg", "<html>"), "the image a/9.jpg cannot be read: it is not an image"),
         (lambda root: in_folders(root, {"A": 2}), "'A' and 'a' differ only by case"),
+        (lambda root: in_folders(root, {"x\ty": 2}), r"'x\\ty' cannot be printed: give"),
         (
             lambda root: in_folders(
                 root, {unicodedata.normalize(form, "é"): 2 for form in ("NFC", "NFD")}

@@ -281,12 +281,12 @@ def test_standard_output_that_cannot_be_written(
     with Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", full)
         error = failure(capsys, "images")
-    assert "Standard output cannot be written (No space left on device)" in error
+    assert "standard output or a file cannot be read or written (No space left on device)" in error
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does when it has enough lines
     with os.fdopen(writing, "w") as closed, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", closed)
-        assert main(["predict", "images"]) == 0
+        assert main(["predict", "images"]) == 141
     assert "error" not in capsys.readouterr().err
 
 

@@ -34,11 +34,8 @@ COLUMNS = ["split", "path", "label", "class_name", "group", *Product._fields]
 COLUMNS += ["width", "height", "channels", "sha256"]
 
 
-def scan(root: Path, decode: bool) -> tuple[list[str], Dataset | None]:
-    """Return all faults of the images in `root`, and the data set if there are none.
-
-    Without `decode`, images are not decoded whose thumbnails are in the cache.
-    """
+def scan(root: Path) -> tuple[list[str], Dataset | None]:
+    """Return all faults of the images in `root`, and the data set if there are none."""
     faults, notes = [], []
     rows = _listed(root, faults) if (root / LABELS).exists() else _in_folders(root, faults)
     if not rows:
@@ -47,7 +44,7 @@ def scan(root: Path, decode: bool) -> tuple[list[str], Dataset | None]:
     # Systems encode the accents in names in two ways.
     table["class_name"] = [unicodedata.normalize("NFC", given) for given in table["given"]]
     table["sequence"] = table["path"]
-    thumbnails = _measure(root, table, faults, decode)
+    thumbnails = _measure(root, table, faults)
     table = without_copies(table, notes)
     faults += _faults_of_labels(root, table)
     if faults:
@@ -146,6 +143,9 @@ def _faults_of_labels(root: Path, table: pd.DataFrame) -> list[str]:
         if len(names) > 1:
             names = " and ".join(map(ascii, sorted(names)))
             faults.append(f"The labels {names} differ only by case or encoding: make them one.")
+    for name in counts.index:
+        if not (name.isprintable() and name.strip()):  # the classifier file refuses it too
+            faults.append(f"The label {name!a} cannot be printed: give the class another name.")
     if len(counts) == 1:
         faults.append(f"All images in {root} have the label {counts.index[0]!r}: add another.")
     if len(counts) > MAX_CLASSES:
@@ -167,8 +167,8 @@ def _faults_of_labels(root: Path, table: pd.DataFrame) -> list[str]:
     return faults
 
 
-def _measure(root: Path, table: pd.DataFrame, faults: list[str], decode: bool) -> np.ndarray:
-    """Add sha256, width, height and channels to the table; return thumbnails, uint8 (N, 256).
+def _measure(root: Path, table: pd.DataFrame, faults: list[str]) -> np.ndarray:
+    """Add sha256, width, height and channels to the table; return thumbnails, int32 (N, 256).
 
     What is decoded is kept in the cache, by the contents of the files.
     """
@@ -177,7 +177,7 @@ def _measure(root: Path, table: pd.DataFrame, faults: list[str], decode: bool) -
         ignore_decoder_warnings()
         table["sha256"] = digests = list(pool.map(_digest, files))
         stored = paths.CACHE / "thumbnails" / f"{sha256_of(repr(digests).encode())}.npy"
-        is_known = stored.is_file() and not decode
+        is_known = stored.is_file()
         found = np.load(stored) if is_known else pool.map(_measure_image, files)
         found = list(tqdm(found, "decoding", len(files), disable=is_known or None))
     for row, values in zip(table.itertuples(), found, strict=True):

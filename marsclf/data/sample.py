@@ -31,20 +31,17 @@ RADIUS = {"train": (0.22, 0.38), "val": (0.22, 0.42), "test": (0.28, 0.48)}
 EXPOSURE = {"train": (0.85, 1.1), "val": (0.75, 1.15), "test": (0.6, 1.2)}
 SIZES = {"ML": [(256, 192), (255, 188)], "MR": [(256, 192), (256, 256)], "MH": [(255, 255)]}
 GRAY_EVERY = 20  # sequences
-
-# Change the version with the pictures, so that old sample folders are replaced.
 MARKER_TEXT = "SAMPLE DATA, version 1: generated pictures, not photographs of Mars.\n"
 
 
 def make_sample(target: Path) -> Path:
     """Write about 400 pictures, always the same, to the folder `target`, and return that folder.
 
-    Replaces sample data of another version; raises MarsclfError if `target` holds anything else.
+    Keeps sample data that is there; raises MarsclfError if `target` holds anything else.
     """
-    marker = target / SAMPLE_MARKER
-    if marker.is_file() and marker.read_bytes() == MARKER_TEXT.encode():
+    if (target / SAMPLE_MARKER).is_file():
         return target
-    if target.exists() and not marker.is_file():
+    if target.exists():
         raise MarsclfError(f"{target} holds no sample data: name another folder for it.")
     with replace_atomically(target) as folder:
         (folder / "calibrated").mkdir(parents=True)

@@ -71,8 +71,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     last = len(classes) - 1
     faults = {
         "the split is not train, val or test": ~table["split"].isin(SPLITS),
-        "the path is missing": table["path"].isna(),
-        "the group or the sequence is missing": table[scene].isna().any(axis=1),
+        "the path, group or sequence is missing": table[["path", *scene]].isna().any(axis=1),
         "a number is missing or is not a number": numbers.isna().any(axis=1),
         f"the label is not a class id from 0 to {last}": ~numbers["label"].isin(range(last + 1)),
         "the probabilities are not in 0 to 1": (probabilities < 0).any(axis=1),
