@@ -235,8 +235,6 @@ def test_version_2(version_2: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / MSL_V2.lists["val"]).unlink(), "val-set-v2.1.txt, which cannot be read"),
-        (lambda f: (f / MSL_V2.class_file).unlink(), "class_map.csv, which cannot be read"),
         (set_line(MSL_V2.class_file, 9, "8,Hole"), "the classes 0 Arm cover to 18 Wheel tracks in"),
         (set_line(MSL_V2.lists["val"], 1, "{path} 19"), "label 19 of images/.* outside 0-18"),
         (lambda f: next(f.glob("images/1921*")).unlink(), "test-set-v2.1.txt, line 1: the image"),

@@ -76,10 +76,7 @@ def _check(options: Namespace) -> None:
         if os.path.realpath(target) in map(os.path.realpath, options.sources):
             raise MarsclfError(f"{target} is one of the paths to classify: name another output.")
     if explain:
-        try:
-            explain.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MarsclfError(f"{explain} cannot be created ({error.strerror}).") from None
+        explain.mkdir(parents=True, exist_ok=True)
 
 
 def _write_table(options: Namespace, output: Path) -> tuple[Counter, int]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from marsclf import paths
 from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
 from marsclf.data.msl import PUBLISHED
-from marsclf.data.product_id import Product, parse_product_id
+from marsclf.data.product_id import parse_product_id
 from marsclf.data.splits import draw_splits, merge_groups, near_duplicates, normalized, thumbnail
 from marsclf.errors import MarsclfError
 from marsclf.files import regular_file, replace_atomically, sha256_of
@@ -30,8 +30,6 @@ LAYOUT = f"make one folder of images per class, or a {LABELS} with the columns p
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
 MAX_CLASSES = 500  # each is a column of the predictions and a line of the charts
 ROW = ["place", "path", "given", "split", "group"]  # of an image as the user lists it
-COLUMNS = ["split", "path", "label", "class_name", "group", *Product._fields]
-COLUMNS += ["width", "height", "channels", "sha256"]
 
 
 def scan(root: Path) -> tuple[list[str], Dataset | None]:
@@ -57,7 +55,7 @@ def scan(root: Path) -> tuple[list[str], Dataset | None]:
         return [f"Nothing in {root} can be held out, because {why}: add images."], None
     if "test" not in set(table["split"]):
         notes.append("test: not at hand")
-    index = in_order(table[[name for name in COLUMNS if name in table]])
+    index = in_order(table.drop(columns=["place", "given"]))
     contents = index[["split", "path", "class_name", "group", "sha256"]]
     digest = sha256_of(contents.to_csv(index=False, lineterminator="\n").encode())
     # No folder's name passes for a data set that is recognized by its content.

@@ -10,6 +10,7 @@ import pandas as pd
 
 from marsclf import paths
 from marsclf.data.dataset import SPLITS
+from marsclf.evaluation.calibration import softmax
 from marsclf.evaluation.predictions import as_predictions, probabilities_of
 
 # The PDS Image Atlas shows a content label from this confidence up (Wagstaff et al. 2018).
@@ -67,8 +68,8 @@ def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     bursts = predictions.groupby("sequence").ngroup().to_numpy()
     logs = np.log(np.maximum(probabilities_of(predictions), 1e-7))
-    means = np.exp(pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy())
-    return as_predictions(predictions, means / means.sum(axis=1, keepdims=True))
+    means = pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy()
+    return as_predictions(predictions, softmax(means))
 
 
 def bootstrap_over_groups(correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
