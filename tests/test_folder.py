@@ -13,6 +13,7 @@ from marsclf import paths
 from marsclf.cli import main
 from marsclf.data.open import find_faults, load_dataset, open_dataset
 from marsclf.errors import MarsclfError
+from marsclf.evaluation.predictions import as_predictions
 
 Damage = Callable[[Path], object]
 
@@ -115,13 +116,13 @@ def test_labels_in_a_table(root: Path) -> None:
     assert dataset.index["sequence"].is_unique
 
 
-@pytest.mark.parametrize("by", ["group", "sol", "look"])
+@pytest.mark.parametrize("by", ["group", "sol", "group of a sol", "look"])
 def test_drawn_splits_never_part_a_group(root: Path, by: str) -> None:
     lines = ["path,label,group"]
     for number in range(60):
         scene = number // 3
-        name = f"{scene:04d}ML{number:016d}E01_DRCL.jpg" if by == "sol" else f"{number}.jpg"
-        lines.append(f"{name},{'ab'[scene % 2]},{f'g{scene}' if by == 'group' else ''}")
+        name = f"{scene:04d}ML{number:016d}E01_DRCL.jpg" if "sol" in by else f"{number}.jpg"
+        lines.append(f"{name},{'ab'[scene % 2]},{f'g{scene}' if 'group' in by else ''}")
         draw(root / name, scene if by == "look" else None, quality=95 - number % 3)
     (root / "labels.csv").write_text("\n".join(lines))
     dataset = load_dataset(root)
@@ -131,8 +132,11 @@ def test_drawn_splits_never_part_a_group(root: Path, by: str) -> None:
     assert index.groupby("split").size().to_dict() == pytest.approx(
         {"train": 42, "val": 9, "test": 9}, abs=3
     )
-    assert ("sol" in index) == (by == "sol")
-    assert index["sequence"].nunique() == {"group": 60, "sol": 20, "look": 20}[by]
+    assert ("sol" in index) == ("sol" in by)
+    assert index["sequence"].nunique() == (60 if by == "group" else 20)
+    predictions = as_predictions(index, np.full((60, 2), 0.5))
+    assert predictions["group"].astype(str).equals(index["group"])
+    assert predictions["sequence"].equals(index["sequence"])
 
 
 def test_many_classes(root: Path) -> None:

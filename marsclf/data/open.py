@@ -57,7 +57,7 @@ def load_dataset(root: str | Path) -> Dataset:
 
 
 def find_faults(root: str | Path) -> list[str]:
-    """Return every fault of the data in `root`, one sentence each; decodes every image."""
+    """Return every fault of the data in `root`, one sentence each; damage inside images too."""
     return _scan(root, decode=True)[0]
 
 
