@@ -29,7 +29,6 @@ LAYOUT = f"make one folder of images per class, or a {LABELS} with the columns p
 # Several of these, or nothing else, are meant as splits; one of them may be a class.
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
 MAX_CLASSES = 500  # each is a column of the predictions and a line of the charts
-ROW = ["place", "path", "given", "split", "group"]  # of an image as the user lists it
 
 
 def scan(root: Path) -> tuple[list[str], Dataset | None]:
@@ -38,7 +37,8 @@ def scan(root: Path) -> tuple[list[str], Dataset | None]:
     rows = _listed(root, faults) if (root / LABELS).exists() else _in_folders(root, faults)
     if not rows:
         return faults, None
-    table = pd.DataFrame(rows, columns=ROW).sort_values("path", ignore_index=True)
+    table = pd.DataFrame(rows, columns=["place", "path", "given", "split", "group"])
+    table = table.sort_values("path", ignore_index=True)
     # Systems encode the accents in names in two ways.
     table["class_name"] = [unicodedata.normalize("NFC", given) for given in table["given"]]
     table["sequence"] = table["path"]

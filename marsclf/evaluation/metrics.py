@@ -105,13 +105,12 @@ def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
     The predictions must have the column sol. Columns: first_sol, last_sol, images, accuracy,
     confidence (mean) and ece.
     """
-    sols, rows = predictions["sol"].to_numpy(), []
-    for period in np.array_split(np.unique(sols), min(PERIODS, len(np.unique(sols)))):
-        part = predictions[np.isin(sols, period)]
-        summary, confidence = summarize(part), part["confidence"].mean()
+    sols, rows = np.unique(predictions["sol"]), []
+    for period in np.array_split(sols, min(PERIODS, len(sols))):
+        part = predictions[predictions["sol"].isin(period)]
+        summary = summarize(part) | {"confidence": part["confidence"].mean()}
         row = {"first_sol": period[0], "last_sol": period[-1], "images": len(part)}
-        row |= {"accuracy": summary["accuracy"], "confidence": confidence, "ece": summary["ece"]}
-        rows.append(row)
+        rows.append(row | {name: summary[name] for name in ("accuracy", "confidence", "ece")})
     return pd.DataFrame(rows)
 
 
