@@ -1,17 +1,14 @@
-"""Atomic writes (a killed program leaves the old file or the new one), digests, JPEG damage."""
+"""Atomic writes (a killed program leaves the old file or the new one), and digests."""
 
 import errno
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import simplejpeg
 
 
 @contextmanager
@@ -61,12 +58,3 @@ def sha256_of(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def jpeg_damage(content: bytes) -> str | None:
-    """Return what is wrong with the pixel data of a JPEG; Pillow fills in pixels without a word."""
-    try:  # strict: libjpeg's warnings are errors; an eighth of the size is faster
-        simplejpeg.decode_jpeg(content, "GRAY", fastdct=True, fastupsample=True, min_factor=8)
-    except ValueError as error:
-        return str(error) if re.match("Corrupt|Premature", str(error)) else None
-    return None

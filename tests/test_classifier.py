@@ -12,8 +12,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 from tiny_project import CLASSES
 
@@ -150,10 +148,8 @@ BIAS = "probabilities/bias"
         (changed(zooms=[1.0, 1e9]), "zooms are"),
         (changed(classes=["a"]), "classes is"),
         (changed(classes=["a", "b"] * 2), "classes is"),
-        (changed(classes=["a", " "]), "classes is"),
         (changed(classes=["a", ["b"]]), "classes is"),
         (changed(classes=["a", "\x1b[2J"]), "classes is"),
-        (changed(classes=["a", "\ud800"]), "classes is"),
         (changed(classes=[str(number) for number in range(1001)]), "classes is"),
         (changed(classes=["a", "b"]), "do not fit EfficientNetLite0"),
         (changed(backbone=["EfficientNetLite0"]), "backbone is"),
@@ -178,24 +174,6 @@ def test_a_file_is_checked_completely(made: bytes, reason: str, tmp_path: Path) 
     with pytest.raises(MarsclfError, match=reason) as error:
         load_classifier(path, tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
-
-
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(place=st.integers(0, 2000), value=st.integers(0, 255), cut=st.booleans())
-def test_damaged_files(tmp_path: Path, place: int, value: int, cut: bool) -> None:
-    path = tmp_path / "c.safetensors"
-    damaged = bytearray(content())
-    damaged[place % len(damaged)] = value
-    path.write_bytes(damaged[: place % len(damaged)] if cut else damaged)
-    try:
-        weights, metadata, _ = classifier_file.read(path)
-    except MarsclfError as error:
-        assert "\n" not in str(error)
-    else:
-        assert 32 <= metadata["image_size"] <= 1024
-        assert all(weight.dtype == np.float32 for weight in weights.values())
 
 
 def test_the_table(classifier: Classifier, files: list[str], tmp_path: Path) -> None:

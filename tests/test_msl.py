@@ -64,9 +64,9 @@ def append(name: str, content: bytes) -> Damage:
     return damage
 
 
-def encoded(kind: str, mode: str = "RGB") -> bytes:
+def encoded(kind: str) -> bytes:
     buffer = BytesIO()
-    Image.new(mode, (9, 9)).save(buffer, kind)
+    Image.new("RGB", (9, 9)).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -103,7 +103,6 @@ def make_pipe(path: Path) -> None:
         (append(VAL, b"\xff\xfe"), f"{VAL} is not UTF-8 text"),
         (set_line(TRAIN, 3, "calibrated/x.JPG"), f"{TRAIN}, line 3: 'calibrated"),
         (set_line(VAL, 2, "{path} wheel"), f"{VAL}, line 2: "),
-        (set_line(VAL, 2, "{path} 25"), f"{VAL}, line 2: label 25 of"),
         (set_line(VAL, 2, "{path} -1"), f"{VAL}, line 2: label -1 of"),
         (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),
         (set_line(TRAIN, 1, "calibrated/cat.JPG 8"), "line 1: 'cat.JPG' is not the name"),
@@ -115,15 +114,12 @@ def make_pipe(path: Path) -> None:
         (append(TEST, b"%s"), f"{TEST}, line .* already listed in .*{TRAIN}, line 1"),
         (move_sol, "is already in the train split"),
         (lambda f: image_of(f).unlink(), f"{TRAIN}, line 1: the image .* cannot be read"),
-        (replace_image(b""), "is not a JPEG image"),
         (replace_image(encoded("PNG")), "is not a JPEG image"),
         (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* is truncated"),
         (replace_image(encoded("JPEG")[:-2] + bytes(9)), f"{TRAIN}, line 1: .* is truncated"),
-        (lambda f: make_pipe(image_of(f)), "image .* cannot be read .it is not a regular file"),
+        (lambda f: make_pipe(image_of(f)), "image .* cannot be read: it is not a regular file"),
         (lambda f: make_pipe(f / VAL), f"{VAL}, which cannot be read .it is not a regular file"),
-        (replace_image(encoded("JPEG", "CMYK")), "has 4 channels"),
-        (replace_image(with_header_size(10_000, 2_001)), r"too large \(10000 x 2001 pixels\)"),
-        (replace_image(with_header_size(65_000, 65_000)), "exceeds limit"),
+        (replace_image(with_header_size(65_000, 65_000)), "cannot be read: .* over 100,000,000"),
         (lambda f: (f / MSL_V1.class_file).unlink(), "cannot be read"),
         (set_line(MSL_V1.class_file, 9, "8 soil"), "does not list the classes"),
         (append(MSL_V1.class_file, b"25 x"), "does not list the classes"),
@@ -151,13 +147,9 @@ def test_all_faults_are_listed(folder: Path) -> None:
 
 def test_damage_that_only_decoding_finds(folder: Path) -> None:
     content = image_of(folder).read_bytes()
-    table = content.index(b"\xff\xc4") + 5  # Huffman codes
-    replace_image(content[:table] + bytes(16) + content[table + 16 :])(folder)
-    load_dataset(folder)
-    (fault,) = find_faults(folder)
-    assert "cannot be read" in fault
     middle = len(content) // 2
     replace_image(content[:middle] + b"\xff\xd9" + content[middle + 2 :])(folder)
+    load_dataset(folder)
     (fault,) = find_faults(folder)
     assert "is damaged: " in fault
 
@@ -243,13 +235,8 @@ def test_version_2(version_2: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / MSL_V2.lists["val"]).unlink(), "val-set-v2.1.txt, which cannot be read"),
-        (lambda f: (f / MSL_V2.class_file).unlink(), "class_map.csv, which cannot be read"),
         (set_line(MSL_V2.class_file, 9, "8,Hole"), "the classes 0 Arm cover to 18 Wheel tracks in"),
-        (
-            set_line(MSL_V2.lists["val"], 1, "{path} 19"),
-            "label 19 of images/.* outside 0-18",
-        ),
+        (set_line(MSL_V2.lists["val"], 1, "{path} 19"), "label 19 of images/.* outside 0-18"),
         (lambda f: next(f.glob("images/1921*")).unlink(), "test-set-v2.1.txt, line 1: the image"),
     ],
 )

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from marsclf.data import sample
-from marsclf.data.dataset import SPLITS, Dataset
-from marsclf.data.msl import MSL_V1, SAMPLE_MARKER
+from marsclf.data.dataset import Dataset
+from marsclf.data.msl import MSL_V1
 from marsclf.data.open import find_faults, load_dataset
 from marsclf.errors import MarsclfError
 from marsclf.files import sha256_of
@@ -22,17 +22,9 @@ def test_pictures_never_change(sample_dataset: Dataset, tmp_path: Path) -> None:
     assert sha256_of(content) == SPLIT_FILE_DIGEST
 
 
-def test_current_sample_is_kept_and_an_old_one_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / SAMPLE_MARKER).write_text("SAMPLE DATA, version 0")
-    monkeypatch.setattr(sample, "COUNTS", {split: [1] * 4 for split in SPLITS})
-    assert len(load_dataset(sample.make_sample(tmp_path)).index) == 12
-    monkeypatch.setattr(sample, "_split_images", None)
-    assert sample.make_sample(tmp_path) == tmp_path
-
-
-def test_other_data_is_never_replaced(tmp_path: Path) -> None:
+def test_what_is_there_is_never_replaced(sample_dir: Path, tmp_path: Path) -> None:
+    before = sample_dir.stat()
+    assert sample.make_sample(sample_dir) == sample_dir and sample_dir.stat() == before
     (tmp_path / "photo.JPG").write_bytes(b"precious")
     with pytest.raises(MarsclfError, match="holds no sample data"):
         sample.make_sample(tmp_path)

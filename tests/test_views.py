@@ -113,17 +113,12 @@ def test_brightness_contrast_and_saturation_to_their_limits() -> None:
     gray = (x @ LUMA)[..., None]
     for settings, rng, expected in (
         ({"brightness": 1.0}, HIGHEST, 2 * x),
+        ({"brightness": 3.0}, HIGHEST, np.minimum(4 * x, 255)),
         ({"brightness": 1.0}, LOWEST, x / 2),
         ({"contrast": 0.5}, HIGHEST, 1.5 * x - x.mean() / 2),
         ({"saturation": 0.5}, HIGHEST, gray + 1.5 * (x - gray)),
     ):
         np.testing.assert_allclose(extreme_view(image, 16, rng, **settings), expected, atol=1)
-
-
-def test_values_clip_and_do_not_wrap() -> None:
-    image = noise(16, 16)
-    view = extreme_view(image, 16, brightness=3.0)
-    np.testing.assert_array_equal(view, np.minimum(image.astype(int) * 4, 255))
 
 
 def test_a_fraction_of_the_views_is_gray() -> None:

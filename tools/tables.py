@@ -71,7 +71,7 @@ def _bursts(test: pd.DataFrame, classes: tuple) -> pd.DataFrame:
 
 
 def _confusions(test: pd.DataFrame, classes: tuple) -> pd.DataFrame:
-    return metrics.commonest_confusions(test, classes, MAX_CONFUSIONS)
+    return metrics.commonest_confusions(test, classes).head(MAX_CONFUSIONS)
 
 
 def _verdicts(test: pd.DataFrame, classes: tuple) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[s
     # One folder has no duplicates, so the paths of a large archive are not kept in memory.
     may_repeat = len(sources) > 1 or not os.path.isdir(sources[0])
     known: set[str] = set()
-    skipped: dict[str, tuple[int, str]] = {}
+    skipped: Counter[str] = Counter()
     path = None
     for path in find_images(_read_lists(sources), leave_out, skipped):
         if path not in known:
@@ -32,18 +33,13 @@ def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[s
         named = ", ".join("standard input" if source == "-" else source for source in sources)
         raise MarsclfError(f"There is no image in {named}.")
     if skipped:
-        total = sum(number for number, _ in skipped.values())
-        kinds = (f"{n:,} {s or 'without suffix'} (such as {p})" for s, (n, p) in skipped.items())
-        text = (
-            f"Skipped {total:,} files that do not have the suffix of an image: {', '.join(kinds)}."
-        )
+        kinds = ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in skipped.items())
+        text = f"Skipped {skipped.total():,} files without the suffix of an image: {kinds}."
         tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
 def find_images(
-    sources: Iterable[str | Path],
-    leave_out: Path | None = None,
-    skipped: dict[str, tuple[int, str]] | None = None,
+    sources: Iterable[str | Path], leave_out: Path | None = None, skipped: Counter | None = None
 ) -> Iterator[str]:
     """Yield the path of each image: files as named, and the images in folders.
 
@@ -51,10 +47,9 @@ def find_images(
     files and the folder `leave_out`. Links are followed, but no folder is entered twice, so loops
     of links end. A name that does not exist and contains `*`, `?` or `[` is a pattern (`**` matches
     folders at any depth). A missing file and a folder that cannot be listed are yielded as named,
-    so that reading them reports the error. `skipped` gets, for each other suffix in folders, the
-    number of files and one of them.
+    so that reading them reports the error. `skipped` counts the other files in folders by suffix.
     """
-    skipped = {} if skipped is None else skipped
+    skipped = Counter() if skipped is None else skipped
     visited = {os.path.realpath(leave_out)} if leave_out else set()
     for source in map(os.fspath, sources):
         exists = os.path.lexists(source)
@@ -75,7 +70,7 @@ def _read_lists(sources: list[str]) -> Iterator[str]:
             yield source
 
 
-def _walk(top: str, visited: set[str], skipped: dict[str, tuple[int, str]]) -> Iterator[str]:
+def _walk(top: str, visited: set[str], skipped: Counter) -> Iterator[str]:
     unreadable: list[OSError] = []
     for folder, folders, files in os.walk(top, onerror=unreadable.append, followlinks=True):
         if os.path.realpath(folder) in visited:
@@ -84,12 +79,11 @@ def _walk(top: str, visited: set[str], skipped: dict[str, tuple[int, str]]) -> I
         visited.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            suffix, path = os.path.splitext(name)[1].lower(), os.path.join(folder, name)
+            suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
             if suffix in IMAGE_SUFFIXES:
-                yield path
+                yield os.path.join(folder, name)
             else:
-                number, example = skipped.get(suffix, (0, path))
-                skipped[suffix] = number + 1, example
+                skipped[suffix] += 1
     yield from (error.filename for error in unreadable)

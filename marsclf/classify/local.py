@@ -76,10 +76,7 @@ def _check(options: Namespace) -> None:
         if os.path.realpath(target) in map(os.path.realpath, options.sources):
             raise MarsclfError(f"{target} is one of the paths to classify: name another output.")
     if explain:
-        try:
-            explain.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MarsclfError(f"{explain} cannot be created ({error.strerror}).") from None
+        explain.mkdir(parents=True, exist_ok=True)
 
 
 def _write_table(options: Namespace, output: Path) -> tuple[Counter, int]:
@@ -116,20 +113,11 @@ def _print_table(options: Namespace) -> tuple[Counter, int]:
     images = itertools.chain([next(images)], images)  # fails before anything is printed
     sys.stdout.reconfigure(errors="backslashreplace")
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    try:
-        writer.writerow(COLUMNS)
-        for row in _classify(images, options):
-            writer.writerow(row)
-            sys.stdout.flush()
-            counts += count([row])
-    except OSError as error:
-        # Python would fail again at exit, when it flushes the rest of the buffer.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # the reader, such as `head`, has stopped
-            raise MarsclfError(
-                f"Standard output cannot be written ({error.strerror}): the rows are incomplete."
-            ) from None
+    writer.writerow(COLUMNS)
+    for row in _classify(images, options):
+        writer.writerow(row)
+        sys.stdout.flush()
+        counts += count([row])
     return counts, counts.total()
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from marsclf import paths
 from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
 from marsclf.data.msl import PUBLISHED
-from marsclf.data.product_id import Product, parse_product_id
+from marsclf.data.product_id import parse_product_id
 from marsclf.data.splits import draw_splits, merge_groups, near_duplicates, normalized, thumbnail
 from marsclf.errors import MarsclfError
 from marsclf.files import regular_file, replace_atomically, sha256_of
@@ -29,25 +29,20 @@ LAYOUT = f"make one folder of images per class, or a {LABELS} with the columns p
 # Several of these, or nothing else, are meant as splits; one of them may be a class.
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
 MAX_CLASSES = 500  # each is a column of the predictions and a line of the charts
-ROW = ["place", "path", "given", "split", "group"]  # of an image as the user lists it
-COLUMNS = ["split", "path", "label", "class_name", "group", *Product._fields]
-COLUMNS += ["width", "height", "channels", "sha256"]
 
 
-def scan(root: Path, decode: bool) -> tuple[list[str], Dataset | None]:
-    """Return all faults of the images in `root`, and the data set if there are none.
-
-    Without `decode`, images are not decoded whose thumbnails are in the cache.
-    """
+def scan(root: Path) -> tuple[list[str], Dataset | None]:
+    """Return all faults of the images in `root`, and the data set if there are none."""
     faults, notes = [], []
     rows = _listed(root, faults) if (root / LABELS).exists() else _in_folders(root, faults)
     if not rows:
         return faults, None
-    table = pd.DataFrame(rows, columns=ROW).sort_values("path", ignore_index=True)
+    table = pd.DataFrame(rows, columns=["place", "path", "given", "split", "group"])
+    table = table.sort_values("path", ignore_index=True)
     # Systems encode the accents in names in two ways.
     table["class_name"] = [unicodedata.normalize("NFC", given) for given in table["given"]]
     table["sequence"] = table["path"]
-    thumbnails = _measure(root, table, faults, decode)
+    thumbnails = _measure(root, table, faults)
     table = without_copies(table, notes)
     faults += _faults_of_labels(root, table)
     if faults:
@@ -60,7 +55,7 @@ def scan(root: Path, decode: bool) -> tuple[list[str], Dataset | None]:
         return [f"Nothing in {root} can be held out, because {why}: add images."], None
     if "test" not in set(table["split"]):
         notes.append("test: not at hand")
-    index = in_order(table[[name for name in COLUMNS if name in table]])
+    index = in_order(table.drop(columns=["place", "given"]))
     contents = index[["split", "path", "class_name", "group", "sha256"]]
     digest = sha256_of(contents.to_csv(index=False, lineterminator="\n").encode())
     # No folder's name passes for a data set that is recognized by its content.
@@ -146,6 +141,9 @@ def _faults_of_labels(root: Path, table: pd.DataFrame) -> list[str]:
         if len(names) > 1:
             names = " and ".join(map(ascii, sorted(names)))
             faults.append(f"The labels {names} differ only by case or encoding: make them one.")
+    for name in counts.index:
+        if not (name.isprintable() and name.strip()):  # the classifier file refuses it too
+            faults.append(f"The label {name!a} cannot be printed: give the class another name.")
     if len(counts) == 1:
         faults.append(f"All images in {root} have the label {counts.index[0]!r}: add another.")
     if len(counts) > MAX_CLASSES:
@@ -167,8 +165,8 @@ def _faults_of_labels(root: Path, table: pd.DataFrame) -> list[str]:
     return faults
 
 
-def _measure(root: Path, table: pd.DataFrame, faults: list[str], decode: bool) -> np.ndarray:
-    """Add sha256, width, height and channels to the table; return thumbnails, uint8 (N, 256).
+def _measure(root: Path, table: pd.DataFrame, faults: list[str]) -> np.ndarray:
+    """Add sha256, width, height and channels to the table; return thumbnails, int32 (N, 256).
 
     What is decoded is kept in the cache, by the contents of the files.
     """
@@ -177,7 +175,7 @@ def _measure(root: Path, table: pd.DataFrame, faults: list[str], decode: bool) -
         ignore_decoder_warnings()
         table["sha256"] = digests = list(pool.map(_digest, files))
         stored = paths.CACHE / "thumbnails" / f"{sha256_of(repr(digests).encode())}.npy"
-        is_known = stored.is_file() and not decode
+        is_known = stored.is_file()
         found = np.load(stored) if is_known else pool.map(_measure_image, files)
         found = list(tqdm(found, "decoding", len(files), disable=is_known or None))
     for row, values in zip(table.itertuples(), found, strict=True):

@@ -5,16 +5,17 @@ Each has JPEGs named by product id, a file per split with lines "path label", an
 
 import re
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+import simplejpeg
 
 from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
 from marsclf.data.product_id import EXAMPLE, parse_product_id
 from marsclf.errors import MarsclfError
-from marsclf.files import jpeg_damage, regular_file, sha256_of
+from marsclf.files import regular_file, sha256_of
+from marsclf.images.decode import read_rgb
+from marsclf.images.scaling import shrunk_size
 
 SAMPLE_MARKER = "SAMPLE_DATA.txt"
 SAMPLE_NOTICE = (
@@ -28,16 +29,14 @@ SAMPLE_NOTICE = (
 class PublishedDataSet:
     """A published data set: where it is, and which files it consists of.
 
-    `size` is that of the archive in bytes, None where unknown, as is `license`. `lists` are the
-    files of the splits; the paths in them are relative to the folder `images`. A test split that
-    is `optional` may be missing, and counts neither for the digest.
+    `license` is None where unknown. `lists` are the files of the splits; the paths in them are
+    relative to the folder `images`. A test split that is `optional` may be missing, and does not
+    count for the digest.
     """
 
     name: str
-    title: str
     doi: str
     url: str
-    size: int | None
     digest: str
     license: str | None
     class_file: str
@@ -49,10 +48,8 @@ class PublishedDataSet:
 
 MSL_V1 = PublishedDataSet(
     name="msl-v1",
-    title="Mars surface image (Curiosity rover) labeled data set, version 1",
     doi="10.5281/zenodo.1049137",
     url="https://zenodo.org/records/1049137/files/msl-images.zip?download=1",
-    size=60_635_475,
     digest="23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b",
     license="CC BY-SA 4.0",
     class_file="msl_synset_words-indexed.txt",
@@ -69,10 +66,8 @@ MSL_V1 = PublishedDataSet(
 )  # fmt: skip
 MSL_V2 = PublishedDataSet(
     name="msl-v2.1",
-    title="MSL labeled data set v2.1",
     doi="10.5281/zenodo.4033453",
     url="https://zenodo.org/records/4033453/files/msl-labeled-data-set-v2.1.zip?download=1",
-    size=None,
     digest="2927934ad3d3ba5d5a6a1e124ebdaca264ecfec1dc0b58b87305297b1d1cc8ab",
     license=None,
     class_file="class_map.csv",
@@ -88,7 +83,6 @@ MSL_V2 = PublishedDataSet(
 )  # fmt: skip
 PUBLISHED = {published.name: published for published in (MSL_V1, MSL_V2)}
 
-MAX_PIXELS = 20_000_000  # a full frame of the cameras has 1648 x 1200
 # A path that cannot lead out of its folder on any system, and a label.
 _LINE = re.compile(r"((?:[\w-][\w.-]*/)*[\w-]+\.\w+)\s+(-?\d{1,9})", re.ASCII)
 # Version 2.1 also lists flipped and rotated copies of training images.
@@ -161,22 +155,17 @@ def _check_image(root: Path, path: str, decode: bool) -> dict:
     """Return width, height, channels and sha256; raises MarsclfError if it is not a valid JPEG."""
     try:
         content = regular_file(root / path).read_bytes()
-        image = Image.open(BytesIO(content), formats=["JPEG"])
-        (width, height), channels = image.size, len(image.getbands())
-        if width * height > MAX_PIXELS:
-            raise MarsclfError(f"the image {path} is too large ({width} x {height} pixels)")
-        if channels not in (1, 3):
-            raise MarsclfError(f"the image {path} has {channels} channels instead of 1 or 3")
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+        shrunk_size(width, height)  # raises for too many pixels
         # Bytes after the marker are harmless, but the one of a thumbnail is before the scan.
         if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-            raise MarsclfError(f"the image {path} is truncated: it has no end-of-image marker")
+            raise MarsclfError("it is truncated: it has no end-of-image marker")
         if decode:
-            image.load()
-            if damage := jpeg_damage(content):
-                raise MarsclfError(f"the data of the image {path} is damaged: {damage}")
-    except UnidentifiedImageError as error:
-        raise MarsclfError(f"the file {path} is not a JPEG image") from error
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+            read_rgb(root / path)
+    except (MarsclfError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise MarsclfError(f"the image {path} cannot be read ({reason})") from error
+        raise MarsclfError(f"the image {path} cannot be read: {reason}") from error
+    except ValueError as error:
+        raise MarsclfError(f"the image {path} is not a JPEG image, or damaged") from error
+    channels = 1 if colors == "Gray" else 3
     return {"width": width, "height": height, "channels": channels, "sha256": sha256_of(content)}

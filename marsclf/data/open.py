@@ -57,7 +57,7 @@ def load_dataset(root: str | Path) -> Dataset:
 
 
 def find_faults(root: str | Path) -> list[str]:
-    """Return every fault of the data in `root`, one sentence each; decodes every image."""
+    """Return every fault of the data in `root`, one sentence each; damage inside images too."""
     return _scan(root, decode=True)[0]
 
 
@@ -75,12 +75,11 @@ def _scan(root: str | Path, decode: bool) -> tuple[list[str], Dataset | None]:
         fix = "use --data-dir or MARSCLF_DATA_DIR to name the folder of the images"
         return [f"The data folder {root} is missing or not a folder that can be read: {fix}."], None
     for published in PUBLISHED.values():
-        files = (published.class_file, *published.lists.values())
-        if any(os.path.lexists(root / name) for name in files):
+        if any(os.path.lexists(root / name) for name in published.lists.values()):
             return msl.scan(root, published, decode)
     for list_file in (published.lists["train"] for published in PUBLISHED.values()):
         near = chain(*map(root.glob, (f"../{list_file}", f"*/{list_file}", f"*/*/{list_file}")))
         if found := next(near, None):
             place = found.parent.resolve()
             return [f"The data set is not in {root} but in {place}: name that folder."], None
-    return folder.scan(root, decode)
+    return folder.scan(root)

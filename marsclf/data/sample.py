@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from marsclf.data.dataset import SPLITS
-from marsclf.data.msl import MSL_V1, SAMPLE_MARKER
+from marsclf.data.msl import MSL_V1, SAMPLE_MARKER, SAMPLE_NOTICE
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
@@ -32,19 +32,15 @@ EXPOSURE = {"train": (0.85, 1.1), "val": (0.75, 1.15), "test": (0.6, 1.2)}
 SIZES = {"ML": [(256, 192), (255, 188)], "MR": [(256, 192), (256, 256)], "MH": [(255, 255)]}
 GRAY_EVERY = 20  # sequences
 
-# Change the version with the pictures, so that old sample folders are replaced.
-MARKER_TEXT = "SAMPLE DATA, version 1: generated pictures, not photographs of Mars.\n"
-
 
 def make_sample(target: Path) -> Path:
     """Write about 400 pictures, always the same, to the folder `target`, and return that folder.
 
-    Replaces sample data of another version; raises MarsclfError if `target` holds anything else.
+    Keeps sample data that is there; raises MarsclfError if `target` holds anything else.
     """
-    marker = target / SAMPLE_MARKER
-    if marker.is_file() and marker.read_bytes() == MARKER_TEXT.encode():
+    if (target / SAMPLE_MARKER).is_file():
         return target
-    if target.exists() and not marker.is_file():
+    if target.exists():
         raise MarsclfError(f"{target} holds no sample data: name another folder for it.")
     with replace_atomically(target) as folder:
         (folder / "calibrated").mkdir(parents=True)
@@ -60,7 +56,7 @@ def make_sample(target: Path) -> Path:
             (folder / MSL_V1.lists[split]).write_bytes("".join(lines).encode())
         classes = [f"{label:<8}{name}\n" for label, name in enumerate(MSL_V1.classes)]
         (folder / MSL_V1.class_file).write_bytes("".join(classes).encode())
-        (folder / SAMPLE_MARKER).write_bytes(MARKER_TEXT.encode())
+        (folder / SAMPLE_MARKER).write_text(SAMPLE_NOTICE, encoding="utf-8")
     return target
 
 

@@ -61,8 +61,7 @@ def draw_splits(labels: Iterable[int], groups: Iterable[str]) -> np.ndarray:
     place = np.zeros(len(counts), dtype=int)
     totals = np.zeros_like(wanted)
     totals[0] = counts.sum(axis=0)
-    for seed in range(20):
-        before = place.copy()
+    for seed in range(5):
         for group in np.random.default_rng(seed).permutation(len(counts)):
             own = np.flatnonzero(counts[group])
             totals[place[group], own] -= counts[group, own]
@@ -71,6 +70,4 @@ def draw_splits(labels: Iterable[int], groups: Iterable[str]) -> np.ndarray:
             costs = (found - wanted[:, own]) ** 2 / wanted[:, own] + lack[:, own] * (found == 0)
             place[group] = costs.sum(axis=(1, 2)).argmin()
             totals[place[group], own] += counts[group, own]
-        if (place == before).all():
-            break
     return np.array(SPLITS)[place[codes]]

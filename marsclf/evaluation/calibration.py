@@ -11,7 +11,7 @@ def pool(probabilities: np.ndarray, axis: int = 0) -> np.ndarray:
     It is the mean of the logits: predictions that agree keep their confidence, and one that rules
     a class out outweighs the others more than in the arithmetic mean.
     """
-    return _softmax(np.log(np.maximum(probabilities, 1e-7)).mean(axis=axis))
+    return softmax(np.log(np.maximum(probabilities, 1e-7)).mean(axis=axis))
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -19,10 +19,11 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
 
     A temperature below 1 raises the confidence, one above 1 lowers it; the class order stays.
     """
-    return _softmax(np.log(np.maximum(probabilities, 1e-12)) / temperature)
+    return softmax(np.log(np.maximum(probabilities, 1e-12)) / temperature)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities from logits, both of shape (..., classes)."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 

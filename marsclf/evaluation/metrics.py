@@ -10,6 +10,7 @@ import pandas as pd
 
 from marsclf import paths
 from marsclf.data.dataset import SPLITS
+from marsclf.evaluation.calibration import softmax
 from marsclf.evaluation.predictions import as_predictions, probabilities_of
 
 # The PDS Image Atlas shows a content label from this confidence up (Wagstaff et al. 2018).
@@ -67,8 +68,8 @@ def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     bursts = predictions.groupby("sequence").ngroup().to_numpy()
     logs = np.log(np.maximum(probabilities_of(predictions), 1e-7))
-    means = np.exp(pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy())
-    return as_predictions(predictions, means / means.sum(axis=1, keepdims=True))
+    means = pd.DataFrame(logs).groupby(bursts).transform("mean").to_numpy()
+    return as_predictions(predictions, softmax(means))
 
 
 def bootstrap_over_groups(correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -104,13 +105,12 @@ def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
     The predictions must have the column sol. Columns: first_sol, last_sol, images, accuracy,
     confidence (mean) and ece.
     """
-    sols, rows = predictions["sol"].to_numpy(), []
-    for period in np.array_split(np.unique(sols), min(PERIODS, len(np.unique(sols)))):
-        part = predictions[np.isin(sols, period)]
-        summary, confidence = summarize(part), part["confidence"].mean()
+    sols, rows = np.unique(predictions["sol"]), []
+    for period in np.array_split(sols, min(PERIODS, len(sols))):
+        part = predictions[predictions["sol"].isin(period)]
+        summary = summarize(part) | {"confidence": part["confidence"].mean()}
         row = {"first_sol": period[0], "last_sol": period[-1], "images": len(part)}
-        row |= {"accuracy": summary["accuracy"], "confidence": confidence, "ece": summary["ece"]}
-        rows.append(row)
+        rows.append(row | {name: summary[name] for name in ("accuracy", "confidence", "ece")})
     return pd.DataFrame(rows)
 
 
@@ -136,20 +136,17 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
     ).rename_axis("label")
 
 
-def commonest_confusions(
-    predictions: pd.DataFrame, classes: Sequence[str], limit: int | None = 12
-) -> pd.DataFrame:
-    """Return the `limit` commonest confusions (None: all): true, predicted (names), count, share.
+def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return all confusions, the commonest first: true, predicted (names), count, share.
 
-    `share` is the fraction of the true class's images, 0 to 1. Equal counts are in the order of
-    the class ids.
+    `share` is the fraction of the true class's images, 0 to 1.
     """
     matrix, names = confusion_matrix(predictions), np.array(classes)
     true, predicted = np.nonzero(matrix - np.diag(np.diag(matrix)))
     count = matrix[true, predicted]
     table = pd.DataFrame({"true": names[true], "predicted": names[predicted], "count": count})
     table["share"] = count / matrix.sum(axis=1)[true]
-    return table.sort_values("count", ascending=False, kind="stable", ignore_index=True)[:limit]
+    return table.sort_values("count", ascending=False, kind="stable", ignore_index=True)
 
 
 def errors(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 A CSV (or .csv.gz) with one row per image: split, path, label, predicted, confidence and, for each
 class, the probability with four significant digits, p_00 ... p_24 (p_000 ... from 101 classes up).
-Where the names of images are not Curiosity product ids, `group` and `sequence` follow confidence:
+Where the groups are not the sols in the names of images, `group` and `sequence` follow confidence:
 images of one group are not independent, images of one sequence show one subject.
 """
 
@@ -30,6 +30,8 @@ def as_predictions(rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFram
     """
     rounded = np.char.mod("%.4g", probabilities).astype(np.float64)
     table = rows.filter([*COLUMNS[:3], *SCENE, "sol", "camera"]).reset_index(drop=True)
+    if "sol" in rows and (rows["group"].astype(str) != rows["sol"].astype(str)).any():
+        table = table.drop(columns=["sol", "camera"])  # the user's groups count
     table = table.assign(predicted=rounded.argmax(axis=1), confidence=rounded.max(axis=1))
     return _complete(table.join(pd.DataFrame(rounded, columns=_p_columns(rounded.shape[1]))))
 
@@ -71,8 +73,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     last = len(classes) - 1
     faults = {
         "the split is not train, val or test": ~table["split"].isin(SPLITS),
-        "the path is missing": table["path"].isna(),
-        "the group or the sequence is missing": table[scene].isna().any(axis=1),
+        "the path, group or sequence is missing": table[["path", *scene]].isna().any(axis=1),
         "a number is missing or is not a number": numbers.isna().any(axis=1),
         f"the label is not a class id from 0 to {last}": ~numbers["label"].isin(range(last + 1)),
         "the probabilities are not in 0 to 1": (probabilities < 0).any(axis=1),

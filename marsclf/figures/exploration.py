@@ -1,6 +1,7 @@
 """Brightness and near-duplicates of the images."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from marsclf.data.dataset import Dataset
 from marsclf.data.splits import normalized, thumbnail
+from marsclf.errors import MarsclfError
 from marsclf.images.decode import read_rgb
 from marsclf.provenance import cores
 
@@ -46,8 +48,10 @@ def nearest(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tup
     return np.concatenate(highest), np.concatenate(places)
 
 
-def tile(path: Path) -> np.ndarray:
-    """Return an image for a gallery, uint8 (height, width, 3), at most 256 pixels per side."""
-    image = Image.fromarray(read_rgb(path))
-    image.thumbnail((256, 256))
-    return np.asarray(image)
+def tile(path: str | Path) -> np.ndarray | None:
+    """Return an image for a gallery, uint8 (h, w, 3), at most 300 pixels per side; None if bad."""
+    with suppress(MarsclfError):
+        image = Image.fromarray(read_rgb(path))
+        image.thumbnail((300, 300))
+        return np.asarray(image)
+    return None

@@ -163,7 +163,7 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figur
 
 def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
-    table = metrics.commonest_confusions(predictions, classes)
+    table = metrics.commonest_confusions(predictions, classes).head(12)
     of = [f"{row.share:.0%} of {_short(row.true)}" for row in table.itertuples()]
     labels = [f"{number} ({share})" for number, share in zip(table["count"], of, strict=True)]
     pairs = [fill(f"{row.true} → {row.predicted}", 50) for row in table.itertuples()]

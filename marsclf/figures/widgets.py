@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
+from marsclf.figures.exploration import tile
 from marsclf.figures.results import gallery, png_of, save_figure
-from marsclf.images.decode import read_rgb
 
 COLUMNS, MAX_TILES, PAGE_WIDTH = 6, 24, 900  # width in pixels
 
@@ -94,12 +93,12 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
     if rows.empty:
         raise MarsclfError("No image is selected: choose another class or a wider range.")
     titles = [f"{row.predicted}\n{row.confidence:.2f}" for row in rows.itertuples()]
-    return gallery([_tile(path) for path in rows["path"]], titles, COLUMNS, "Selected images")
+    return gallery([tile(path) for path in rows["path"]], titles, COLUMNS, "Selected images")
 
 
 def mistaken_pairs(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return pairs of true and predicted class by texts such as "ground → horizon (59)"."""
-    table = metrics.commonest_confusions(predictions, classes, limit=None)
+    table = metrics.commonest_confusions(predictions, classes)
     columns = zip(table["true"], table["predicted"], table["count"], strict=True)
     return {f"{true} → {predicted} ({n})": (true, predicted) for true, predicted, n in columns}
 
@@ -115,13 +114,4 @@ def mistakes(
     if "sol" in shown:
         titles = "sol " + shown["sol"].astype(str) + ", " + titles
     title = f"{pair[0]} predicted as {pair[1]}: {len(shown)} of {len(rows)} images"
-    return gallery([_tile(root / path) for path in shown["path"]], [*titles], COLUMNS, title)
-
-
-def _tile(path: str | Path) -> np.ndarray | None:
-    try:
-        image = read_rgb(path)
-    except MarsclfError:
-        return None
-    step = max(1, max(image.shape[:2]) // 600)
-    return image[::step, ::step]
+    return gallery([tile(root / path) for path in shown["path"]], [*titles], COLUMNS, title)

@@ -32,7 +32,7 @@ def read_pds(path: Path) -> np.ndarray:
     name = min((name for name in objects if "IMAGE" in name.upper()), key=len, default=None)
     if name is None:
         raise MarsclfError(f"the product holds no image but {', '.join(objects)}")
-    values = _load(product, name, path)
+    values = _load(product, name)
     if values.ndim == 3:  # PDS puts the bands first
         if len(values) not in (1, 3):
             raise MarsclfError(f"the image has {len(values)} bands instead of 1 or 3")
@@ -49,15 +49,13 @@ def read_pds(path: Path) -> np.ndarray:
     return to_8_bit(np.ma.masked_array(values, np.isin(values, no_data)))
 
 
-def _load(product: Any, name: str, path: Path) -> np.ndarray:
+def _load(product: Any, name: str) -> np.ndarray:
     """Return the pixels of an object, (height, width) or (bands, height, width)."""
     files = product._target_path(name)
     if not files:
         target = product.metaget_(f"^{name}") or product._pds4_structures[name].parent_filename
         target = Path(target if isinstance(target, str) else target[0]).name
-        if path.suffix.lower() == ".img":
-            raise MarsclfError(f"it was renamed: its label names {target!r}, which is missing")
-        raise MarsclfError(f"its data are missing: the label names {target!r} in the same folder")
+        raise MarsclfError(f"its label names {target!r}, which is not in the same folder")
     for file in map(Path, [files] if isinstance(files, str | Path) else files):
         # Of other suffixes pdr lets Pillow open any format, and it runs Ghostscript for one.
         if file.suffix.lower() not in (".img", ".dat"):
