@@ -195,9 +195,11 @@ def test_mixed_precision_is_that_of_the_gpu(
 @pytest.fixture(scope="module")
 def fresh(sample_dataset: Dataset, rows: tuple, tmp_path_factory) -> TrainedNetwork:
     """A network that a GPU older than bfloat16 would train."""
-    settings = make_recipe(views=0, mixed_precision="mixed_float16", **FEWER)
-    folder = tmp_path_factory.mktemp("fresh")
-    return train.train_network(settings, sample_dataset.root, *rows, 25, folder)
+    settings, folder = make_recipe(views=0, mixed_precision=True, **FEWER), tmp_path_factory
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "gpu_capability", lambda: (7, 5))
+        arguments = sample_dataset.root, *rows, 25, folder.mktemp("fresh")
+        return train.train_network(settings, *arguments)
 
 
 def test_fresh_views_train_the_same_parts(fresh, sample_dataset, rows) -> None:
@@ -223,7 +225,8 @@ def test_every_epoch_has_views_of_its_own(sample_dataset, rows) -> None:
 def test_fresh_views_resume_exactly(
     fresh, sample_dataset, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = make_recipe(views=0, mixed_precision="mixed_float16", **FEWER)
+    monkeypatch.setattr(train, "gpu_capability", lambda: (7, 5))
+    settings = make_recipe(views=0, mixed_precision=True, **FEWER)
     arguments = settings, sample_dataset.root, *rows, 25, tmp_path
 
     def die(kept: Checkpoints, batch: int, logs: dict | None = None) -> None:

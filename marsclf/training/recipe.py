@@ -13,7 +13,7 @@ class Recipe:
 
     backbone: str
     image_size: int | None
-    mixed_precision: bool | str
+    mixed_precision: bool
     seed: int
     augmentation: dict
     views: int

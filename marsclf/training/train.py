@@ -49,22 +49,20 @@ class TrainedNetwork(NamedTuple):
 def load_backbone(
     name: str,
     image_size: int | None,
-    mixed_precision: bool | str,
+    mixed_precision: bool,
     weights: Literal["imagenet"] | None = "imagenet",
 ) -> keras.Model:
     """Return a backbone with ImageNet or, with None, random weights.
 
     With mixed precision it computes in bfloat16 on a GPU that is made for that (from compute
-    capability 8.0), in float16 on an older one, and in float32 on a CPU; or in the precision that
-    a Keras policy such as "mixed_float16" names. Weights, and the head, stay float32.
+    capability 8.0), in float16 on an older one, and in float32 on a CPU. Weights, and the head,
+    stay float32.
     """
     policy = keras.config.dtype_policy()
-    if mixed_precision is True:
-        capability = gpu_capability()
-        mixed = "mixed_bfloat16" if capability and capability >= (8, 0) else "mixed_float16"
-        mixed_precision = mixed if capability else False
+    if mixed_precision and (capability := gpu_capability()):
+        mixed = "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
+        keras.config.set_dtype_policy(mixed)
     try:
-        keras.config.set_dtype_policy(mixed_precision or "float32")
         return build_backbone(name, image_size, weights)
     finally:
         keras.config.set_dtype_policy(policy)
