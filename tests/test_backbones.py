@@ -17,10 +17,12 @@ from keras.src.applications import efficientnet as keras_efficientnet
 from keras.src.backend import config as keras_config
 from keras.src.legacy.saving import legacy_h5_format
 
+from marsclf.classify import classifier_file
 from marsclf.errors import MarsclfError
 from marsclf.networks import backbones
 from marsclf.networks.backbones import BLOCKS, build_backbone, install_weights
 from marsclf.networks.engine import network_digest
+from marsclf.training.stages import build_head, join
 
 B0_FILE = "efficientnetb0_notop.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
@@ -159,6 +161,25 @@ def check_loaded(b0: keras.Model) -> None:
     keras_own = keras.applications.EfficientNetB0(weights="imagenet", **options)
     expected = keras_own.predict_on_batch(IMAGES)
     np.testing.assert_array_equal(model.predict_on_batch(IMAGES), expected)
+
+
+def test_a_classifier_file_holds_what_was_trained(
+    keras_models: Path, b0_file: Path, tmp_path: Path
+) -> None:
+    install_weights("EfficientNetB0", b0_file)
+    build_backbone("EfficientNetB0", 64)  # so that Keras names the layers of the next differently
+    model = join(build_backbone("EfficientNetB0", 64), build_head(1280, 4, 0.0, 3))
+    kernel = model.get_layer("top_conv").kernel
+    kernel.assign(kernel * 1.01)
+    file, about = tmp_path / "b0.safetensors", {"preset": "none", "seed": 0, "commit": "none"}
+    classifier_file.save_classifier(
+        model, file, backbone="EfficientNetB0", classes=["a", "b", "c"], training=about
+    )
+    weights, metadata, _ = classifier_file.read(file)
+    assert metadata["first_learning_block"] == "top"
+    loaded = classifier_file.build_network(file, weights, metadata)
+    expected = model.predict_on_batch(IMAGES)
+    np.testing.assert_allclose(loaded.predict_on_batch(IMAGES), expected, atol=1e-3)
 
 
 def test_a_file_of_weights_is_copied_to_where_keras_looks(

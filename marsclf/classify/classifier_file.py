@@ -148,8 +148,9 @@ def _learned(model: "keras.Model", first: str | None) -> dict[str, "keras.Variab
 
 def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
     """Return the model's weights by "layer/weight", without the states of dropout."""
+    # Keras numbers its layer `normalization` by what was built before.
     return {
-        f"{layer.name}/{weight.name}": weight
+        f"{re.sub('^normalization_[0-9]+$', 'normalization', layer.name)}/{weight.name}": weight
         for layer in model.layers
         for weight in layer.weights
         if "seed_generator" not in weight.path
