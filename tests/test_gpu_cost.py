@@ -70,7 +70,7 @@ def speed(stage: str, batch: int, rate: float, **changes: object) -> dict:
 
 def test_the_complete_recipe_by_hand() -> None:
     index = pd.DataFrame({"split": np.repeat(["train", "val", "test"], [10, 4, 6]), "label": 8})
-    index = index.assign(path=[f"{number}.JPG" for number in range(20)], sol=range(20))
+    index = index.assign(path=[f"{number}.JPG" for number in range(20)], group=range(20))
     epochs = {"head_epochs": 3, "finetune_epochs": 5, "test_zooms": [1.0, 0.5]}
     parameters = parameters_of("b7", epochs | {"image_size": 64, "finetune_batch_size": 20})
     rates = [

@@ -199,7 +199,7 @@ def test_own_images_in_mixed_precision_to_the_end(
     environment = pretend_gpu(tmp_path / "gpu", project, capability)
     given = {"preset": None, "data_dir": str(own_images)} | parse_settings(SMALL)
     given |= {"backbone": "EfficientNetLite0", "views": 0, "mixed_precision": True}
-    given |= {"head_epochs": 1, "finetune_epochs": 1}
+    given |= {"head_epochs": 1, "finetune_epochs": 1, "temperature": 1.0}
     run = tmp_path / "run"
     printed, _ = execute("02_fine_tuning", project, run, environment, **given)
     assert f"computing in {precision}" in printed and "finetune epoch 1/1" in printed
@@ -208,7 +208,8 @@ def test_own_images_in_mixed_precision_to_the_end(
     stored = read_predictions(run / "predictions.csv")
     classifier = load_classifier(run / paths.CLASSIFIER.name, tmp_path / "cache")
     table = classifier.predict([own_images / path for path in stored["path"]])
-    np.testing.assert_allclose(table["confidence"], stored["confidence"], atol=0.05)
+    differences = np.abs(table["confidence"] - stored["confidence"])  # of float32 to 16 bits
+    assert differences.mean() < 0.03 and differences.max() < 0.2
     assert set(table["predicted"]) <= {"rotes Ding", "Größe 2", "soil"}
 
 

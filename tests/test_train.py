@@ -296,11 +296,11 @@ def test_the_notebook_trains_as_train_network_does(
     record = json.loads((run / "training.json").read_text(encoding="utf-8"))
     settings, index = Recipe(**record["parameters"]), sample_dataset.index
     assert settings.finetune_epochs and not settings.ensemble
-    train, validation = (index[index["split"] == split] for split in ("train", "val"))
+    learned, validation = (index[index["split"] == split] for split in ("train", "val"))
     # The features are cached by their content; the notebook's checkpoints are left out.
     cache = tmp_path / "cache"
     shutil.copytree(project / "cache" / "features", cache / "features")
-    network = train.train_network(settings, sample_dataset.root, train, validation, 25, cache)
+    network = train.train_network(settings, sample_dataset.root, learned, validation, 25, cache)
     assert network.history == record["history"]
     probabilities = train.predict([network], sample_dataset.root, index, cache=cache)
     probabilities = with_temperature(probabilities, record["temperature"])
