@@ -263,7 +263,10 @@ def test_a_batch_that_exceeds_the_memory_is_divided(
 
 def test_batches_that_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     model = join(load_backbone(), build_head(1280, 0, 0.0, 25))
-    for memory, expected in ((0, 64), (80_000, 64), (150, 16)):
+    for sees_gpu, memory, expected in (
+        (True, 0, 64), (True, 80_000, 64), (True, 150, 16), (False, 150, 64),
+    ):  # fmt: skip
+        monkeypatch.setattr(stages, "has_gpu", lambda: sees_gpu)  # noqa: B023
         monkeypatch.setattr(stages, "gpu_memory", lambda: memory * 10**6)  # noqa: B023
         assert stages.images_at_once(model, 64) == expected
 

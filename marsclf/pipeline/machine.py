@@ -37,7 +37,7 @@ def check_machine(
     Args:
         preset: whose description says how much memory and disk a run needs (None: not checked).
         parameters: of notebook 02 or 04.
-        index: of the data set; has the column split.
+        index: of the data set; has the columns split, label, group and path.
         yes_on_cpu: go on without a GPU even if that takes more than LONG_HOURS.
 
     Raises MarsclfError if weights, memory or disk are missing, or a GPU without `yes_on_cpu`.

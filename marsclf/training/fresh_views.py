@@ -1,6 +1,6 @@
 """Random views that are drawn anew for every epoch: the inputs of a training on a GPU.
 
-A GPU runs the complete network faster than the views of one epoch are read back from a disk.
+The complete network runs on each of them, so nothing is cached, and no epoch repeats another.
 """
 
 import json

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from marsclf.networks.engine import has_gpu
 from marsclf.networks.pinned import keras
 from marsclf.provenance import gpu_memory
 
@@ -76,9 +77,11 @@ def images_at_once(model: keras.Model, batch_size: int) -> int:
     trained layers give is kept for the gradients, with a copy; below them only a few tensors exist
     at a time, up to six as large as the largest.
     """
-    memory, layers = gpu_memory(), [x for x in model.layers if hasattr(x, "output")]
+    # A GPU that TensorFlow does not see must not change how a CPU trains.
+    memory = gpu_memory() if has_gpu() else 0
     if not memory:
         return batch_size
+    layers = [layer for layer in model.layers if hasattr(layer, "output")]
     sizes = [math.prod(x.output.shape[1:]) * np.dtype(x.compute_dtype).itemsize for x in layers]
     first = next(i for i, layer in enumerate(layers) if layer.trainable_weights)
     per_image = 6 * max(sizes) + 2 * sum(sizes[first:])
