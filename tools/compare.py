@@ -43,12 +43,13 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
     if any(judged.empty for _, judged in folds.values()):
         reason = "has no class with images on the earlier and the later sols that are compared"
         raise MarsclfError(f"The data set in {dataset.root} {reason}: use the complete one.")
+    classes = len(dataset.classes)
     for name, (train, judged) in folds.items():
-        networks = train_networks(recipe, dataset.root, train, judged)
+        networks = train_networks(recipe, dataset.root, train, judged, classes)
         if recipe.self_training:
             guessed = pseudo_labels(networks, dataset.root, judged, recipe.self_training)
             train = pd.concat([train, guessed])
-            networks = train_networks(recipe, dataset.root, train, judged)
+            networks = train_networks(recipe, dataset.root, train, judged, classes)
         probabilities, labels = judge(networks, dataset.root, judged), judged["label"].to_numpy()
         by_fold[name], *recalls = criterion(probabilities, labels).values()
         by_condition.append(recalls)
