@@ -110,7 +110,7 @@ def train_network(
     recipe: Recipe,
     root: Path,
     train_rows: pd.DataFrame,
-    validation_rows: pd.DataFrame,
+    validation_rows: pd.DataFrame | None,
     classes: int,
     cache: Path = CACHE,
 ) -> TrainedNetwork:
@@ -120,20 +120,22 @@ def train_network(
         recipe: the parameters.
         root: folder that the paths in the rows are relative to.
         train_rows, validation_rows: rows of a data set's index, to learn from and to choose the
-            best epoch on.
+            best epoch on; without validation the last epoch counts.
         classes: how many the data set has.
         cache: of features, exported networks and checkpoints.
     """
     backbone, frozen, upper = load_parts(recipe)
     train = make_examples(recipe, frozen, root, train_rows, classes, True, cache)
-    validation = make_examples(recipe, frozen, root, validation_rows, classes, False, cache)
+    validation = None
+    if validation_rows is not None:
+        validation = make_examples(recipe, frozen, root, validation_rows, classes, False, cache)
     keras.utils.set_random_seed(recipe.seed)
     width = backbone.output_shape[1]
     head = stages.build_head(width, recipe.head_hidden, recipe.head_dropout, classes)
     classifier = join(upper, head) if upper else head
     fit = partial(fit_stage, recipe=recipe, epoch_size=len(train_rows), cache=cache)
     if recipe.views:  # the head learns from vectors, which are computed once
-        vectors = train.after(upper, cache), validation.after(upper, cache)
+        vectors = [each and each.after(upper, cache) for each in (train, validation)]
         fitted = [fit("head", head, *vectors)]
     else:
         unfreeze_blocks(classifier, [])
@@ -162,7 +164,7 @@ def fit_stage(
     stage: str,
     model: keras.Model,
     train: Examples,
-    validation: Examples,
+    validation: Examples | None,
     recipe: Recipe,
     epoch_size: int,
     cache: Path = CACHE,
@@ -180,7 +182,7 @@ def fit_stage(
     at_once, untrained = stages.images_at_once(model, batch_size), model.get_weights()
     while True:
         batches = RandomBatches(train, at_once, epoch_size, recipe.seed)
-        check = Batches(validation, at_once)
+        check = validation and Batches(validation, at_once)
         steps, accumulate = epochs * len(batches), math.ceil(batch_size / at_once)
         how = (recipe.weight_decay, recipe.label_smoothing, ema, accumulate)
         stages.compile_model(model, learning_rate, steps, *how)
