@@ -34,7 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     add("sources", type=os.path.expanduser, metavar="PATH", nargs="+", help=sources)
     add("--output", help=text, **a_path)
     add("--threshold", type=float, default=0.9, help="less confidence is uncertain (default: 0.9)")
-    add("--model", default=paths.CLASSIFIER, help="classifier.safetensors of a run", **a_path)
+    which = predict.add_mutually_exclusive_group()
+    text = "parts of the rover (default), or kinds of content"
+    which.add_argument("--labels", choices=paths.CLASSIFIERS, default="parts", help=text)
+    which.add_argument("--model", help="your own classifier.safetensors", **a_path)
     add("--explain", help="folder for overlays that show which pixels support the class", **a_path)
     text = "this process, or Ray, which writes a folder of Parquet files (default: local)"
     add("--engine", choices=("local", "ray"), default="local", help=text)
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(options: argparse.Namespace) -> int:
     from marsclf.classify.local import predict
 
+    options.model = options.model or paths.CLASSIFIERS[options.labels]
     if options.weights:
         from marsclf.classify.classifier_file import read
         from marsclf.networks.backbones import install_weights

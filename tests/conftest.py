@@ -67,7 +67,7 @@ def small_model():
 def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from marsclf.classify.classifier_file import save_classifier
 
-    path = tmp_path_factory.mktemp("classifier") / paths.CLASSIFIER.name
+    path = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
     training = {"preset": "none", "seed": 0, "commit": "unknown", "dataset": "none"}
     options = {"backbone": "EfficientNetLite0", "zooms": [1.0], "temperature": 0.5}
     save_classifier(small_model, path, classes=CLASSES, training=training, **options)

@@ -73,7 +73,7 @@ def test_the_measurements_make_sense(small: dict) -> None:
     ways = small["reference"]["ms_per_image"]
     assert ways["library"]["min"] < ways["reference"]["max"]
     assert [size["images"] for size in classification] == [100, 300]
-    zooms = classifier_file.read(paths.CLASSIFIER)[1]["zooms"]
+    zooms = classifier_file.read(paths.CLASSIFIERS["parts"])[1]["zooms"]
     assert [list(size["zooms"]) for size in classification] == [zooms, zooms]
     memory = [size["peak_rss_mb"] for size in classification]
     assert memory[1] - memory[0] < 20  # the views of 200 images take 44 MB

@@ -40,7 +40,7 @@ def test_compare(
         labels = np.where(np.arange(len(rows)) % 2, rows["label"], 0)
         return np.tile(np.eye(25)[labels], (8, 1, 1))
 
-    monkeypatch.setattr(compare, "open_dataset", lambda _: dataset)
+    monkeypatch.setattr(compare, "open_dataset", lambda *_: dataset)
     monkeypatch.setattr(compare, "parameters_of", lambda _, settings: preset | settings)
     monkeypatch.setattr(compare, "train_networks", train_networks)
     monkeypatch.setattr(compare, "pseudo_labels", lambda networks, root, rows, share: rows[:3])

@@ -108,14 +108,14 @@ class Classifier:
         return pool(probabilities.reshape(*views.shape[:2], -1), axis=1)
 
 
-def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -> Classifier:
-    """Return the classifier of a classifier file; by default, the one that is part of the library.
+def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> Classifier:
+    """Return one of the library's classifiers, "parts" or "content", or that of a file.
 
     The first call for a file exports its network into `cache` for the fast engine, which takes some
     seconds. Later calls find it there and do not load Keras; they do not look for a GPU either.
     Raises MarsclfError if the file is missing or invalid. The file need not be trusted.
     """
-    file = Path(path or paths.CLASSIFIER)
+    file = paths.CLASSIFIERS.get(str(model), Path(model))
     weights, metadata, digest = classifier_file.read(file)
 
     @functools.cache
