@@ -44,12 +44,6 @@ def hardware() -> dict[str, object]:
     }
 
 
-def gpu_memory() -> int:
-    """Return the memory of the first GPU, bytes; 0 without one."""
-    printed = _output("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    return int(printed.split()[0]) * 2**20 if printed[:1].isdigit() else 0
-
-
 def peak_rss_mb(pid: int | None = None) -> int:
     """Return the peak resident memory (10^6 bytes) of a process (None: this one), children apart.
 

@@ -1,7 +1,6 @@
 """Comparing recipes: nothing of test, nothing later than what is judged, only real data stored."""
 
 import dataclasses
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation.ledger import SELECTION
 from marsclf.pipeline.presets import parameters_of
 from marsclf.training.later_sols import FOLDS
+from marsclf.training.recipe import Recipe
 from tools import compare
 
 
@@ -25,10 +25,11 @@ def test_compare(
     preset = parameters_of("laptop", {"self_training": 0.5})
     enter_project(monkeypatch, tmp_path)
     dataset = dataclasses.replace(sample_dataset, name=name)
-    trained, signature = [], inspect.signature(compare.train_networks)
+    trained = []
 
-    def train_networks(*arguments: object) -> int:
-        recipe, _, train, judged, classes = signature.bind(*arguments).args
+    def train_networks(
+        recipe: Recipe, root: Path, train: pd.DataFrame, judged: pd.DataFrame, classes: int
+    ) -> int:
         assert classes == len(dataset.classes)
         assert "test" not in {*train["split"], *judged["split"]}
         trained.append((recipe.seed, train))

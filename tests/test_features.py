@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from marsclf import paths
 from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.images.decode import read_rgb
@@ -29,7 +30,7 @@ def make_network(size: int = 16, seed: int = 0) -> keras.Model:
 
 
 @pytest.fixture(autouse=True)
-def computed(monkeypatch: pytest.MonkeyPatch) -> list:
+def computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
     """Replace the fast engine with Keras, one item at a time; return the list of these items."""
     done = []
 
@@ -41,6 +42,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list:
     monkeypatch.setattr(features, "make_predictor", lambda network, *_: network.predict_on_batch)
     monkeypatch.setattr(features, "predict_each", predict_each)
     monkeypatch.setattr(features, "VIEWS_PER_FILE", 4)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
     return done
 
 
@@ -57,10 +59,10 @@ def rows(sample_dataset: Dataset) -> pd.DataFrame:
 
 
 @pytest.fixture
-def view_features(sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model, tmp_path):
+def view_features(sample_dataset: Dataset, rows: pd.DataFrame, network: keras.Model):
     def call(**changed: object) -> Features:
-        defaults = {"root": sample_dataset.root, "rows": rows, "counts": COUNTS, "cache": tmp_path}
-        defaults |= {"network": network, "augmentation": AUGMENTATION, "seed": 0}
+        defaults = {"root": sample_dataset.root, "rows": rows, "counts": COUNTS, "seed": 0}
+        defaults |= {"network": network, "augmentation": AUGMENTATION}
         return features.view_features(**(defaults | changed))
 
     return call
@@ -88,10 +90,10 @@ def test_unusable_view_counts(views: int, views_rare: int) -> None:
 
 
 @pytest.mark.parametrize("condition", [WHOLE_IMAGE, Condition(zoom=2.0, turn=90)])
-def test_features_of_complete_images(condition, sample_dataset, rows, network, tmp_path) -> None:
+def test_features_of_complete_images(condition, sample_dataset, rows, network) -> None:
     root = sample_dataset.root
-    image_features(root, rows, network, cache=tmp_path)  # must not be taken for another condition
-    found = image_features(root, rows, network, condition, tmp_path).read()
+    image_features(root, rows, network)  # must not be taken for another condition
+    found = image_features(root, rows, network, condition).read()
     views = [fit_view(read_rgb(root / path), 16, condition) for path in rows["path"]]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
@@ -101,28 +103,28 @@ def test_a_second_call_only_reads_the_cache(
     view_features, sample_dataset, rows, network, computed, tmp_path
 ) -> None:
     first = view_features()
-    complete = image_features(sample_dataset.root, rows, network, cache=tmp_path)
+    complete = image_features(sample_dataset.root, rows, network)
     computed.clear()
     # The images are not read either: their content counts, not their place.
     assert view_features(root=tmp_path / "moved") == first
-    assert image_features(tmp_path / "moved", rows, network, cache=tmp_path) == complete
+    assert image_features(tmp_path / "moved", rows, network) == complete
     assert not computed
     content, some = np.concatenate([np.load(file) for file in first.files]), [18, 0, 3, 4, 4, 8]
-    assert content.dtype == np.float16 and content.shape == (len(first), 6) == (19, 6)
+    assert content.dtype == np.float16 and content.shape == (first.count, 6) == (19, 6)
     np.testing.assert_array_equal(first.read(), content)
     np.testing.assert_array_equal(first[np.array(some)], content[some].astype(np.float32))
 
 
-def test_a_network_is_applied_to_features_once(view_features, computed, tmp_path) -> None:
+def test_a_network_is_applied_to_features_once(view_features, computed) -> None:
     first = view_features()
     one, other = (keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)]) for _ in range(2))
     computed.clear()
-    found = apply_network(first, one, tmp_path)
-    assert apply_network(first, one, tmp_path) == found
-    assert len(computed) == len(found) == len(first)
+    found = apply_network(first, one)
+    assert apply_network(first, one) == found
+    assert len(computed) == found.count == first.count
     expected = one.predict_on_batch(first.read())
     np.testing.assert_allclose(found.read(), expected, rtol=2e-3, atol=2e-2)
-    assert not set(apply_network(first, other, tmp_path).files) & set(found.files)
+    assert not set(apply_network(first, other).files) & set(found.files)
 
 
 def test_a_view_does_not_depend_on_the_other_images(view_features, rows: pd.DataFrame) -> None:
@@ -158,7 +160,9 @@ def test_what_features_depend_on(changed: str, view_features, rows, computed, tm
 def test_a_killed_run_continues_where_it_stopped(
     view_features, computed, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uninterrupted, save = view_features(cache=tmp_path / "uninterrupted").read(), np.save
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "CACHE", tmp_path / "uninterrupted")
+        uninterrupted, save = view_features().read(), np.save
 
     def die_in_third(path: Path, content: np.ndarray) -> None:
         if len(cached(tmp_path, unfinished=1)) < 2:
@@ -181,9 +185,9 @@ def test_an_image_that_cannot_be_read(content, sample_dataset, rows, network, tm
     bad = tmp_path / "bad.JPG"
     if content:
         bad.write_bytes(content)
-    paths = [sample_dataset.root / path for path in rows["path"].iloc[:9]]
+    good = [sample_dataset.root / path for path in rows["path"].iloc[:9]]
     with pytest.raises(MarsclfError) as caught:
-        image_features(Path(), rows.assign(path=[*paths, bad]), network, cache=tmp_path)
+        image_features(Path(), rows.assign(path=[*good, bad]), network)
     assert str(caught.value).startswith(f"{bad} cannot be read: ")
     assert str(caught.value).endswith("; restore the file, or run `make check-data`.")
     assert len(cached(tmp_path)) == 2  # of the images before it

@@ -71,7 +71,7 @@ def test_log_loss_at_the_best_temperature_with_classes_weighted_equally() -> Non
 def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = []
 
-    def predict(networks: list, root: Path, rows: pd.DataFrame, how: Condition, cache: Path):
+    def predict(networks: list, root: Path, rows: pd.DataFrame, how: Condition):
         judged.append(how)
         return np.full((len(rows), 25), len(judged))
 

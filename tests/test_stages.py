@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from marsclf import files
+from marsclf import files, paths
 from marsclf.errors import MarsclfError
 from marsclf.networks.backbones import build_backbone
 from marsclf.training import checkpoints, sampling, stages
@@ -40,7 +40,8 @@ def toy(count: int = 120, seed: int = 0) -> Examples:
 
 
 def prepare(cache: Path, **changed: object) -> tuple[keras.Model, Checkpoints]:
-    """Return a compiled head and its checkpoints."""
+    """Return a compiled head and its checkpoints, and set the cache."""
+    paths.CACHE = cache
     defaults = {"train": toy(), "validation": toy(40, seed=9), "batch_size": 30, "hidden": 16}
     defaults |= {"dropout": 0.3, "epochs": EPOCHS, "patience": 10, "seed": 0}
     compiled = {"learning_rate": 0.03, "weight_decay": 0.001, "label_smoothing": 0.0}
@@ -52,7 +53,7 @@ def prepare(cache: Path, **changed: object) -> tuple[keras.Model, Checkpoints]:
     batches = RandomBatches(train, batch_size, 120, seed)
     stages.compile_model(head, steps=epochs * len(batches), **compiled)
     check = Batches(validation, batch_size)
-    return head, Checkpoints("head", batches, check, epochs, patience, cache)
+    return head, Checkpoints("head", batches, check, epochs, patience)
 
 
 def fit(cache: Path, *callbacks: keras.callbacks.Callback, **changed: object) -> tuple:
@@ -81,6 +82,13 @@ def log_loss(weights: list[np.ndarray], examples: Examples) -> float:
     head.set_weights(weights)
     rows = np.arange(len(examples.labels))
     return -np.log(head.predict_on_batch(examples.features)[rows, examples.labels]).mean()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def restored_cache() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "CACHE", paths.CACHE)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -19,7 +20,7 @@ from marsclf.evaluation.predictions import write_predictions
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view
 from marsclf.pipeline.presets import SET_BY_RUN, notebook_parameters
-from marsclf.training import stages, train
+from marsclf.training import train
 from marsclf.training.batches import RandomBatches
 from marsclf.training.checkpoints import Checkpoints
 from marsclf.training.features import view_features
@@ -42,9 +43,11 @@ def make_recipe(**changed: object) -> Recipe:
     return Recipe(**(PARAMETERS | SMALL | changed))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,8 @@ def rows(sample_dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def trained(sample_dataset: Dataset, rows: tuple, cache: Path) -> TrainedNetwork:
-    return train.train_network(make_recipe(), sample_dataset.root, *rows, 25, cache)
+def trained(sample_dataset: Dataset, rows: tuple, cache: None) -> TrainedNetwork:
+    return train.train_network(make_recipe(), sample_dataset.root, *rows, 25)
 
 
 def test_the_fields_are_the_parameters_of_the_notebook() -> None:
@@ -88,19 +91,24 @@ def are_equal(one: keras.Model, other: keras.Model) -> bool:
     return all(map(np.array_equal, one.get_weights(), other.get_weights()))
 
 
-def test_only_the_named_blocks_and_the_head_change(trained) -> None:
-    epochs = [(record["stage"], record["epoch"]) for record in trained.history]
-    assert epochs == [("head", 1), ("head", 2), ("finetune", 1), ("finetune", 2)]
+def check_what_changed(network: TrainedNetwork) -> None:
+    """Only the named blocks, without their BatchNorm, differ from ImageNet's."""
     norms = keras.layers.BatchNormalization
     for layer in load_backbone().layers:
-        same = are_equal(layer, trained.model.get_layer(layer.name))
+        same = are_equal(layer, network.model.get_layer(layer.name))
         named = layer.name.startswith(("block6", "top_")) and not isinstance(layer, norms)
         assert same == (not named or not layer.weights), layer.name
 
 
-def test_a_recipe_without_a_second_stage(trained, sample_dataset, rows, cache) -> None:
+def test_only_the_named_blocks_and_the_head_change(trained) -> None:
+    epochs = [(record["stage"], record["epoch"]) for record in trained.history]
+    assert epochs == [("head", 1), ("head", 2), ("finetune", 1), ("finetune", 2)]
+    check_what_changed(trained)
+
+
+def test_a_recipe_without_a_second_stage(trained, sample_dataset, rows) -> None:
     settings = make_recipe(finetune_epochs=0, finetune_patience=0)
-    first = train.train_network(settings, sample_dataset.root, *rows, 25, cache)
+    first = train.train_network(settings, sample_dataset.root, *rows, 25)
     assert [record["stage"] for record in first.history] == ["head", "head"]
     for layer in load_backbone().layers:
         assert are_equal(layer, first.model.get_layer(layer.name))
@@ -108,7 +116,7 @@ def test_a_recipe_without_a_second_stage(trained, sample_dataset, rows, cache) -
     assert not are_equal(first.model.layers[-1], trained.model.layers[-1])
 
 
-def test_the_predictions_of_zooms_are_pooled(trained, sample_dataset, rows, cache) -> None:
+def test_the_predictions_of_zooms_are_pooled(trained, sample_dataset, rows) -> None:
     root, validation = sample_dataset.root, rows[1]
 
     def expected(*conditions: Condition) -> np.ndarray:
@@ -118,30 +126,28 @@ def test_the_predictions_of_zooms_are_pooled(trained, sample_dataset, rows, cach
         roots = product ** (1 / len(views))
         return roots / roots.sum(axis=1, keepdims=True)
 
-    found = train.predict([trained], root, validation, cache=cache)
+    found = train.predict([trained], root, validation)
     np.testing.assert_allclose(found, expected(WHOLE_IMAGE), atol=1e-4)
     zoomed = [trained._replace(zooms=[1.0, 0.5])]
-    found = train.predict(zoomed, root, validation, Condition(zoom=2.0, turn=90), cache)
+    found = train.predict(zoomed, root, validation, Condition(zoom=2.0, turn=90))
     both = Condition(zoom=2.0, turn=90), Condition(zoom=1.0, turn=90)
     np.testing.assert_allclose(found, expected(*both), atol=1e-4)
 
 
-def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows, cache) -> None:
+def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows) -> None:
     other = TrainedNetwork(join(load_backbone(), build_head(1280, 0, 0.0, 25)), [1.0], [])
     one, two, both = (
-        train.predict(networks, sample_dataset.root, rows[1], cache=cache)
+        train.predict(networks, sample_dataset.root, rows[1])
         for networks in ([trained], [other], [trained, other])
     )
     means = np.sqrt(one * two)
     np.testing.assert_allclose(both, means / means.sum(axis=1, keepdims=True), rtol=1e-4)
 
 
-def test_the_best_epoch_is_kept(trained, sample_dataset, rows, cache) -> None:
+def test_the_best_epoch_is_kept(trained, sample_dataset, rows) -> None:
     validation, augmentation = rows[1], Augmentation(**SMALL["augmentation"])
-    views = view_features(
-        sample_dataset.root, validation, np.ones(10, int), trained.model, augmentation, 0, cache
-    )
-    probabilities = views.read()
+    of = sample_dataset.root, validation, np.ones(10, int), trained.model, augmentation, 0
+    probabilities = view_features(*of).read()
     labels = validation["label"].to_numpy()
     # Each class counts the same, however many images it has; 0.1 of each target is spread.
     targets = 0.9 * np.eye(25)[labels] + 0.1 / 25
@@ -152,10 +158,10 @@ def test_the_best_epoch_is_kept(trained, sample_dataset, rows, cache) -> None:
 
 
 def test_an_equal_recipe_is_taken_from_the_cache_and_another_is_trained(
-    trained, sample_dataset, rows, cache, monkeypatch: pytest.MonkeyPatch
+    trained, sample_dataset, rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train_on(train_rows: pd.DataFrame, **changed: object) -> TrainedNetwork:
-        arguments = sample_dataset.root, train_rows, rows[1], 25, cache
+        arguments = sample_dataset.root, train_rows, rows[1], 25
         return train.train_network(make_recipe(**changed), *arguments)
 
     def stop(*_: object) -> None:
@@ -195,20 +201,16 @@ def test_mixed_precision_is_that_of_the_gpu(
 @pytest.fixture(scope="module")
 def fresh(sample_dataset: Dataset, rows: tuple, tmp_path_factory) -> TrainedNetwork:
     """A network that a GPU older than bfloat16 would train."""
-    settings, folder = make_recipe(views=0, mixed_precision=True, **FEWER), tmp_path_factory
+    settings = make_recipe(views=0, mixed_precision=True, **FEWER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "gpu_capability", lambda: (7, 5))
-        arguments = sample_dataset.root, *rows, 25, folder.mktemp("fresh")
-        return train.train_network(settings, *arguments)
+        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("fresh"))
+        return train.train_network(settings, sample_dataset.root, *rows, 25)
 
 
-def test_fresh_views_train_the_same_parts(fresh, sample_dataset, rows) -> None:
+def test_fresh_views_train_the_same_parts(fresh) -> None:
     assert len(fresh.history) == 3 and np.isfinite([r["loss"] for r in fresh.history]).all()
-    norms = keras.layers.BatchNormalization
-    for layer in load_backbone().layers:
-        named = layer.name.startswith(("block6", "top_")) and not isinstance(layer, norms)
-        same = are_equal(layer, fresh.model.get_layer(layer.name))
-        assert same == (not named or not layer.weights), layer.name
+    check_what_changed(fresh)
 
 
 def test_every_epoch_has_views_of_its_own(sample_dataset, rows) -> None:
@@ -226,8 +228,9 @@ def test_fresh_views_resume_exactly(
     fresh, sample_dataset, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "gpu_capability", lambda: (7, 5))
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
     settings = make_recipe(views=0, mixed_precision=True, **FEWER)
-    arguments = settings, sample_dataset.root, *rows, 25, tmp_path
+    arguments = settings, sample_dataset.root, *rows, 25
 
     def die(kept: Checkpoints, batch: int, logs: dict | None = None) -> None:
         if kept.stage == "finetune" and len(kept.history) == 1 and batch == 1:
@@ -241,11 +244,11 @@ def test_fresh_views_resume_exactly(
 
 
 def test_a_batch_that_exceeds_the_memory_is_divided(
-    sample_dataset, rows, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    sample_dataset, rows, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of 4 fit; equal steps are made of two of them where 8 were asked for."""
     fits, settings = 4, make_recipe(views=0, finetune_epochs=0, head_batch_size=8)
-    arguments, batches = (settings, sample_dataset.root, *rows, 25, tmp_path), []
+    arguments, batches = (settings, sample_dataset.root, *rows, 25), []
 
     def refuse(model: keras.Model, drawn: RandomBatches, **_: object) -> None:
         batches.append((drawn.batch_size, model.optimizer.gradient_accumulation_steps))
@@ -261,26 +264,14 @@ def test_a_batch_that_exceeds_the_memory_is_divided(
         train.train_network(*arguments)
 
 
-def test_batches_that_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = join(load_backbone(), build_head(1280, 0, 0.0, 25))
-    for sees_gpu, memory, expected in (
-        (True, 0, 64), (True, 80_000, 64), (True, 150, 16), (False, 150, 64),
-    ):  # fmt: skip
-        monkeypatch.setattr(stages, "has_gpu", lambda: sees_gpu)  # noqa: B023
-        monkeypatch.setattr(stages, "gpu_memory", lambda: memory * 10**6)  # noqa: B023
-        assert stages.images_at_once(model, 64) == expected
-
-
-def test_pseudo_labels_are_the_most_confident_predictions(
-    trained, sample_dataset, rows, cache
-) -> None:
+def test_pseudo_labels_are_the_most_confident_predictions(trained, sample_dataset, rows) -> None:
     root, unlabeled = sample_dataset.root, rows[1].assign(label=24, class_name="wheel")
-    probabilities = train.predict([trained], root, unlabeled, cache=cache)
-    found = train.pseudo_labels([trained], root, unlabeled, 0.6, cache)
+    probabilities = train.predict([trained], root, unlabeled)
+    found = train.pseudo_labels([trained], root, unlabeled, 0.6)
     best = sorted(sorted(range(10), key=lambda row: -probabilities[row].max())[:6])
     assert found["path"].tolist() == unlabeled["path"].iloc[best].tolist()
     assert found["label"].tolist() == probabilities[best].argmax(axis=1).tolist()
-    assert len(train.pseudo_labels([trained], root, unlabeled, 1, cache)) == 10
+    assert len(train.pseudo_labels([trained], root, unlabeled, 1)) == 10
 
 
 def test_one_network_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +284,7 @@ def test_one_network_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_notebook_trains_as_train_network_does(
-    smoke_run, project: Path, sample_dataset: Dataset, tmp_path: Path
+    smoke_run, project: Path, sample_dataset: Dataset, tmp_path: Path, monkeypatch
 ) -> None:
     run = smoke_run[0]
     record = json.loads((run / "training.json").read_text(encoding="utf-8"))
@@ -301,11 +292,11 @@ def test_the_notebook_trains_as_train_network_does(
     assert settings.finetune_epochs and not settings.ensemble
     learned, validation = (index[index["split"] == split] for split in ("train", "val"))
     # The features are cached by their content; the notebook's checkpoints are left out.
-    cache = tmp_path / "cache"
-    shutil.copytree(project / "cache" / "features", cache / "features")
-    network = train.train_network(settings, sample_dataset.root, learned, validation, 25, cache)
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    shutil.copytree(project / "cache" / "features", paths.CACHE / "features")
+    network = train.train_network(settings, sample_dataset.root, learned, validation, 25)
     assert network.history == record["history"]
-    probabilities = train.predict([network], sample_dataset.root, index, cache=cache)
+    probabilities = train.predict([network], sample_dataset.root, index)
     probabilities = with_temperature(probabilities, record["temperature"])
     write_predictions(tmp_path / "predictions.csv", index, probabilities)
     assert (tmp_path / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()

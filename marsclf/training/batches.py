@@ -6,14 +6,12 @@ classes are solved in the first epoch and would rank later epochs by chance.
 
 import json
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from marsclf.files import sha256_of
 from marsclf.networks.pinned import keras
-from marsclf.paths import CACHE
 from marsclf.provenance import cores
 from marsclf.training.features import Features, apply_network
 from marsclf.training.fresh_views import FreshViews
@@ -34,9 +32,9 @@ class Examples(NamedTuple):
     shares: np.ndarray
     classes: int
 
-    def after(self, network: keras.Model | None, cache: Path = CACHE) -> "Examples":
+    def after(self, network: keras.Model | None) -> "Examples":
         """Return these examples with the network's outputs as features, held in memory."""
-        features = apply_network(self.features, network, cache) if network else self.features
+        features = apply_network(self.features, network) if network else self.features
         return self._replace(features=features.read())
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.networks.engine import network_digest
 from marsclf.networks.pinned import keras
-from marsclf.paths import CACHE
 from marsclf.training.batches import Batches, RandomBatches
 
 History = list[dict]
@@ -37,11 +37,10 @@ class Checkpoints(keras.callbacks.Callback):
         validation: Batches | None,
         epochs: int,
         patience: int,
-        cache: Path = CACHE,
     ) -> None:
         super().__init__()
         self.stage, self.batches, self.validation = stage, batches, validation
-        self.epochs, self.patience, self.cache = epochs, patience, cache
+        self.epochs, self.patience = epochs, patience
         self.history: History = []
 
     def resume(self, model: keras.Model) -> int:
@@ -63,7 +62,7 @@ class Checkpoints(keras.callbacks.Callback):
             self.batches.digest().encode(),
             self.validation.digest().encode() if self.validation else b"",
         )
-        self.folder = self.cache / "training" / key[:32]
+        self.folder = paths.CACHE / "training" / key[:32]
         progress = self.folder / "progress.json"
         if progress.exists():
             self.history = json.loads(progress.read_text(encoding="utf-8"))

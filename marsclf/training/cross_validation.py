@@ -8,7 +8,6 @@ import pandas as pd
 
 from marsclf.errors import MarsclfError
 from marsclf.networks.pinned import keras
-from marsclf.paths import CACHE
 from marsclf.training.recipe import Recipe
 from marsclf.training.train import TrainedNetwork, train_network
 
@@ -34,7 +33,7 @@ def fold_of(rows: pd.DataFrame) -> np.ndarray:
 
 
 def train_folds(
-    recipe: Recipe, root: Path, rows: pd.DataFrame, classes: int, cache: Path = CACHE
+    recipe: Recipe, root: Path, rows: pd.DataFrame, classes: int
 ) -> Iterator[tuple[TrainedNetwork, np.ndarray]]:
     """Yield, for each fold, which images it holds, and a network trained on all others.
 
@@ -44,4 +43,4 @@ def train_folds(
     for fold in range(folds.max() + 1):
         keras.utils.clear_session()
         held_out = folds == fold
-        yield train_network(recipe, root, rows[~held_out], None, classes, cache), held_out
+        yield train_network(recipe, root, rows[~held_out], None, classes), held_out

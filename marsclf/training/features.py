@@ -16,20 +16,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
+from marsclf.images import views
 from marsclf.images.decode import read_rgb
-from marsclf.images.views import (
-    VIEWS_VERSION,
-    WHOLE_IMAGE,
-    Augmentation,
-    Condition,
-    fit_view,
-    random_view,
-)
+from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition
 from marsclf.networks.engine import make_predictor, network_digest, predict_each
 from marsclf.networks.pinned import keras
-from marsclf.paths import CACHE
 
 VIEWS_PER_FILE = 512  # a few seconds of work: little is lost when a run is killed
 
@@ -46,9 +40,6 @@ class Features:
 
     files: tuple[Path, ...]
     count: int
-
-    def __len__(self) -> int:
-        return self.count
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         # Opened for each call, because everything that a process maps counts as its memory.
@@ -75,19 +66,15 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def image_features(
-    root: Path,
-    rows: pd.DataFrame,
-    network: keras.Model,
-    condition: Condition = WHOLE_IMAGE,
-    cache: Path = CACHE,
+    root: Path, rows: pd.DataFrame, network: keras.Model, condition: Condition = WHOLE_IMAGE
 ) -> Features:
     """Return the features of each complete image under a condition, kept as float32."""
-    size, by = network.input_shape[1], {"condition": asdict(condition)}
 
     def render(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
-        return fit_view(image, size, condition)
+        return views.fit_view(image, network.input_shape[1], condition)
 
-    return compute_features(root, rows, np.ones(len(rows), int), network, render, by, cache=cache)
+    by = {"condition": asdict(condition)}
+    return compute_features(root, rows, np.ones(len(rows), int), network, render, by)
 
 
 def view_features(
@@ -97,15 +84,14 @@ def view_features(
     network: keras.Model,
     augmentation: Augmentation,
     seed: int,
-    cache: Path = CACHE,
 ) -> Features:
     """Return the features of `counts[i]` random views of each image i, kept as float16."""
-    size, by = network.input_shape[1], {"augmentation": asdict(augmentation)}
 
     def render(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return random_view(image, size, augmentation, rng)
+        return views.random_view(image, network.input_shape[1], augmentation, rng)
 
-    return compute_features(root, rows, counts, network, render, by, seed, np.float16, cache)
+    by = {"augmentation": asdict(augmentation)}
+    return compute_features(root, rows, counts, network, render, by, seed, np.float16)
 
 
 def compute_features(
@@ -117,7 +103,6 @@ def compute_features(
     rendered_by: dict,
     seed: int = 0,
     dtype: type = np.float32,
-    cache: Path = CACHE,
 ) -> Features:
     """Return the features of `counts[i]` views of each image i, those of the first image first.
 
@@ -131,57 +116,51 @@ def compute_features(
         rendered_by: what `render` does, as JSON; a different view needs a different description.
         seed: of random views.
         dtype: in which features are kept on disk.
-        cache: folder of the features.
 
     Raises MarsclfError for an image that cannot be read.
     """
-    recipe = json.dumps([VIEWS_VERSION, rendered_by, network.input_shape[1:3], seed])
+    recipe = json.dumps([views.VIEWS_VERSION, rendered_by, network.input_shape[1:3], seed])
     start = sha256_of(network_digest(network).encode(), recipe.encode())
-    views = [
+    items = [
         (root / path, sha256, view)
         for path, sha256, count in zip(rows["path"], rows["sha256"], counts, strict=True)
         for view in range(count)
     ]
-    parts = (views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE))
-    files = {_file(cache, start, json.dumps([view[1:] for view in part])): part for part in parts}
-
+    parts = (items[i : i + VIEWS_PER_FILE] for i in range(0, len(items), VIEWS_PER_FILE))
+    files = {_file(start, json.dumps([item[1:] for item in part])): part for part in parts}
     decode = lru_cache(maxsize=8)(read_image)  # the views of one image follow one another
 
-    def load(view: tuple[Path, str, int]) -> np.ndarray:
-        path, sha256, number = view
+    def load(item: tuple[Path, str, int]) -> np.ndarray:
+        path, sha256, number = item
         return render(decode(path), np.random.default_rng([seed, int(sha256[:16], 16), number]))
 
-    _fill(files, load, network, dtype, cache)
-    return Features(tuple(files), len(views))
+    _fill(files, load, network, dtype)
+    return Features(tuple(files), len(items))
 
 
-def apply_network(features: Features, network: keras.Model, cache: Path = CACHE) -> Features:
+def apply_network(features: Features, network: keras.Model) -> Features:
     """Return the outputs of `network` for features (n, ...), cached in the same precision."""
-    digest = network_digest(network)
-    files = {}
+    digest, files = network_digest(network), {}
     for number, source in enumerate(features.files):
-        count = min(VIEWS_PER_FILE, len(features) - number * VIEWS_PER_FILE)
-        files[_file(cache, digest, source.name)] = [(source, row) for row in range(count)]
+        count = min(VIEWS_PER_FILE, features.count - number * VIEWS_PER_FILE)
+        files[_file(digest, source.name)] = [(source, row) for row in range(count)]
     # Mapped, because every thread would otherwise read the complete file.
     opened = lru_cache(maxsize=4)(lambda file: np.load(file, mmap_mode="r"))
 
     def load(item: tuple[Path, int]) -> np.ndarray:
         return opened(item[0])[item[1]].astype(np.float32)
 
-    _fill(files, load, network, np.load(features.files[0], mmap_mode="r").dtype, cache)
-    return Features(tuple(files), len(features))
+    _fill(files, load, network, opened(features.files[0]).dtype)
+    return Features(tuple(files), features.count)
 
 
-def _file(cache: Path, *described: str) -> Path:
-    return cache / "features" / f"{sha256_of(*(text.encode() for text in described))[:32]}.npy"
+def _file(*described: str) -> Path:
+    digest = sha256_of(*(text.encode() for text in described))
+    return paths.CACHE / "features" / f"{digest[:32]}.npy"
 
 
 def _fill(
-    files: dict[Path, list],
-    load: Callable[..., np.ndarray],
-    network: keras.Model,
-    dtype: type,
-    cache: Path,
+    files: dict[Path, list], load: Callable[..., np.ndarray], network: keras.Model, dtype: type
 ) -> None:
     """Write the network's outputs for the items of each file that does not exist."""
     missing = {path: items for path, items in files.items() if not path.exists()}
@@ -189,7 +168,7 @@ def _fill(
         return
     # One stream through all files, so that no core waits at the end of each.
     sample = np.stack([load(item) for item in next(iter(missing.values()))[:4]])
-    predict = make_predictor(network, cache, sample)
+    predict = make_predictor(network, paths.CACHE, sample)
     outputs = predict_each(chain(*missing.values()), load, predict)
     for path, part in tqdm(missing.items(), desc=network.name, unit="file", disable=None):
         features = np.stack([row.astype(dtype) for row in islice(outputs, len(part))])

@@ -13,7 +13,6 @@ import pandas as pd
 
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.images.views import Condition
-from marsclf.paths import CACHE
 from marsclf.training.sampling import class_weights, spread_over_groups
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to load
@@ -42,21 +41,17 @@ def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return train, spread_over_groups(later[later["label"].isin(train["label"])])
 
 
-def judge(
-    networks: "list[TrainedNetwork]", root: Path, rows: pd.DataFrame, cache: Path = CACHE
-) -> np.ndarray:
+def judge(networks: "list[TrainedNetwork]", root: Path, rows: pd.DataFrame) -> np.ndarray:
     """Return the probabilities under each condition, (conditions, rows, classes)."""
     from marsclf.training.train import predict
 
-    return np.stack([predict(networks, root, rows, how, cache) for how in CONDITIONS.values()])
+    return np.stack([predict(networks, root, rows, how) for how in CONDITIONS.values()])
 
 
 def criterion(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return the mean class recall: "criterion" over all conditions, and under each by its name.
 
-    Args:
-        probabilities: (conditions, rows, classes), as from `judge`.
-        labels: class ids, (rows,).
+    `probabilities` are those of `judge`; `labels` are class ids (rows,).
     """
     right = probabilities.argmax(axis=-1) == labels
     recalls = [right[:, labels == label].mean(axis=1) for label in np.unique(labels)]

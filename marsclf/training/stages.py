@@ -1,12 +1,6 @@
 """The parts of both training stages: the head, the classifier, and how they learn."""
 
-import math
-
-import numpy as np
-
-from marsclf.networks.engine import has_gpu
 from marsclf.networks.pinned import keras
-from marsclf.provenance import gpu_memory
 
 
 def build_head(width: int, hidden: int, dropout: float, classes: int) -> keras.Model:
@@ -40,15 +34,11 @@ def compile_model(
     ema: float = 0.0,
     accumulate: int = 1,
 ) -> None:
-    """Compile a model for a stage of so many steps, as notebook 02 explains.
+    """Compile a model for a stage of so many batches, as notebook 02 explains.
 
-    Args:
-        model: gives probabilities (n, 25).
-        learning_rate, weight_decay: of AdamW; the learning rate falls to 0 along a cosine.
-        steps: batches of all epochs together.
-        label_smoothing: share of the probability that is spread over all classes (0-1).
-        ema: momentum per step of the exponential moving average of the weights; 0 for none.
-        accumulate: batches whose mean gradient makes one step.
+    The learning rate of AdamW falls to 0 along a cosine. `label_smoothing` is the share of the
+    probability that is spread over all classes, `ema` the momentum per step of the exponential
+    moving average of the weights (0: none); `accumulate` batches make one step.
     """
     optimizer = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(learning_rate, steps),
@@ -68,24 +58,3 @@ def compile_model(
         # XLA makes TensorFlow's depthwise convolutions twenty times slower on a CPU.
         jit_compile=False,
     )
-
-
-def images_at_once(model: keras.Model, batch_size: int) -> int:
-    """Return how many images of a batch a GPU's memory can train at once; without a GPU, all.
-
-    The result is the batch size, halved as often as necessary. The memory is estimated: what the
-    trained layers give is kept for the gradients, with a copy; below them only a few tensors exist
-    at a time, up to six as large as the largest.
-    """
-    # A GPU that TensorFlow does not see must not change how a CPU trains.
-    memory = gpu_memory() if has_gpu() else 0
-    if not memory:
-        return batch_size
-    layers = [layer for layer in model.layers if hasattr(layer, "output")]
-    sizes = [math.prod(x.output.shape[1:]) * np.dtype(x.compute_dtype).itemsize for x in layers]
-    first = next(i for i, layer in enumerate(layers) if layer.trainable_weights)
-    per_image = 6 * max(sizes) + 2 * sum(sizes[first:])
-    weights = 16 * model.count_params()  # with gradients and the optimizer's averages
-    while batch_size > 1 and batch_size * per_image > 0.8 * memory - weights:
-        batch_size //= 2
-    return batch_size

@@ -16,24 +16,20 @@ from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition
 from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import gpu_capability
 from marsclf.networks.pinned import keras
-from marsclf.paths import CACHE
-from marsclf.training import stages
 from marsclf.training.batches import Batches, Examples, RandomBatches
 from marsclf.training.checkpoints import Checkpoints, History
 from marsclf.training.features import image_features, view_features
 from marsclf.training.fresh_views import FreshViews
 from marsclf.training.recipe import Recipe
 from marsclf.training.sampling import draw_shares, view_counts
-from marsclf.training.stages import join
+from marsclf.training.stages import build_head, compile_model, join
 
 
 class TrainedNetwork(NamedTuple):
-    """A trained network: images (n, height, width, 3), 0-255, to probabilities (n, classes).
+    """A trained network, and the stages of its training with their histories and checkpoints.
 
-    Attributes:
-        model: the complete network.
-        zooms: at which it classifies an image; the predictions are pooled.
-        stages: of its training; each has its history and the folder of its checkpoints.
+    `model` gives probabilities (n, classes) for images (n, height, width, 3), 0-255. An image is
+    classified at each of the `zooms`, and the predictions are pooled.
     """
 
     model: keras.Model
@@ -87,7 +83,6 @@ def make_examples(
     rows: pd.DataFrame,
     classes: int,
     training: bool,
-    cache: Path = CACHE,
 ) -> Examples:
     """Return random views of images, with labels and shares of draws.
 
@@ -99,7 +94,7 @@ def make_examples(
     if recipe.views:
         if training:
             counts = view_counts(labels, recipe.views, recipe.views_rare)
-        views = view_features(root, rows, counts, network, augmentation, recipe.seed, cache)
+        views = view_features(root, rows, counts, network, augmentation, recipe.seed)
     else:
         views = FreshViews(root, rows, network.input_shape[1], augmentation, recipe.seed)
     shares = draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
@@ -112,30 +107,23 @@ def train_network(
     train_rows: pd.DataFrame,
     validation_rows: pd.DataFrame | None,
     classes: int,
-    cache: Path = CACHE,
 ) -> TrainedNetwork:
     """Train a network by both stages of a recipe; steps that are in the cache are not repeated.
 
-    Args:
-        recipe: the parameters.
-        root: folder that the paths in the rows are relative to.
-        train_rows, validation_rows: rows of a data set's index, to learn from and to choose the
-            best epoch on; without validation the last epoch counts.
-        classes: how many the data set has.
-        cache: of features, exported networks and checkpoints.
+    It learns from `train_rows` of a data set's index, whose paths are relative to `root`, and keeps
+    the best epoch on `validation_rows`, without these the last. `classes` is their number.
     """
     backbone, frozen, upper = load_parts(recipe)
-    train = make_examples(recipe, frozen, root, train_rows, classes, True, cache)
+    train = make_examples(recipe, frozen, root, train_rows, classes, True)
     validation = None
     if validation_rows is not None:
-        validation = make_examples(recipe, frozen, root, validation_rows, classes, False, cache)
+        validation = make_examples(recipe, frozen, root, validation_rows, classes, False)
     keras.utils.set_random_seed(recipe.seed)
-    width = backbone.output_shape[1]
-    head = stages.build_head(width, recipe.head_hidden, recipe.head_dropout, classes)
+    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, classes)
     classifier = join(upper, head) if upper else head
-    fit = partial(fit_stage, recipe=recipe, epoch_size=len(train_rows), cache=cache)
+    fit = partial(fit_stage, recipe=recipe, epoch_size=len(train_rows))
     if recipe.views:  # the head learns from vectors, which are computed once
-        vectors = [each and each.after(upper, cache) for each in (train, validation)]
+        vectors = [each and each.after(upper) for each in (train, validation)]
         fitted = [fit("head", head, *vectors)]
     else:
         unfreeze_blocks(classifier, [])
@@ -146,18 +134,10 @@ def train_network(
     return TrainedNetwork(join(backbone, head), recipe.test_zooms, fitted)
 
 
-def train_networks(
-    recipe: Recipe,
-    root: Path,
-    train_rows: pd.DataFrame,
-    validation_rows: pd.DataFrame,
-    classes: int,
-    cache: Path = CACHE,
-) -> list[TrainedNetwork]:
-    """Train one network for each seed of the recipe's ensemble, or one (see `train_network`)."""
-    recipes = [replace(recipe, seed=seed) for seed in recipe.ensemble or [recipe.seed]]
-    arguments = root, train_rows, validation_rows, classes, cache
-    return [train_network(each, *arguments) for each in recipes]
+def train_networks(recipe: Recipe, *data: object) -> list[TrainedNetwork]:
+    """Train one network for each seed of the ensemble, or one; `data` are train_network's."""
+    seeds = recipe.ensemble or [recipe.seed]
+    return [train_network(replace(recipe, seed=seed), *data) for seed in seeds]
 
 
 def fit_stage(
@@ -167,7 +147,6 @@ def fit_stage(
     validation: Examples | None,
     recipe: Recipe,
     epoch_size: int,
-    cache: Path = CACHE,
 ) -> Checkpoints:
     """Compile and fit one stage ("head" or "finetune") of a recipe.
 
@@ -179,14 +158,14 @@ def fit_stage(
         for name in ("epochs", "batch_size", "patience", "learning_rate")
     )
     ema = recipe.finetune_ema if stage == "finetune" else 0.0
-    at_once, untrained = stages.images_at_once(model, batch_size), model.get_weights()
+    at_once, untrained = batch_size, model.get_weights()
     while True:
         batches = RandomBatches(train, at_once, epoch_size, recipe.seed)
         check = validation and Batches(validation, at_once)
         steps, accumulate = epochs * len(batches), math.ceil(batch_size / at_once)
         how = (recipe.weight_decay, recipe.label_smoothing, ema, accumulate)
-        stages.compile_model(model, learning_rate, steps, *how)
-        checkpoints = Checkpoints(stage, batches, check, epochs, patience, cache)
+        compile_model(model, learning_rate, steps, *how)
+        checkpoints = Checkpoints(stage, batches, check, epochs, patience)
         how = {"initial_epoch": checkpoints.resume(model), "epochs": epochs}
         how |= {"shuffle": False, "verbose": 0, "callbacks": [checkpoints]}
         try:
@@ -202,18 +181,14 @@ def fit_stage(
 
 
 def pseudo_labels(
-    networks: list[TrainedNetwork],
-    root: Path,
-    rows: pd.DataFrame,
-    share: float,
-    cache: Path = CACHE,
+    networks: list[TrainedNetwork], root: Path, rows: pd.DataFrame, share: float
 ) -> pd.DataFrame:
     """Return the rows that the networks are most confident of, labeled by them (Lee 2013).
 
     Labels in `rows` are not used. `share` is the part of the rows to return, 0 to 1.
     """
     unlabeled = rows.drop(columns=["label", "class_name"])
-    probabilities = predict(networks, root, unlabeled, cache=cache)
+    probabilities = predict(networks, root, unlabeled)
     order = np.argsort(-probabilities.max(axis=1), kind="stable")
     chosen = np.sort(order[: round(share * len(rows))])
     return unlabeled.iloc[chosen].assign(label=probabilities[chosen].argmax(axis=1))
@@ -224,7 +199,6 @@ def predict(
     root: Path,
     rows: pd.DataFrame,
     condition: Condition = WHOLE_IMAGE,
-    cache: Path = CACHE,
 ) -> np.ndarray:
     """Return the probabilities of images under a condition (rows, classes).
 
@@ -234,5 +208,5 @@ def predict(
     for network in networks:
         for zoom in network.zooms:
             view = replace(condition, zoom=condition.zoom * zoom)
-            probabilities.append(image_features(root, rows, network.model, view, cache).read())
+            probabilities.append(image_features(root, rows, network.model, view).read())
     return pool(np.stack(probabilities))
