@@ -87,11 +87,15 @@ def make_examples(
     """Return random views of images, with labels and shares of draws.
 
     Without `views` in the recipe they are drawn anew for every epoch. Otherwise they are features
-    of `network`, cached: as many as the recipe says for training, else one of each image.
+    of `network`, cached: as many as the recipe says for training, else one of each image. Without
+    augmentation they are the views that are used for prediction.
     """
     augmentation, labels = Augmentation(**recipe.augmentation), rows["label"].to_numpy()
     counts = np.ones(len(rows), int)
-    if recipe.views:
+    if recipe.views and augmentation == Augmentation():
+        conditions = [Condition(zoom=zoom) for zoom in recipe.test_zooms]
+        views, counts = image_features(root, rows, network, *conditions), counts * len(conditions)
+    elif recipe.views:
         if training:
             counts = view_counts(labels, recipe.views, recipe.views_rare)
         views = view_features(root, rows, counts, network, augmentation, recipe.seed)
