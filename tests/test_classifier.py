@@ -86,7 +86,7 @@ def test_a_linear_head(tmp_path: Path) -> None:
     weights, metadata, digest = classifier_file.read(path)
     assert metadata["head_hidden"] == 0
     view = np.full((1, 32, 32, 3), 90, np.uint8)
-    found = classifier_file.build_network(path, weights, metadata).predict_on_batch(view)
+    found = classifier_file.build_network(path, weights, metadata)[0].predict_on_batch(view)
     np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
     for classes in (["rock"], ["rock", "rock"], ["rock", "sand", "sky"], ["rock", "a\nb"]):
         with pytest.raises(MarsclfError, match="do not fit the model"):
@@ -166,6 +166,10 @@ BIAS = "probabilities/bias"
         (content(**{BIAS: np.zeros(9, np.float16)}), "do not fit EfficientNetLite0"),
         (content(**{"other/kernel": np.zeros(3, np.float16)}), "weights 'other/kernel' are"),
         (content(**{BIAS: np.full(25, np.inf, np.float16)}), "not finite"),
+        (
+            content(**{"familiarity/bias": np.zeros(1, np.float16)}),
+            "familiarity/kernel' are missing",
+        ),
     ],
 )
 def test_a_file_is_checked_completely(made: bytes, reason: str, tmp_path: Path) -> None:
@@ -185,6 +189,7 @@ def test_the_table(classifier: Classifier, files: list[str], tmp_path: Path) -> 
     bad = table.iloc[1]
     assert (bad["sol"], bad["camera"]) == (830, "MR") and bad["error"]
     assert bad[["predicted", "confidence", "runner_up", "uncertain"]].isna().all()
+    assert table[["familiarity", "unfamiliar"]].isna().all(axis=None)  # the file has no such unit
     good = table.drop(index=1)
     assert good["error"].isna().all() and good["sol"].notna().all()
     assert (good["confidence"] >= good["runner_up_confidence"]).all()

@@ -112,8 +112,8 @@ def test_parquet_and_standard_output_hold_the_same(
 
 text = st.none() | st.text(st.characters(exclude_characters="\0")).map(printable)
 number = st.none() | st.floats(0, 1)
-uncertain, sol = st.none() | st.booleans(), st.none() | st.integers(0, 9999)
-any_row = st.builds(Row, text, text, number, text, number, uncertain, sol, text, text)
+flag, sol = st.none() | st.booleans(), st.none() | st.integers(0, 9999)
+any_row = st.builds(Row, text, text, number, text, number, flag, number, flag, sol, text, text)
 
 
 @settings(

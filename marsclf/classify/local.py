@@ -50,7 +50,7 @@ def predict(options: Namespace) -> int:
     _report(counts, done, time.monotonic() - started)
     if output:
         print(f"Table: {output}", file=sys.stderr)
-    return 3 if counts[None, None] else 0
+    return 3 if counts[None, None, None] else 0
 
 
 def _check(options: Namespace) -> None:
@@ -177,13 +177,15 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _report(counts: Counter, done: int, seconds: float) -> None:
     """Print the summary: how many images, how fast, how many of each class."""
-    images, errors, classes = counts.total(), counts[None, None], Counter()
-    for (name, _), number in counts.items():
+    images, errors, classes = counts.total(), counts[None, None, None], Counter()
+    for (name, *_), number in counts.items():
         classes[name] += number
-    uncertain = sum(number for (_, is_uncertain), number in counts.items() if is_uncertain)
+    uncertain = sum(number for (_, flag, _), number in counts.items() if flag)
+    told = [flag * number for (*_, flag), number in counts.items() if flag is not None]
+    unfamiliar = f"{sum(told):,} are unfamiliar. " if told else ""
     print(
         f"{images:,} images: {images - errors - uncertain:,} certain, {uncertain:,} uncertain, "
-        f"{errors:,} could not be read. "
+        f"{errors:,} could not be read. {unfamiliar}"
         f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second.",
         file=sys.stderr,
     )
