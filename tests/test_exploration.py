@@ -1,26 +1,19 @@
-"""Brightness and near-duplicates of images."""
+"""Near-duplicates of images."""
 
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from test_notebooks import execute
 
-from marsclf.data.dataset import Dataset
-from marsclf.figures import exploration
+from marsclf.data.splits import nearest, normalized, thumbnail
 
 
-def test_thumbnails_and_brightness(tmp_path: Path) -> None:
+def test_the_product_of_thumbnails_is_their_correlation() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     images = [noise, noise // 2, np.full_like(noise, 90)]
-    index = pd.DataFrame({"path": ["noise.png", "dark.png", "flat.png"]})
-    for name, pixels in zip(index["path"], images, strict=True):
-        Image.fromarray(pixels).save(tmp_path / name)
-    dataset = Dataset(tmp_path, "other", "", index, ())
-    thumbnails, brightness = exploration.measure_images(dataset)
-    assert brightness == pytest.approx([image.mean() for image in images])
+    thumbnails = normalized(np.stack([thumbnail(image) for image in images]))
     small = [image.reshape(16, 4, 16, 4).mean(axis=(1, 3)).ravel() for image in images[:2]]
     assert thumbnails[0] @ thumbnails[1] == pytest.approx(np.corrcoef(small)[0, 1], abs=0.01)
     assert not thumbnails[2].any()  # correlates with nothing
@@ -31,10 +24,10 @@ def test_nearest_finds_the_copy_and_never_the_image_itself() -> None:
     thumbnails[150] = thumbnails[3]
     thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
     rows = np.arange(200)
-    correlation, partner = exploration.nearest(thumbnails, rows, rows)
+    correlation, partner = nearest(thumbnails, rows, rows)
     assert (partner[3], partner[150]) == (150, 3) and (partner != rows).all()
     assert correlation[3] == pytest.approx(1, abs=1e-5) and correlation[:3].max() < 0.5
-    assert exploration.nearest(thumbnails, rows[:3], rows[100:])[1].min() >= 100
+    assert nearest(thumbnails, rows[:3], rows[100:])[1].min() >= 100
 
 
 def test_images_without_sols_and_without_a_test_split(project: Path, tmp_path: Path) -> None:

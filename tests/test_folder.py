@@ -227,11 +227,11 @@ TABLE = "path,label,split,group\n1.png,a,train,x\n2.png,b,train,y\n3.png,a,val,z
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (TABLE, "", "labels.csv is empty"),
+        (TABLE, "", "labels.csv cannot be read as a CSV file .No columns"),
         (TABLE, "path,label\n", "labels.csv lists no images"),
         ("label,", "class,", "line 1 must be path,label.* is path,class,split,group"),
         (",", ";", "line 1 must be path,label.* is path;label;split;group"),
-        ("1.png", '"1.png' + 140_000 * " ", "labels.csv is not CSV after line 1"),
+        ("1.png", '"1.png' + 140_000 * " ", "labels.csv cannot be read .*EOF inside"),
         ("1.png,a", "1.png,", "line 2: 1.png has no label"),
         *(
             (f"{number}.png", path, f"line {number + 1}: .* must be the path of an image in this")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -43,13 +42,6 @@ def make_recipe(**changed: object) -> Recipe:
     return Recipe(**(PARAMETERS | SMALL | changed))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def rows(sample_dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A few training images and a few validation images."""
@@ -58,7 +50,7 @@ def rows(sample_dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def trained(sample_dataset: Dataset, rows: tuple, cache: None) -> TrainedNetwork:
+def trained(sample_dataset: Dataset, rows: tuple) -> TrainedNetwork:
     return train.train_network(make_recipe(), sample_dataset.root, *rows, 25)
 
 
