@@ -226,9 +226,7 @@ def one_of_each_kind() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", one_of_each_kind())
-def test_a_file_that_is_cut_off(
-    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_cut_off(tmp_path, name, capfd) -> None:
     content = one_of_each_kind()[name]
     kind = "it is a TIFF file that cannot be decoded" if name.endswith(".tif") else ""
     for length in (1, 10, len(content) // 2, len(content) - 30):
@@ -267,9 +265,7 @@ def test_thousands_of_damaged_files(tmp_path: Path) -> None:
     assert 300 < readable < 2_700
 
 
-def test_large_images_are_decoded_one_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch) -> None:
     def watched(image: Image.Image) -> object:
         assert alone.acquire(blocking=False)
         time.sleep(0.02)
@@ -356,9 +352,7 @@ class TestPds:
             np.testing.assert_array_equal(found[2:], expected)
             assert not found[:2].any()
 
-    def test_each_fault_has_its_sentence(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_each_fault_has_its_sentence(self, tmp_path, monkeypatch) -> None:
         path = write_pds3(tmp_path, np.zeros((2, 24, 36), np.uint8))
         label, gone, renamed = path.with_suffix(".LBL"), tmp_path / "b.LBL", tmp_path / "b.IMG"
         refused(path, ".*2 bands instead of 1 or 3")

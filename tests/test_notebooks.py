@@ -86,9 +86,7 @@ def check_outputs(path: Path) -> tuple[str, int]:
     return "".join(output.text for output in streams), pictures
 
 
-def test_the_run_is_complete_and_stays_in_its_folder(
-    smoke_run: tuple[Path, str], project: Path
-) -> None:
+def test_the_run_is_complete_and_stays_in_its_folder(smoke_run, project) -> None:
     folder, printed = smoke_run
     files = {"model.keras", paths.CLASSIFIER.name, "predictions.csv", "metrics.json", "figures"}
     files |= {"training.json", "test_errors.csv", *(f"{name}.ipynb" for name in NOTEBOOKS)}
@@ -140,9 +138,7 @@ def test_the_results_of_the_run(smoke_run: tuple[Path, str], sample_dataset: Dat
     assert stages == [("head", 1), ("head", 2), ("finetune", 1)]
 
 
-def test_the_saved_model_gives_the_stored_predictions(
-    smoke_run: tuple[Path, str], sample_dir: Path
-) -> None:
+def test_the_saved_model_gives_the_stored_predictions(smoke_run, sample_dir) -> None:
     stored = read_predictions(smoke_run[0] / "predictions.csv")
     model = keras.saving.load_model(smoke_run[0] / "model.keras")
     views = [fit_view(read_rgb(sample_dir / path), SIZE) for path in stored["path"]]
@@ -151,9 +147,7 @@ def test_the_saved_model_gives_the_stored_predictions(
     np.testing.assert_allclose(found, probabilities_of(stored), atol=1e-3)
 
 
-def test_a_killed_training_resumes(
-    smoke_run: tuple[Path, str], project: Path, sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_killed_training_resumes(smoke_run, project, sample_dir, tmp_path) -> None:
     """Notebook 02 by hand, with a preset in its first cell, killed after the first epoch."""
     root, settings = tmp_path / "project", parse_settings(SMALL)
     shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs"))
@@ -176,9 +170,7 @@ def test_a_killed_training_resumes(
     assert (tmp_path / "predictions.csv").read_bytes() == stored
 
 
-def test_own_images_in_mixed_precision_to_the_end(
-    project: Path, sample_dataset: Dataset, tmp_path: Path
-) -> None:
+def test_own_images_in_mixed_precision_to_the_end(project, sample_dataset, tmp_path) -> None:
     """As on a GPU: three classes without sols and without a test split, trained on fresh views."""
     root, run = tmp_path / "my images", tmp_path / "run"
     index, names = sample_dataset.index, {14: "rotes Ding", 15: "Größe 2", 8: "soil"}
@@ -206,9 +198,7 @@ def test_own_images_in_mixed_precision_to_the_end(
     assert set(table["predicted"]) <= {*names.values()}
 
 
-def test_error_analysis_of_the_published_predictions_alone(
-    smoke_run: tuple[Path, str], project: Path, tmp_path: Path
-) -> None:
+def test_error_analysis_of_the_published_predictions_alone(smoke_run, project, tmp_path) -> None:
     published = project / "results" / "laptop" / "predictions.csv.gz"
     published.parent.mkdir(parents=True)
     published.write_bytes(gzip.compress((smoke_run[0] / "predictions.csv").read_bytes()))

@@ -178,9 +178,7 @@ def test_an_equal_recipe_is_taken_from_the_cache_and_another_is_trained(
 @pytest.mark.parametrize(
     ("capability", "dtype"), [(None, "float32"), ((7, 5), "float16"), ((10, 0), "bfloat16")]
 )
-def test_mixed_precision_is_that_of_the_gpu(
-    capability: tuple | None, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mixed_precision_is_that_of_the_gpu(capability, dtype, monkeypatch) -> None:
     monkeypatch.setattr(train, "gpu_capability", lambda: capability)
     backbone = load_backbone(mixed_precision=True)
     assert backbone.output.dtype == dtype
@@ -211,9 +209,7 @@ def test_every_epoch_has_views_of_its_own(sample_dataset, rows) -> None:
     assert all((a != b).any() for a, b in zip(first, views[drawn], strict=True))
 
 
-def test_fresh_views_resume_exactly(
-    fresh, sample_dataset, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fresh_views_resume_exactly(fresh, sample_dataset, rows, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(paths, "CACHE", tmp_path)
     arguments = make_recipe(**FRESH), sample_dataset.root, *rows, 25
 
