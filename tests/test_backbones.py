@@ -30,7 +30,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uin
 SIZES = {
     "EfficientNetB7": (64_097_687, 163),
     "EfficientNetB0": (4_049_571, 49),
-    "EfficientNetLite2": (4_869_168, 64),
+    "EfficientNetLite0": (3_413_024, 49),
 }
 
 
@@ -94,14 +94,10 @@ def test_wrong_arguments() -> None:
         build_backbone("ResNet50")
     with pytest.raises(MarsclfError, match="at least 32 pixels, not 31"):
         build_backbone("EfficientNetB0", (64, 31), weights=None)
-    with pytest.raises(MarsclfError, match='"imagenet" or None'):
-        build_backbone("EfficientNetB0", weights="b0.h5")
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_layer_with_weights_belongs_to_a_block(
-    name: str, networks: dict[str, keras.Model]
-) -> None:
+def test_every_layer_with_weights_belongs_to_a_block(name, networks) -> None:
     model, found = networks[name], []
     for block in BLOCKS:
         backbones.unfreeze_blocks(model, [block])
@@ -135,9 +131,7 @@ def test_a_training_step_changes_the_head_and_the_named_blocks_alone(b0: keras.M
         ("EfficientNetB0", ["top", "block4"], (2, 8, 8, 40)),
     ],
 )
-def test_the_parts_of_a_split_network_give_its_outputs(
-    name: str, blocks: list[str], shape: tuple[int, ...]
-) -> None:
+def test_the_parts_of_a_split_network_give_its_outputs(name, blocks, shape) -> None:
     model = build_backbone(name, 64, weights=None)
     frozen, trained = backbones.split_frozen(model, blocks)
     between = frozen.predict_on_batch(IMAGES)
@@ -163,9 +157,7 @@ def check_loaded(b0: keras.Model) -> None:
     np.testing.assert_array_equal(model.predict_on_batch(IMAGES), expected)
 
 
-def test_a_classifier_file_holds_what_was_trained(
-    keras_models: Path, b0_file: Path, tmp_path: Path
-) -> None:
+def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_path) -> None:
     install_weights("EfficientNetB0", b0_file)
     build_backbone("EfficientNetB0", 64)  # so that Keras names the layers of the next differently
     model = join(build_backbone("EfficientNetB0", 64), build_head(1280, 4, 0.0, 3))
@@ -182,18 +174,14 @@ def test_a_classifier_file_holds_what_was_trained(
     np.testing.assert_allclose(loaded.predict_on_batch(IMAGES), expected, atol=1e-3)
 
 
-def test_a_file_of_weights_is_copied_to_where_keras_looks(
-    keras_models: Path, b0_file: Path, b0: keras.Model
-) -> None:
+def test_a_file_of_weights_is_copied_to_where_keras_looks(keras_models, b0_file, b0) -> None:
     for file in (b0_file, keras_models / B0_FILE):  # the last one is there already
         assert install_weights("EfficientNetB0", file) == keras_models / B0_FILE
     assert [path.name for path in keras_models.iterdir()] == [B0_FILE]
     check_loaded(b0)
 
 
-def test_a_file_of_weights_that_is_not_the_published_one(
-    keras_models: Path, b0_file: Path, tmp_path: Path
-) -> None:
+def test_a_file_of_weights_that_is_not_the_published_one(keras_models, b0_file, tmp_path) -> None:
     (tmp_path / "cut.h5").write_bytes(b0_file.read_bytes()[:1000])
     md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
     for name, reason in (("cut", "is damaged or another file"), ("gone", "cannot be read")):

@@ -123,9 +123,7 @@ def test_the_archive_counts_fitting_once_per_zoom() -> None:
 
 
 @pytest.mark.parametrize("failing", [None, 2])
-def test_runs_are_measured_in_a_copy_and_no_score_is_lost(
-    failing: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_are_measured_in_a_copy_and_no_score_is_lost(failing, tmp_path, monkeypatch) -> None:
     project, presets = tmp_path / "project", []
     enter_project(monkeypatch, project)
     for folder in ("marsclf", "notebooks", "presets", "results"):

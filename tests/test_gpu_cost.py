@@ -28,9 +28,7 @@ def load_backbone(_: str, size: int, mixed_precision: bool, weights: None) -> ke
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(dtype=policy)(x))
 
 
-def test_both_stages_are_measured_and_a_lack_of_memory_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> None:
     train, trained = keras.Model.train_on_batch, set()
 
     def train_on_batch(model: keras.Model, x: np.ndarray, *arguments: object) -> object:

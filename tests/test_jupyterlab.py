@@ -60,9 +60,7 @@ def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def page(
-    copy: Path, browser, sample_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator["playwright.Page"]:
+def page(copy, browser, sample_dir, tmp_path_factory) -> Iterator["playwright.Page"]:
     """The first page of a JupyterLab that `make lab` started."""
     folder = tmp_path_factory.mktemp("jupyter")
     with socket.socket() as free:

@@ -54,9 +54,9 @@ def test_the_criterion_is_the_mean_recall_of_the_classes() -> None:
 
 def test_log_loss_at_the_best_temperature_with_classes_weighted_equally() -> None:
     rng = np.random.default_rng(1)
-    of_5 = rng.uniform(0.1, 0.9, 8000)
-    labels = np.where(rng.random(8000) < of_5, 5, 2)
-    kept = (labels == 2) | (rng.random(8000) < 0.2)  # class 5 is rare, but counts as much
+    of_5 = rng.uniform(0.1, 0.9, 2000)
+    labels = np.where(rng.random(2000) < of_5, 5, 2)
+    kept = (labels == 2) | (rng.random(2000) < 0.2)  # class 5 is rare, but counts as much
     of_5, labels = of_5[kept], labels[kept]
     true = np.zeros((len(labels), 25))
     true[:, 2], true[:, 5] = 1 - of_5, of_5
@@ -65,7 +65,7 @@ def test_log_loss_at_the_best_temperature_with_classes_weighted_equally() -> Non
     expected = log_loss(labels, true, labels=range(25), sample_weight=weights)
     for probabilities in (true, overconfident):
         found = later_sols.log_loss(np.stack([probabilities] * 2), labels)
-        assert found == pytest.approx(expected, rel=0.02)
+        assert found == pytest.approx(expected, rel=0.05)
 
 
 def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch) -> None:

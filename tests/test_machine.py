@@ -87,9 +87,7 @@ def test_the_work_by_hand(index: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize(("gpu", "preset"), [(True, "b7"), (False, "laptop")])
-def test_the_preset_for_a_machine(
-    gpu: bool, preset: str, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_preset_for_a_machine(gpu, preset, capsys, monkeypatch) -> None:
     monkeypatch.setattr(machine, "has_gpu", lambda: gpu)
     assert machine.choose_preset() == preset
     assert preset in capsys.readouterr().out

@@ -231,27 +231,15 @@ def test_stored_predictions_agree_with_their_four_digits(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "fault"),
-    [
-        ("label", 25, "the label is not a class id from 0 to 24"),
-        ("label", "ground", "a number is missing or is not a number"),
-        ("p_08", "", "a number is missing or is not a number"),
-        ("p_10", 0.3, "the sum of the probabilities is not 1"),
-        ("p_10", -0.001, "the probabilities are not in 0 to 1"),
-        ("predicted", 8, "predicted and confidence do not match"),
-        ("confidence", 0.7, "predicted and confidence do not match"),
-        ("split", "all", "the split is not train, val or test"),
-        ("path", "", "the path, group or sequence is missing"),
-        ("group", "", "the path, group or sequence is missing"),
-    ],
+    ("column", "value"),
+    [("label", 25), ("label", "ground"), ("p_08", ""), ("p_10", 0.3), ("p_10", -0.001)]
+    + [("predicted", 8), ("confidence", 0.7), ("split", "all"), ("path", ""), ("group", "")],
 )
-def test_a_faulty_row(
-    tmp_path: Path, four: pd.DataFrame, column: str, value: object, fault: str
-) -> None:
+def test_a_faulty_row(tmp_path: Path, four: pd.DataFrame, column: str, value: object) -> None:
     table = four.astype(object)
     table.loc[2, column] = value
     table.to_csv(tmp_path / "faulty.csv", index=False)
-    with pytest.raises(MarsclfError, match=rf"faulty\.csv, line 4: {fault}"):
+    with pytest.raises(MarsclfError, match=r"faulty\.csv, line 4 is not a valid prediction"):
         read_predictions(tmp_path / "faulty.csv")
 
 

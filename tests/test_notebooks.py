@@ -13,7 +13,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import psutil
-import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from tiny_project import SIZE, SMALL, environment_of, pretend_gpu, write_preset
@@ -86,9 +85,7 @@ def check_outputs(path: Path) -> tuple[str, int]:
     return "".join(output.text for output in streams), pictures
 
 
-def test_the_run_is_complete_and_stays_in_its_folder(
-    smoke_run: tuple[Path, str], project: Path
-) -> None:
+def test_the_run_is_complete_and_stays_in_its_folder(smoke_run, project) -> None:
     folder, printed = smoke_run
     files = {"model.keras", "classifier.safetensors", "predictions.csv", "metrics.json", "figures"}
     files |= {"training.json", "test_errors.csv", *(f"{name}.ipynb" for name in NOTEBOOKS)}
@@ -140,9 +137,7 @@ def test_the_results_of_the_run(smoke_run: tuple[Path, str], sample_dataset: Dat
     assert stages == [("head", 1), ("head", 2), ("finetune", 1)]
 
 
-def test_the_saved_model_gives_the_stored_predictions(
-    smoke_run: tuple[Path, str], sample_dir: Path
-) -> None:
+def test_the_saved_model_gives_the_stored_predictions(smoke_run, sample_dir) -> None:
     stored = read_predictions(smoke_run[0] / "predictions.csv")
     model = keras.saving.load_model(smoke_run[0] / "model.keras")
     views = [fit_view(read_rgb(sample_dir / path), SIZE) for path in stored["path"]]
@@ -151,9 +146,7 @@ def test_the_saved_model_gives_the_stored_predictions(
     np.testing.assert_allclose(found, probabilities_of(stored), atol=1e-3)
 
 
-def test_a_killed_training_resumes(
-    smoke_run: tuple[Path, str], project: Path, sample_dir: Path, tmp_path: Path
-) -> None:
+def test_a_killed_training_resumes(smoke_run, project, sample_dir, tmp_path) -> None:
     """Notebook 02 by hand, with a preset in its first cell, killed after the first epoch."""
     root, settings = tmp_path / "project", parse_settings(SMALL)
     shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs"))
@@ -176,45 +169,35 @@ def test_a_killed_training_resumes(
     assert (tmp_path / "predictions.csv").read_bytes() == stored
 
 
-@pytest.fixture(scope="module")
-def own_images(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of one's own: three classes, and names that say nothing of sols."""
-    root = tmp_path_factory.mktemp("own") / "my images"
-    for name, label in (("rotes Ding", 14), ("Größe 2", 15), ("soil", 8)):
-        for split, list_file in MSL_V1.lists.items():
-            lines = (line.split() for line in (sample_dir / list_file).read_text().splitlines())
-            for path in [path for path, of in lines if of == str(label)][:5]:
-                target = root / name / "any" / f"{split} {path[-20:-12]}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Image.open(sample_dir / path).save(target)
-    return root
-
-
-@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float16"), ((8, 0), "bfloat16")])
-def test_own_images_in_mixed_precision_to_the_end(
-    capability: tuple, precision: str, project: Path, own_images: Path, tmp_path: Path
-) -> None:
-    """As on a GPU: training on fresh views, Grad-CAM, and the classifier file elsewhere."""
-    environment = pretend_gpu(tmp_path / "gpu", project, capability)
-    given = {"preset": None, "data_dir": str(own_images)} | parse_settings(SMALL)
+def test_own_images_in_mixed_precision_to_the_end(project, sample_dataset, tmp_path) -> None:
+    """As on a GPU: three classes without sols and without a test split, trained on fresh views."""
+    root, run = tmp_path / "my images", tmp_path / "run"
+    index, names = sample_dataset.index, {14: "rotes Ding", 15: "Größe 2", 8: "soil"}
+    chosen = index[index["label"].isin(names)].groupby(["label", "split"]).head(5)
+    for row in chosen.itertuples():
+        folder = root / ("val" if row.split == "val" else "train") / names[row.label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.open(sample_dataset.root / row.path).save(folder / f"{row.Index}.png")
+    environment = pretend_gpu(tmp_path / "gpu", project, (7, 5))
+    given = {"preset": None, "data_dir": str(root)} | parse_settings(SMALL)
     given |= {"backbone": "EfficientNetLite0", "views": 0, "mixed_precision": True}
     given |= {"head_epochs": 1, "finetune_epochs": 1, "temperature": 1.0}
-    run = tmp_path / "run"
+    printed, pictures = execute("01_data_exploration", project, run, data_dir=str(root))
+    assert f"Data set: my images, {len(chosen)} images" in printed and "no sols or cam" in printed
+    assert pictures == len(figures_of("01", left_out={"sols_and_cameras"}))
     printed, _ = execute("02_fine_tuning", project, run, environment, **given)
-    assert f"computing in {precision}" in printed and "finetune epoch 1/1" in printed
-    _, pictures = execute("03_error_analysis", project, run, environment, data_dir=str(own_images))
+    assert "computing in float16" in printed and "finetune epoch 1/1" in printed
+    _, pictures = execute("03_error_analysis", project, run, environment, data_dir=str(root))
     assert pictures == len(figures_of("03", left_out={"errors_by_camera_and_sol"}))
     stored = read_predictions(run / "predictions.csv")
     classifier = load_classifier(run / "classifier.safetensors", tmp_path / "cache")
-    table = classifier.predict([own_images / path for path in stored["path"]])
+    table = classifier.predict([root / path for path in stored["path"]])
     differences = np.abs(table["confidence"] - stored["confidence"])  # of float32 to 16 bits
     assert differences.mean() < 0.03 and differences.max() < 0.2
-    assert set(table["predicted"]) <= {"rotes Ding", "Größe 2", "soil"}
+    assert set(table["predicted"]) <= {*names.values()}
 
 
-def test_error_analysis_of_the_published_predictions_alone(
-    smoke_run: tuple[Path, str], project: Path, tmp_path: Path
-) -> None:
+def test_error_analysis_of_the_published_predictions_alone(smoke_run, project, tmp_path) -> None:
     published = project / "results" / "laptop" / "predictions.csv.gz"
     published.parent.mkdir(parents=True)
     published.write_bytes(gzip.compress((smoke_run[0] / "predictions.csv").read_bytes()))
@@ -262,14 +245,3 @@ def test_the_ladder(sample_dir: Path, project: Path, tmp_path: Path) -> None:
     assert rung["splits"] == metrics.measure(predictions)
     assert rung["dataset"] == "sample" and rung["commit"] == "unknown"
     assert not (project / "results").exists()  # sample data is never entered in the ledger
-
-
-@pytest.mark.realdata
-def test_data_exploration_of_the_real_images(
-    real_data_dir: Path, project: Path, tmp_path: Path
-) -> None:
-    data_dir = str(real_data_dir.resolve())
-    printed, pictures = execute("01_data_exploration", project, tmp_path, data_dir=data_dir)
-    assert "Data set: msl-v1, 6,691 images" in printed
-    assert SAMPLE_NOTICE not in printed
-    assert names_in(tmp_path / "figures") == figures_of("01") and pictures == 8

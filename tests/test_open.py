@@ -39,9 +39,7 @@ def test_locate(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("from_environment", [False, True])
-def test_given_folder_is_never_replaced(
-    no_data: Path, monkeypatch: pytest.MonkeyPatch, from_environment: bool
-) -> None:
+def test_given_folder_is_never_replaced(no_data, monkeypatch, from_environment) -> None:
     missing = no_data / "missing"
     if from_environment:
         monkeypatch.setenv("MARSCLF_DATA_DIR", str(missing))

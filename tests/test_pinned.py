@@ -51,9 +51,7 @@ def test_personal_settings_are_overridden(tmp_path: Path, floatx: str) -> None:
         ("", {"floatx": "float8"}, "correct its keras.json"),
     ],
 )
-def test_an_unusable_keras_is_refused(
-    tmp_path: Path, code: str, settings: dict, reason: str
-) -> None:
+def test_an_unusable_keras_is_refused(tmp_path, code, settings, reason) -> None:
     (tmp_path / "keras.json").write_text(json.dumps(settings))
     ended = run_python(f"{code}import marsclf.networks.backbones", tmp_path)
     assert "MarsclfError: " in ended.stderr and reason in ended.stderr.splitlines()[-1]

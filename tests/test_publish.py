@@ -219,9 +219,7 @@ def test_publish_refuses_predictions(project: Path, monkeypatch: pytest.MonkeyPa
     refused(project, "40 images in the test split instead of 41")
 
 
-def test_publish_refuses_an_incomplete_run(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_publish_refuses_an_incomplete_run(project, capsys) -> None:
     shutil.rmtree(paths.RUNS / "laptop" / "figures")
     refused(project, "there are no figures in")
     file = paths.RUNS / "laptop" / "metrics.json"

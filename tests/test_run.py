@@ -38,7 +38,7 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import read_predictions, run_record
 from marsclf.pipeline import presets, run
-from marsclf.provenance import commit, peak_rss_mb
+from marsclf.provenance import commit
 
 SLEEP = """
 import os, time
@@ -75,9 +75,7 @@ def run_command(root: Path, sample_dir: Path) -> list[str]:
     return [sys.executable, "-m", "marsclf", "run", "--data-dir", str(sample_dir)]
 
 
-def test_a_run_without_data_and_network(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_data_and_network(project, monkeypatch, capsys) -> None:
     def unreachable(*_: object) -> None:
         raise download.NetworkUnreachable("no network")
 
@@ -142,9 +140,7 @@ def test_a_ladder(project: Path, sample_dir: Path, capsys: pytest.CaptureFixture
         ("pass", r"did not write .*training\.json"),
     ],
 )
-def test_a_failing_notebook(
-    project: Path, sample_dir: Path, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_notebook(project, sample_dir, code, reason, monkeypatch) -> None:
     # A kernel of the user's own, which must not be taken for that of the package.
     monkeypatch.setenv("JUPYTER_PATH", str(project / "personal"))
     write_kernel(project / "personal", "exit 3")
@@ -257,17 +253,7 @@ def test_a_run_that_is_ended(tmp_path: Path, sample_dir: Path, number: signal.Si
     FileLock(pid.parent.with_name("laptop.lock")).acquire(timeout=0).lock.release()
 
 
-def test_peak_memory_of_a_kernel(project: Path, tmp_path: Path) -> None:
-    code = "import gc\nheld = b'1' * 400_000_000\ndel held\ngc.collect()"
-    write_notebook(paths.NOTEBOOKS, "01_data_exploration", "data_dir = None", code)
-    seconds, peak = run.execute("01_data_exploration", tmp_path / "out.ipynb", {})
-    assert 400 < peak < 700 and seconds > 0
-    assert peak_rss_mb(2**31 - 1) == 0 and 30 < peak_rss_mb() < 30_000
-
-
-def test_commit_tells_changed_code_but_not_changed_figures(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> None:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
 
     def git(*arguments: str) -> str:
@@ -283,19 +269,6 @@ def test_commit_tells_changed_code_but_not_changed_figures(
     assert commit() == head
     (paths.PRESETS / "laptop.yaml").write_text("changed")
     assert commit() == f"{head}-dirty"
-    assert capfd.readouterr().err == ""
-    # A checkout that Git refuses, as it does one of another user.
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    assert commit() == "unknown"
-    assert "fatal: detected dubious ownership" in capfd.readouterr().err
-
-
-def test_the_command_line_reports_an_error_in_one_line() -> None:
-    command = [sys.executable, "-m", "marsclf", "run", "--preset", "nowhere"]
-    ended = subprocess.run(command, cwd=paths.PROJECT_ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert re.fullmatch(r"error: There is no preset 'nowhere'.*\n", ended.stderr)
 
 
 def test_a_python_without_the_packages_gets_a_sentence() -> None:
@@ -314,9 +287,7 @@ def test_check_data(sample_dir: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert "none is missing or not a folder" in capsys.readouterr().out
 
 
-def test_the_library_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_library_alone(monkeypatch, capsys) -> None:
     """Installed from a wheel, without the repository's notebooks and presets."""
     monkeypatch.setattr(paths, "NOTEBOOKS", Path("missing"))
     assert main(["run"]) == 1
@@ -325,26 +296,15 @@ def test_the_library_alone(
 
 @pytest.mark.parametrize("module", ["marsclf", "tools.verify"])
 def test_an_older_python_gets_a_sentence(module: str) -> None:
-    code = f"""
-import runpy, sys, sysconfig
-sys.path.insert(0, {str(paths.PROJECT_ROOT)!r})
-before = set(sys.modules)
-sys.version_info = (3, 9, 6, "final", 0)
-try:
-    runpy.run_module({module!r}, run_name="__main__")
-finally:
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("marsclf", "tools"):
-            print(sys.modules[name].__file__)
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = "import runpy, sys; sys.version_info = (3, 9, 6, 'final', 0); "
+    code += f"runpy.run_module({module!r}, run_name='__main__')"
+    command, root = [sys.executable, "-c", code], paths.PROJECT_ROOT
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert ended.returncode == 1
     assert re.fullmatch(r"error: marsclf needs Python 3.11 to 3.13, not .*\n", ended.stderr)
-    # What is imported before must be in the syntax of that version, and evaluate no annotation.
-    for file in ended.stdout.splitlines():
-        text = Path(file).read_text()
-        compile(text, file, "exec", flags=ast.PyCF_ONLY_AST, _feature_version=9)
-        assert " | " not in text or "from __future__ import annotations" in text, file
+    # What is imported before must be in the syntax of that version.
+    for file in ("marsclf/__init__.py", "marsclf/__main__.py", "tools/__init__.py"):
+        ast.parse((root / file).read_text(), feature_version=9)
 
 
 def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:

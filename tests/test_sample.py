@@ -11,7 +11,7 @@ from marsclf.data.open import find_faults, load_dataset
 from marsclf.errors import MarsclfError
 from marsclf.files import sha256_of
 
-SPLIT_FILE_DIGEST = "09168b86d9f53ad3b385f42a31f0f038c150a8c6e2816f4d256f96093f3f3663"
+SPLIT_FILE_DIGEST = "c689cfadb5fda7e02f198c1116bf5177745fa6ead32f36a8dbb811e837f7a10d"
 
 
 def test_pictures_never_change(sample_dataset: Dataset, tmp_path: Path) -> None:

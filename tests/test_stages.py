@@ -1,9 +1,6 @@
 """Both stages of training: what batches hold, which epoch is kept, and what a kill costs."""
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,16 +81,11 @@ def log_loss(weights: list[np.ndarray], examples: Examples) -> float:
     return -np.log(head.predict_on_batch(examples.features)[rows, examples.labels]).mean()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def restored_cache() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", paths.CACHE)
-        yield
-
-
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    before = paths.CACHE
+    yield tmp_path_factory.mktemp("cache")
+    paths.CACHE = before
 
 
 @pytest.fixture(scope="module")
@@ -243,30 +235,6 @@ def test_a_training_that_is_killed_again_and_again(
     assert_same(fit(tmp_path, **options), uninterrupted[bool(options)], skipped=2)
     names = [path.name for path in (tmp_path / "training").rglob("*") if path.is_file()]
     assert len(names) == 2 and "progress.json" in names  # and the weights of the best epoch
-
-
-def test_a_process_that_is_killed_while_it_writes(uninterrupted, tmp_path: Path) -> None:
-    code = f"""
-import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import keras, test_stages
-from pathlib import Path
-save, calls = keras.Model.save_weights, []
-def save_half(model, path):
-    calls.append(path)
-    if len(calls) < 3:
-        return save(model, path)
-    path.write_bytes(b"half")
-    print("half is written", flush=True)
-    time.sleep(600)
-keras.Model.save_weights = save_half
-test_stages.fit(Path({str(tmp_path)!r}), **test_stages.AVERAGED)
-"""
-    command, other_hashes = [sys.executable, "-c", code], os.environ | {"PYTHONHASHSEED": "1"}
-    with subprocess.Popen(command, env=other_hashes, stdout=subprocess.PIPE, text=True) as child:
-        assert "half is written\n" in iter(child.stdout.readline, "")
-        child.kill()
-    assert_same(fit(tmp_path, **AVERAGED), uninterrupted[1], skipped=2)
 
 
 def test_any_change_starts_a_new_training(cache: Path, uninterrupted) -> None:

@@ -38,9 +38,7 @@ def explore(folder: Path, choices: dict) -> bytes:
     return (folder / "x.png").read_bytes()
 
 
-def test_a_batch_run_has_no_controls(
-    shown: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classified: pd.DataFrame
-) -> None:
+def test_a_batch_run_has_no_controls(shown, monkeypatch, tmp_path, classified) -> None:
     monkeypatch.delenv("JPY_SESSION_NAME")
     saved = explore(tmp_path, {"a": 1, "b": 2})
     assert [item.data for item in shown] == [saved]

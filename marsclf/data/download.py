@@ -76,7 +76,7 @@ def _unpack(published: PublishedDataSet, archive: Path, folder: Path) -> Path:
     found = next(folder.rglob(published.lists["train"]), None)
     if found is None:
         raise MarsclfError(f"it holds no {published.lists['train']}")
-    faults, dataset = msl.scan(found.parent, published, decode=False)
+    faults, dataset = msl.scan(found.parent, published)
     if faults:
         raise MarsclfError(faults[0])
     if dataset.digest != published.digest:

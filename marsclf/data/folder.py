@@ -1,31 +1,25 @@
 """A folder of one's own labeled images: one folder per class, maybe in splits, or a labels.csv."""
 
-import csv
 import unicodedata
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from io import StringIO
 from itertools import chain
 from pathlib import Path, PureWindowsPath
 
-import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from marsclf import paths
-from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
+from marsclf.data import dataset
+from marsclf.data.dataset import Dataset
 from marsclf.data.msl import PUBLISHED
 from marsclf.data.product_id import parse_product_id
-from marsclf.data.splits import draw_splits, merge_groups, near_duplicates, normalized, thumbnail
+from marsclf.data.splits import SPLITS, draw_splits, merge_groups, near_duplicates, normalized
 from marsclf.errors import MarsclfError
-from marsclf.files import regular_file, replace_atomically, sha256_of
-from marsclf.images.decode import IMAGE_SUFFIXES, ignore_decoder_warnings, read_rgb
-from marsclf.provenance import cores
+from marsclf.files import regular_file
+from marsclf.images.decode import IMAGE_SUFFIXES
 
 LABELS = "labels.csv"
 LAYOUT = f"make one folder of images per class, or a {LABELS} with the columns path and label"
+COLUMNS = ["path", "label", "split", "group"]
 # Several of these, or nothing else, are meant as splits; one of them may be a class.
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
 MAX_CLASSES = 500  # each is a column of the predictions and a line of the charts
@@ -34,37 +28,36 @@ MAX_CLASSES = 500  # each is a column of the predictions and a line of the chart
 def scan(root: Path) -> tuple[list[str], Dataset | None]:
     """Return all faults of the images in `root`, and the data set if there are none."""
     faults, notes = [], []
-    rows = _listed(root, faults) if (root / LABELS).exists() else _in_folders(root, faults)
-    if not rows:
+    table = (_listed if (root / LABELS).exists() else _in_folders)(root, faults)
+    if table.empty:
         return faults, None
-    table = pd.DataFrame(rows, columns=["place", "path", "given", "split", "group"])
-    table = table.sort_values("path", ignore_index=True)
+    table = table.drop_duplicates("path").sort_values("path", ignore_index=True)
     # Systems encode the accents in names in two ways.
-    table["class_name"] = [unicodedata.normalize("NFC", given) for given in table["given"]]
+    table["class_name"] = [unicodedata.normalize("NFC", label) for label in table["label"]]
     table["sequence"] = table["path"]
-    thumbnails = _measure(root, table, faults)
-    table = without_copies(table, notes)
+    table = dataset.measure(root, table, faults)
+    for _, same in table[table["sha256"] != ""].groupby("sha256", sort=False):
+        if len(named := same.drop_duplicates("class_name")) > 1:
+            places, names = (" and ".join(named[name]) for name in ("path", "class_name"))
+            faults.append(f"The same image has several labels ({names}): {places}.")
+    table = dataset.without_copies(table, notes)
     faults += _faults_of_labels(root, table)
     if faults:
         return faults, None
-    classes = tuple(sorted(table["class_name"].unique()))
-    table["label"] = table["class_name"].map(classes.index)
-    table = _grouped(table, thumbnails, notes)
+    table = _grouped(table.drop(columns="label"), notes)
     if "val" not in set(table["split"]):
         why = "each class has only one group, or images that all look alike"
         return [f"Nothing in {root} can be held out, because {why}: add images."], None
     if "test" not in set(table["split"]):
         notes.append("test: not at hand")
-    index = in_order(table.drop(columns=["place", "given"]))
-    contents = index[["split", "path", "class_name", "group", "sha256"]]
-    digest = sha256_of(contents.to_csv(index=False, lineterminator="\n").encode())
     # No folder's name passes for a data set that is recognized by its content.
     name = f"my-{root.name}" if root.name in (*PUBLISHED, "sample", "other") else root.name
-    return [], Dataset(root, name, digest, index, classes, tuple(notes))
+    classes = tuple(sorted(table["class_name"].unique()))
+    return [], dataset.make_dataset(root, name, None, table, classes, notes)
 
 
-def _in_folders(root: Path, faults: list[str]) -> list[tuple]:
-    """Return a row for each image in the folders of classes, at any depth."""
+def _in_folders(root: Path, faults: list[str]) -> pd.DataFrame:
+    """Return place, path, label, split and group of each image in the folders of classes."""
     tops, rows = _folders(root), []
     alike = sum(top.name.lower() in LIKE_SPLITS for top in tops)
     has_splits = alike > 1 or 0 < alike == len(tops)
@@ -84,7 +77,7 @@ def _in_folders(root: Path, faults: list[str]) -> list[tuple]:
             rows += [(str(root), path, folder.name, split, "") for path in found]
             if not found:
                 faults.append(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    return rows
+    return pd.DataFrame(rows, columns=["place", *COLUMNS])
 
 
 def _folders(root: Path) -> list[Path]:
@@ -99,45 +92,44 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path.name)
 
 
-def _listed(root: Path, faults: list[str]) -> list[tuple]:
-    """Return a row for each line of labels.csv."""
-    reader = csv.DictReader(StringIO(read_text(root / LABELS, faults) or "path,label", newline=""))
+def _listed(root: Path, faults: list[str]) -> pd.DataFrame:
+    """Return place, path, label, split and group of each line of labels.csv."""
+    file = root / LABELS
+    options = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
     try:
-        reader.fieldnames = names = [name.strip().lower() for name in reader.fieldnames]
-        lines = [(f"{root / LABELS}, line {reader.line_num}", line) for line in reader]
-    except csv.Error as error:
-        faults.append(f"{root / LABELS} is not CSV after line {reader.line_num} ({error}).")
-        return []
-    if not {"path", "label"} <= set(names):
+        table = pd.read_csv(regular_file(file), skip_blank_lines=False, **options)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        faults.append(f"{file} cannot be read as a CSV file ({reason[:200]}).")
+        return pd.DataFrame()
+    table.columns = [str(name).strip().lower() for name in table.columns]
+    if not {"path", "label"} <= set(table.columns) or table.columns.has_duplicates:
         wanted = "path,label, and perhaps split and group"
-        faults.append(f"{root / LABELS}, line 1 must be {wanted}, but is {','.join(names)[:120]}.")
-        return []
-    rows, places = [], {}
-    for place, line in lines:
-        path, label, split, group = (
-            (line.get(name) or "").strip() for name in ("path", "label", "split", "group")
-        )
-        parts = PureWindowsPath(path)  # which takes both kinds of slashes
-        path = parts.as_posix()
-        if parts.anchor or ".." in parts.parts or path == ".":
-            faults.append(f"{place}: {path[:120]!r} must be the path of an image in this folder.")
-        elif not label:
-            faults.append(f"{place}: {path} has no label.")
-        elif split not in ("", *SPLITS):
-            faults.append(f"{place}: the split {split[:120]!r} must be train, val or test.")
-        elif (first := places.setdefault(path, place)) != place:
-            faults.append(f"{place}: {path} is already listed in {first}.")
-        else:
-            rows.append((place, path, label, split, group))
-    if not (rows or faults):
-        faults.append(f"{root / LABELS} lists no images.")
-    return rows
+        faults.append(f"{file}, line 1 must be {wanted}, but is {','.join(table.columns)[:120]}.")
+        return pd.DataFrame()
+    table = table.reindex(columns=COLUMNS, fill_value="").fillna("").map(str.strip)
+    table.insert(0, "place", [f"{file}, line {number + 2}" for number in table.index])
+    table = table[(table[COLUMNS] != "").any(axis=1)]
+    paths = [PureWindowsPath(path) for path in table["path"]]  # which takes both kinds of slashes
+    table["path"] = [path.as_posix() for path in paths]
+    outside = np.array([not path.name or path.anchor or ".." in path.parts for path in paths], bool)
+    unlabeled, odd = table["label"].eq(""), ~table["split"].isin(["", *SPLITS])
+    for rows, fault in (
+        (outside, "{0.path!r:.120} must be the path of an image in this folder"),
+        (unlabeled, "{0.path} has no label"),
+        (odd, "the split {0.split!r:.120} must be train, val or test"),
+    ):
+        faults += [f"{row.place}: {fault.format(row)}." for row in table[rows].itertuples()]
+    faults += dataset.find_repeated(table)
+    if table.empty:
+        faults.append(f"{file} lists no images.")
+    return table[~(outside | unlabeled | odd)]
 
 
 def _faults_of_labels(root: Path, table: pd.DataFrame) -> list[str]:
     """Return what is wrong with the classes, splits and groups as a whole."""
     faults, counts, splits = [], table["class_name"].value_counts(), set(table["split"])
-    for names in table.groupby(table["class_name"].str.casefold())["given"].unique():
+    for names in table.groupby(table["class_name"].str.casefold())["label"].unique():
         if len(names) > 1:
             names = " and ".join(map(ascii, sorted(names)))
             faults.append(f"The labels {names} differ only by case or encoding: make them one.")
@@ -159,78 +151,28 @@ def _faults_of_labels(root: Path, table: pd.DataFrame) -> list[str]:
         trained = set(table.loc[table["split"] == "train", "class_name"])
         for name in sorted(set(counts.index) - trained if trained else ()):
             faults.append(f"The class {name!r} is in val or test but not in train.")
-        for group, found in table[table["group"] != ""].groupby("group")["split"].unique().items():
-            if len(found) > 1:
-                faults.append(f"The group {group!r} is in several splits: {', '.join(found)}.")
+        faults += dataset.find_shared_groups(table)
     return faults
 
 
-def _measure(root: Path, table: pd.DataFrame, faults: list[str]) -> np.ndarray:
-    """Add sha256, width, height and channels to the table; return thumbnails, int32 (N, 256).
-
-    What is decoded is kept in the cache, by the contents of the files.
-    """
-    files = [root / path for path in table["path"]]
-    with ThreadPoolExecutor(cores()) as pool, warnings.catch_warnings():
-        ignore_decoder_warnings()
-        table["sha256"] = digests = list(pool.map(_digest, files))
-        stored = paths.CACHE / "thumbnails" / f"{sha256_of(repr(digests).encode())}.npy"
-        is_known = stored.is_file()
-        found = np.load(stored) if is_known else pool.map(_measure_image, files)
-        found = list(tqdm(found, "decoding", len(files), disable=is_known or None))
-    for row, values in zip(table.itertuples(), found, strict=True):
-        if isinstance(values, str):
-            faults.append(f"{row.place}: the image {row.path} cannot be read: {values}.")
-    for _, same in table[table["sha256"] != ""].groupby("sha256", sort=False):
-        if len(named := same.drop_duplicates("class_name")) > 1:
-            places, names = (" and ".join(named[name]) for name in ("path", "class_name"))
-            faults.append(f"The same image has several labels ({names}): {places}.")
-    if faults:
-        return np.empty(0)
-    if not is_known:
-        with replace_atomically(stored) as temporary:
-            np.save(temporary, found)
-    measured = np.reshape(found, (len(files), -1))
-    table[["width", "height", "channels"]] = measured[:, :3]
-    return measured[:, 3:]
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file, "" if it cannot be read: decoding it tells why."""
-    with suppress(OSError):
-        return sha256_of(regular_file(path).read_bytes())
-    return ""
-
-
-def _measure_image(path: Path) -> np.ndarray | str:
-    """Return width, height, 1 if the image is gray else 3, and its thumbnail, int32 (259,)."""
-    try:
-        rgb = read_rgb(path)
-    except MarsclfError as error:
-        return str(error)
-    channels = 1 if (rgb == rgb[..., :1]).all() else 3
-    small = thumbnail(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
-    return np.array([rgb.shape[1], rgb.shape[0], channels, *small], dtype=np.int32)
-
-
-def _grouped(table: pd.DataFrame, thumbnails: np.ndarray, notes: list[str]) -> pd.DataFrame:
+def _grouped(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Return the table with groups, and with the parts of product ids; draw missing splits."""
     is_drawn, has_groups = not table["split"].any(), table["group"].any()
     with suppress(MarsclfError):
         products = pd.DataFrame(map(parse_product_id, table["path"]), table.index)
         table = table.assign(**products)
-    same_files = table.groupby("sha256").indices.values()
     what, groups = "of a group", table["group"].where(table["group"] != "", table["path"])
     if "sol" in table and not has_groups:
         what, groups = "of a sol", table["sol"].astype(str)
-    elif is_drawn and not has_groups:
-        alike = chain(same_files, near_duplicates(normalized(thumbnails)))
-        what, groups = "that look alike", merge_groups(groups, alike)
-        table = table.assign(sequence=groups)
     if not is_drawn:
         return table.assign(group=groups)
-    groups = merge_groups(groups, same_files)
-    splits = draw_splits(table["label"], groups)
+    same = [*table.groupby("sha256").indices.values()]
+    if what == "of a group" and not has_groups:
+        alike = near_duplicates(normalized(np.stack(table["thumbnail"])))
+        what, groups = "that look alike", merge_groups(groups, chain(same, alike))
+        table = table.assign(sequence=groups)
+    groups = merge_groups(groups, same)
+    splits = draw_splits(table["class_name"], groups)
     counts = ", ".join(f"{split} {(splits == split).sum():,}" for split in SPLITS)
     notes.append(
         f"No splits are given, so they were drawn ({counts}). Images {what} stay together: a test "

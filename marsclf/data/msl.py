@@ -1,6 +1,6 @@
 """The published sets of labeled Curiosity images: what they are, and their check.
 
-Each has JPEGs named by product id, a file per split with lines "path label", and a class list.
+Each has images named by product id, a file per split with lines "path label", and a class list.
 """
 
 import re
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import simplejpeg
 
-from marsclf.data.dataset import SPLITS, Dataset, in_order, read_text, without_copies
+from marsclf.data import dataset
+from marsclf.data.dataset import Dataset
 from marsclf.data.product_id import EXAMPLE, parse_product_id
+from marsclf.data.splits import SPLITS
 from marsclf.errors import MarsclfError
 from marsclf.files import regular_file, sha256_of
-from marsclf.images.decode import read_rgb
-from marsclf.images.scaling import shrunk_size
 
 SAMPLE_MARKER = "SAMPLE_DATA.txt"
 SAMPLE_NOTICE = (
@@ -84,27 +83,24 @@ MSL_V2 = PublishedDataSet(
 PUBLISHED = {published.name: published for published in (MSL_V1, MSL_V2)}
 
 # A path that cannot lead out of its folder on any system, and a label.
-_LINE = re.compile(r"((?:[\w-][\w.-]*/)*[\w-]+\.\w+)\s+(-?\d{1,9})", re.ASCII)
+_LINE = re.compile(r"((?:[\w-][\w.-]*/)*[\w-]+\.\w+)\s+(\d{1,9})", re.ASCII)
 # Version 2.1 also lists flipped and rotated copies of training images.
 _COPY = re.compile(r"\S+-(fh|fv|r90|r180|r270)\.jpg\s+\d+", re.ASCII)
 
 
-def scan(root: Path, published: PublishedDataSet, decode: bool) -> tuple[list[str], Dataset | None]:
-    """Return all faults of a published data set in the folder `root`, and the set without any.
-
-    With `decode`, every image is decoded; damage inside an image is found only then.
-    """
-    faults, rows, hashes, notes, places, split_of_sol = [], [], {}, [], {}, {}
-    names, last = published.classes, len(published.classes) - 1
-    lines = _read_lines(root, published.class_file, faults, hashes)
+def scan(root: Path, published: PublishedDataSet) -> tuple[list[str], Dataset | None]:
+    """Return all faults of a published data set in the folder `root`, and the set without any."""
+    faults, rows, notes, names = [], [], [], published.classes
+    last = len(names) - 1
+    form = f"a relative path in this folder, such as calibrated/{EXAMPLE}, and a label, 0 to {last}"
+    lines = _read_lines(root / published.class_file, faults)
     classes = [line.replace(",", " ").split() for _, line in lines]
     if classes and classes != [[str(label), *name.split()] for label, name in enumerate(names)]:
         order = f"the classes 0 {names[0]} to {last} {names[-1]} in order"
         faults.append(f"{root / published.class_file} does not list {order}.")
     for split, list_file in published.lists.items():
         is_optional = published.optional and split == "test"
-        counted, told = ({}, []) if is_optional else (hashes, faults)
-        lines = _read_lines(root, list_file, told, counted)
+        lines = _read_lines(root / list_file, [] if is_optional else faults)
         listed = (root / published.images / line.split()[0] for _, line in lines)
         if is_optional and not any(path.exists() for path in listed):
             notes.append("test: not at hand")
@@ -113,59 +109,50 @@ def scan(root: Path, published: PublishedDataSet, decode: bool) -> tuple[list[st
             if _COPY.fullmatch(line):
                 continue
             try:
-                if (match := _LINE.fullmatch(line)) is None:
-                    form = f"a relative path in this folder, such as calibrated/{EXAMPLE}"
-                    raise MarsclfError(f"{line[:120]!r} must be {form}, and a label")
-                path, label = (Path(published.images) / match[1]).as_posix(), int(match[2])
+                if (match := _LINE.fullmatch(line)) is None or int(match[2]) > last:
+                    raise MarsclfError(f"{line[:120]!r} must be {form}")
+                path = (Path(published.images) / match[1]).as_posix()
                 product = parse_product_id(path)
-                if (first := places.setdefault(path, place)) != place:
-                    raise MarsclfError(f"{path} is already listed in {first}")
-                if not 0 <= label <= last:
-                    raise MarsclfError(f"label {label} of {path} is outside 0-{last}")
-                if (other := split_of_sol.setdefault(product.sol, split)) != split:
-                    raise MarsclfError(f"sol {product.sol} is already in the {other} split")
-                image = _check_image(root, path, decode)
             except MarsclfError as error:
                 faults.append(f"{place}: {error}.")
             else:
-                counted[path] = image["sha256"]
-                row = {"split": split, "path": path, "label": label, "class_name": names[label]}
-                rows.append(row | {"group": str(product.sol)} | product._asdict() | image)
+                row = {"place": place, "split": split, "path": path}
+                row |= {"class_name": names[int(match[2])], "group": str(product.sol)}
+                rows.append(row | product._asdict())
+    if not rows:
+        return faults, None
+    table = pd.DataFrame(rows)
+    faults += dataset.find_repeated(table)
+    table = table.drop_duplicates("path")
+    faults += dataset.find_shared_groups(table)
+    table = dataset.measure(root, table, faults)
     if faults:
         return faults, None
+    counted = table[["sha256", "path"]][table["split"].ne("test") | (not published.optional)]
+    files = [published.class_file, *published.lists.values()][: -1 if published.optional else None]
+    hashes = dict(zip(counted["path"], counted["sha256"], strict=True))
+    hashes |= {name: sha256_of((root / name).read_bytes()) for name in files}
     listed = sorted(f"{sha256}  {path}\n" for path, sha256 in hashes.items())
     digest = sha256_of("".join(listed).encode())
     name = published.name if digest == published.digest else "other"
     if (root / SAMPLE_MARKER).is_file():
         name, notes = "sample", [SAMPLE_NOTICE]
-    index = in_order(without_copies(pd.DataFrame(rows), notes))
-    return [], Dataset(root, name, digest, index, names, tuple(notes))
+    table = dataset.without_copies(table, notes)
+    return [], dataset.make_dataset(root, name, digest, table, names, notes)
 
 
-def _read_lines(root: Path, name: str, faults: list, hashes: dict) -> list[tuple[str, str]]:
-    """Return (place, line) for each line of a text file that is not blank."""
-    if (text := read_text(root / name, faults)) is None:
-        return []
-    hashes[name] = sha256_of((root / name).read_bytes())
-    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
-    return [(f"{root / name}, line {number}", line) for number, line in lines if line]
-
-
-def _check_image(root: Path, path: str, decode: bool) -> dict:
-    """Return width, height, channels and sha256; raises MarsclfError if it is not a valid JPEG."""
+def _read_lines(path: Path, faults: list[str]) -> list[tuple[str, str]]:
+    """Return (place, line) for each line of a UTF-8 file that is not blank; none is a fault."""
     try:
-        content = regular_file(root / path).read_bytes()
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-        shrunk_size(width, height)  # raises for too many pixels
-        # Bytes after the marker are harmless, but the one of a thumbnail is before the scan.
-        if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-            raise MarsclfError("it is truncated: it has no end-of-image marker")
-        if decode:
-            read_rgb(root / path)
-    except (MarsclfError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MarsclfError(f"the image {path} cannot be read: {reason}") from error
-    except ValueError as error:
-        raise MarsclfError(f"the image {path} is not a JPEG image, or damaged") from error
-    channels = 1 if colors == "Gray" else 3
-    return {"width": width, "height": height, "channels": channels, "sha256": sha256_of(content)}
+        text = regular_file(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
+        return []
+    except UnicodeDecodeError:
+        faults.append(f"{path} is not UTF-8 text.")
+        return []
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    found = [(f"{path}, line {number}", line) for number, line in lines if line]
+    if not found:
+        faults.append(f"{path} is empty.")
+    return found

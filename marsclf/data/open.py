@@ -49,7 +49,7 @@ def load_dataset(root: str | Path) -> Dataset:
 
     A relative `root` is relative to the project folder. Raises MarsclfError with the first fault.
     """
-    faults, dataset = _scan(root, decode=False)
+    faults, dataset = _scan(root)
     if faults:
         others = f" ({len(faults) - 1} more: `python -m marsclf check-data` lists all faults.)"
         raise MarsclfError(faults[0] + (others if len(faults) > 1 else ""))
@@ -57,8 +57,8 @@ def load_dataset(root: str | Path) -> Dataset:
 
 
 def find_faults(root: str | Path) -> list[str]:
-    """Return every fault of the data in `root`, one sentence each; damage inside images too."""
-    return _scan(root, decode=True)[0]
+    """Return every fault of the data in `root`, one sentence each."""
+    return _scan(root)[0]
 
 
 def _target(name: str) -> Path:
@@ -68,7 +68,7 @@ def _target(name: str) -> Path:
     return paths.DATA if name == MSL_V1.name else paths.DATA.with_name(name)
 
 
-def _scan(root: str | Path, decode: bool) -> tuple[list[str], Dataset | None]:
+def _scan(root: str | Path) -> tuple[list[str], Dataset | None]:
     """Return the faults of the data in `root`, and the data set if it has none."""
     root = paths.resolve(root)
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
@@ -76,7 +76,7 @@ def _scan(root: str | Path, decode: bool) -> tuple[list[str], Dataset | None]:
         return [f"The data folder {root} is missing or not a folder that can be read: {fix}."], None
     for published in PUBLISHED.values():
         if any(os.path.lexists(root / name) for name in published.lists.values()):
-            return msl.scan(root, published, decode)
+            return msl.scan(root, published)
     for list_file in (published.lists["train"] for published in PUBLISHED.values()):
         near = chain(*map(root.glob, (f"../{list_file}", f"*/{list_file}", f"*/*/{list_file}")))
         if found := next(near, None):

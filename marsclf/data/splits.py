@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from marsclf.data.dataset import SPLITS
-
+SPLITS = ("train", "val", "test")
 SHARES = np.array([0.7, 0.15, 0.15])  # of the images of each class, in the order of SPLITS
 THUMBNAIL = 16  # pixels per side: keeps the layout of the scene, drops texture and noise
 NEAR_DUPLICATE = 0.98  # from this correlation up, two images look the same to a person
@@ -31,6 +30,20 @@ def near_duplicates(thumbnails: np.ndarray) -> Iterator[np.ndarray]:
         for near in thumbnails[start : start + 1000] @ thumbnails.T >= NEAR_DUPLICATE:
             if near.sum() > 1:
                 yield np.flatnonzero(near)
+
+
+def nearest(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the highest correlation of each of `rows` with one of `others`, and which that is.
+
+    Both are row numbers of normalized `thumbnails`; an image is not compared with itself.
+    """
+    highest, places = [], []
+    for some in np.array_split(rows, 1 + len(rows) // 1000):  # all at once may not fit in memory
+        scores = thumbnails[some] @ thumbnails[others].T
+        scores[some[:, None] == others] = -1
+        highest.append(scores.max(axis=1))
+        places.append(others[scores.argmax(axis=1)])
+    return np.concatenate(highest), np.concatenate(places)
 
 
 def merge_groups(groups: Iterable[str], together: Iterable[np.ndarray]) -> np.ndarray:

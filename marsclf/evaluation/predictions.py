@@ -66,23 +66,19 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise MarsclfError(f"{path} holds no predictions.")
     numbers = table[[*COLUMNS[2:], *classes]].apply(pd.to_numeric, errors="coerce")
     probabilities = numbers[classes].to_numpy(dtype=np.float64)
-    # Rounding probabilities to four digits leaves their sum within 0.0005 of 1.
-    sums_to_1 = np.abs(probabilities.sum(axis=1) - 1) <= 0.002
-    highest = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    matches = (numbers["predicted"] == highest[0]) & (numbers["confidence"] == highest[1])
-    last = len(classes) - 1
-    faults = {
-        "the split is not train, val or test": ~table["split"].isin(SPLITS),
-        "the path, group or sequence is missing": table[["path", *scene]].isna().any(axis=1),
-        "a number is missing or is not a number": numbers.isna().any(axis=1),
-        f"the label is not a class id from 0 to {last}": ~numbers["label"].isin(range(last + 1)),
-        "the probabilities are not in 0 to 1": (probabilities < 0).any(axis=1),
-        "the sum of the probabilities is not 1": ~sums_to_1,
-        "predicted and confidence do not match the highest probability": ~matches,
-    }
-    for fault, rows in faults.items():
-        if rows.any():
-            raise MarsclfError(f"{path}, line {int(np.argmax(rows)) + 2}: {fault}.")
+    is_valid = (
+        table["split"].isin(SPLITS)
+        & table[["path", *scene]].notna().all(axis=1)
+        & numbers["label"].isin(range(len(classes)))
+        & (probabilities >= 0).all(axis=1)
+        # Rounding probabilities to four digits leaves their sum within 0.0005 of 1.
+        & (np.abs(probabilities.sum(axis=1) - 1) <= 0.002)
+        & (numbers["predicted"] == probabilities.argmax(axis=1))
+        & (numbers["confidence"] == probabilities.max(axis=1))
+    )
+    if not is_valid.all():
+        place = f"{path}, line {int(np.argmin(is_valid)) + 2}"
+        raise MarsclfError(f"{place} is not a valid prediction: run notebook 02 again.")
     try:
         return _complete(table[columns].astype({"label": int, "predicted": int}))
     except MarsclfError as error:

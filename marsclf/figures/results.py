@@ -6,6 +6,7 @@ the names of its classes, by id.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
@@ -23,8 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
 from marsclf.files import replace_atomically
+from marsclf.images.decode import read_rgb
 
 WIDTH_INCHES, WIDTH_PIXELS = 9.0, 1800
 MAX_ROWS, MAX_CELLS = 60, 40  # classes in a bar chart; in a matrix with the counts in its cells
@@ -272,6 +275,15 @@ def ladder(rungs: Sequence[tuple[str, dict]]) -> Figure:
     seaborn.move_legend(panels[1], "center left", bbox_to_anchor=(1, 0.5), title=None)
     panels[0].set_title("Each step fixes one more fault of the original recipe")
     return fig
+
+
+def tile(path: str | Path) -> np.ndarray | None:
+    """Return an image for a gallery, uint8 (h, w, 3), at most 300 pixels per side; None if bad."""
+    with suppress(MarsclfError):
+        image = Image.fromarray(read_rgb(path))
+        image.thumbnail((300, 300))
+        return np.asarray(image)
+    return None
 
 
 def gallery(

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
-from marsclf.figures.exploration import tile
-from marsclf.figures.results import gallery, png_of, save_figure
+from marsclf.figures.results import gallery, png_of, save_figure, tile
 
 COLUMNS, MAX_TILES, PAGE_WIDTH = 6, 24, 900  # width in pixels
 

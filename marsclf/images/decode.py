@@ -87,16 +87,7 @@ def ignore_decoder_warnings() -> None:
 def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
     """Return the picture of a file that is not a TIFF, and its EXIF orientation."""
     content = stream.read()
-    try:
-        image = Image.open(BytesIO(content), formats=(kind,))
-    except UnidentifiedImageError:
-        if kind != "JPEG":
-            raise
-        # Of 12 or 16 bits, which Pillow does not read.
-        height, width, *_ = simplejpeg.decode_jpeg_header(content)
-        with scaling.one_if_large(width, height):
-            return scaling.to_8_bit(scaling.thinned(imagecodecs.jpeg_decode(content))), 1
-    with image, scaling.one_if_large(*image.size):
+    with Image.open(BytesIO(content), formats=(kind,)) as image, scaling.one_if_large(*image.size):
         # Pillow fills in missing pixels without a word, so stricter decoders look for damage.
         if kind == "JPEG" and (damage := _jpeg_damage(content)):
             raise MarsclfError(f"the image data is damaged: {damage}")
@@ -110,7 +101,7 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
         if values is None and image.mode == "I;16":  # JPEG 2000
             values = np.asarray(image)
         if values is not None and values.dtype == np.uint16:
-            values = scaling.thinned(values)
+            values = scaling.shrunk(values)
             if values.ndim == 3 and values.shape[2] in (2, 4):
                 values, alpha = values[..., :-1], values[..., -1:]
                 values = np.ma.masked_array(values, np.broadcast_to(alpha == 0, values.shape))

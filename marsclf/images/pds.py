@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from marsclf.errors import MarsclfError
-from marsclf.images.scaling import check_file, thinned, to_8_bit
+from marsclf.images.scaling import check_file, shrunk, to_8_bit
 
 
 def read_pds(path: Path) -> np.ndarray:
@@ -37,7 +37,7 @@ def read_pds(path: Path) -> np.ndarray:
         if len(values) not in (1, 3):
             raise MarsclfError(f"the image has {len(values)} bands instead of 1 or 3")
         values = np.moveaxis(values, 0, 2)
-    values = thinned(values)
+    values = shrunk(values)
     if product.standard == "PDS3":
         constants = product.find_special_constants(name)
     else:

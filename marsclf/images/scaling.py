@@ -5,7 +5,6 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -24,57 +23,30 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
     """Scale numbers of any type, (height, width[, 1 or 3]), to uint8 of three channels.
 
     uint8 is not scaled. Other integers below 65,536 are divided by the largest number of the
-    smallest of 8, 10, 12, 14 and 16 bits that holds them. Hot pixels, which are brighter and fill
-    less than half of 5 x 5 pixels and 0.5% of the image, become white. All other numbers are
-    stretched from their 0.5th to their 99.5th percentile. Pixels without data become black and do
-    not influence the others: those that are masked, not finite, or beyond 1e20, and those of a few
-    negative values far below all others, such as -9999.
+    smallest of 8, 10, 12, 14 and 16 bits that holds them. All other numbers are stretched from
+    their 0.5th to their 99.5th percentile. Pixels without data become black and do not influence
+    the others: those that are masked, not finite, or beyond 1e20.
     """
     valid, values = ~np.ma.getmaskarray(values), np.ma.getdata(values)
     if values.dtype != np.uint8:
+        valid &= np.abs(values) < NO_DATA_FROM  # false for NaN
         values = _scaled(values, valid)
     values = np.where(valid, values, np.uint8(0)).reshape(*values.shape[:2], -1)
     return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
 
 
 def _scaled(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return the values as uint8; clear `valid` where they mean no data."""
-    low, high = 0, None
-    if np.issubdtype(values.dtype, np.integer):
-        high = _integer_range(np.where(valid, values, 0))
+    """Return the values as uint8; only the valid ones determine the scale."""
+    known = values[valid] if valid.any() else np.zeros(1)
+    if np.issubdtype(values.dtype, np.integer) and known.max() < 2**16:
+        low, high = 0, next(2**b - 1 for b in (8, 10, 12, 14, 16) if known.max() < 2**b)
     else:
-        valid &= np.abs(values) < NO_DATA_FROM  # false for NaN
-    if high is None:
-        while (fill := _highest_fill_value(values[valid])) is not None:
-            valid &= values > fill
-        low, high = np.percentile(values[valid], (0.5, 99.5)) if valid.any() else (0, 0)
+        low, high = np.percentile(known, (0.5, 99.5))
     spread = float(high) - float(low)
     factor = 255 / spread if spread > 1e-30 else 0.0  # an image of one value is black
     with np.errstate(all="ignore"):  # pixels without data
         scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
         return np.clip(scaled, 0, 255).round().astype(np.uint8)
-
-
-def _integer_range(values: np.ndarray) -> int | None:
-    """Return the largest integer of the bit depth, None if more than specks exceed 16 bits."""
-    # The median removes specks; all else of an ordinary image stays.
-    clipped = np.clip(values, 0, 2**16 - 1).astype(np.uint16)
-    high = max(cv2.medianBlur(clipped, 5).max(), np.percentile(clipped, 99.5))
-    if high == 2**16 - 1 < values.max():
-        return None
-    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
-
-
-def _highest_fill_value(values: np.ndarray) -> float | None:
-    """Return a negative number that only a few others precede, far below those that follow."""
-    values = np.sort(values[:: 1 + values.size // 1_000_000]).astype(np.float64)
-    gaps = np.diff(values)[: np.count_nonzero(values < 0)]
-    if not gaps.size:
-        return None
-    place = gaps.argmax()
-    low, high = values[place + 1], np.percentile(values[place + 1 :], 99)
-    is_fill = gaps[place] > (high - low) / 20 and np.unique(values[: place + 1]).size <= 5
-    return values[place] if is_fill else None
 
 
 def check_file(path: Path) -> None:
@@ -102,14 +74,11 @@ def shrunk_size(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def shrunk(rgb: np.ndarray) -> np.ndarray:
-    """Return a large uint8 image at its shrunk size, a small one as it is."""
-    size = shrunk_size(rgb.shape[1], rgb.shape[0])
-    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
-
-
-def thinned(values: np.ndarray) -> np.ndarray:
-    """Return every n-th row and column of a large image, all of a small one."""
+def shrunk(values: np.ndarray) -> np.ndarray:
+    """Return uint8 RGB at its shrunk size, of other images every n-th row and column."""
     height, width = values.shape[:2]
-    step = -(-width // shrunk_size(width, height)[0])
+    size = shrunk_size(width, height)
+    if values.dtype == np.uint8 and values.shape[2:] == (3,):
+        return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BOX))
+    step = -(-width // size[0])
     return values[::step, ::step]

@@ -47,7 +47,7 @@ def _to_rgb(page: TiffPage, colors: str) -> np.ndarray:
     if page.axes[0] == "S":  # separate planes
         values = np.moveaxis(values, 0, -1)
     values = values.reshape(*values.shape[:2], -1)
-    values = values if values.dtype == np.uint8 else scaling.thinned(values)
+    values = values if values.dtype == np.uint8 else scaling.shrunk(values)
     values, extra = np.split(values, [CHANNELS[colors]], axis=2)
     if colors == "PALETTE":
         values = (page.colormap.T[values[..., 0]] // 256).astype(np.uint8)

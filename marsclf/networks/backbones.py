@@ -1,4 +1,4 @@
-"""The networks that turn images into features: EfficientNetB0-B7 and EfficientNet-Lite0-2."""
+"""The networks that turn images into features: EfficientNetB0-B7 and EfficientNet-Lite0."""
 
 import os
 import re
@@ -16,8 +16,6 @@ from marsclf.networks.pinned import keras
 from marsclf.networks.specs import BLOCKS, SPECS, find_spec
 
 keras_efficientnet = keras.src.applications.efficientnet
-
-
 TIMEOUT = (5, 30)  # seconds to connect to a server, and to wait for its next bytes
 
 
@@ -34,14 +32,12 @@ def build_backbone(
     unknown name, a side below 32, and weights that are not available.
     """
     spec = find_spec(name)
-    if weights not in ("imagenet", None):
-        raise MarsclfError(f'Weights must be "imagenet" or None (random), not {weights!r}.')
     size = image_size or spec.input_size
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 32:
         raise MarsclfError(f"An image side must be at least 32 pixels, not {min(height, width)}.")
     if "Lite" in name:
-        return build_efficientnet_lite(int(name[-1]), (height, width), weights == "imagenet")
+        return build_efficientnet_lite((height, width), weights == "imagenet")
     if weights == "imagenet":
         fetch_weights(name)
     return getattr(keras.applications, name)(

