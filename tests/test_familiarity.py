@@ -15,6 +15,8 @@ from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.classifier_file import save_classifier
 from marsclf.cli import main
 from marsclf.data.dataset import Dataset
+from marsclf.files import sha256_of
+from marsclf.images.views import WHOLE_IMAGE
 from marsclf.training.familiarity import PENALTY, features_model, fit_familiarity
 from marsclf.training.features import image_features
 
@@ -73,8 +75,10 @@ def with_unit(
     folder, rows = tmp_path_factory.mktemp("unit"), sample_dataset.index[::4]
     network = features_model(small_model)
     outside = pd.DataFrame({"path": [path.name for path in blank.iterdir()]})
-    known = image_features(sample_dataset.root, rows, network, cache=folder).read()
-    unit = fit_familiarity(known, rows["group"], image_features(blank, outside, network).read())
+    outside["sha256"] = outside["path"].map(lambda name: sha256_of(name.encode()))
+    known = image_features(sample_dataset.root, rows, network, WHOLE_IMAGE).read()
+    others = image_features(blank, outside, network, WHOLE_IMAGE).read()
+    unit = fit_familiarity(known, rows["group"], others)
     path, options = folder / "c.safetensors", {"backbone": "EfficientNetLite0", "training": {}}
     options |= {"classes": CLASSES, "zooms": [1.0, 0.5], "temperature": 0.5}
     save_classifier(small_model, path, familiarity=unit, **options)
