@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from marsclf.images.views import fit_view
 from marsclf.networks.pinned import keras
 
 BLOCK = "block5"
@@ -41,6 +42,24 @@ def with_familiarity(network: keras.Model, unit: Familiarity | None = None) -> k
     if unit:
         layer.set_weights([unit.weights[:, np.newaxis], np.array([unit.bias])])
     return keras.Model(network.input, keras.layers.Concatenate()(outputs))
+
+
+def blank_frames(size: int, number: int, seed: int = 0) -> np.ndarray:
+    """Return generated frames without a scene, uint8 (number, size, size, 3).
+
+    Of one color or shaded, often saturated or dark, with and without noise; half of them gray, and
+    a third as coarse as the rover's thumbnails.
+    """
+    random, frames = np.random.default_rng(seed), []
+    for each in range(number):
+        side, colors = random.choice([64, size, size]), 1 if each % 2 else 3
+        slopes = random.normal(0, random.choice([0, 0.3, 1]), 2) * 128 / side
+        y, x = np.mgrid[:side, :side] - side / 2
+        frame = random.uniform(-60, 315, colors) + (slopes[0] * x + slopes[1] * y)[..., np.newaxis]
+        noise = random.choice([0, 1, 4, 16]) * random.standard_normal((side, side, colors))
+        frame = np.clip(np.broadcast_to(frame + noise, (side, side, 3)), 0, 255)
+        frames.append(fit_view(frame.astype(np.uint8), size))
+    return np.stack(frames)
 
 
 def fit_familiarity(
