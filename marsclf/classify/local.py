@@ -96,7 +96,7 @@ def _write_table(options: Namespace, output: Path) -> tuple[Counter, int]:
         if missing and options.engine == "ray":
             from marsclf.classify import on_ray
 
-            with _quiet_libraries():
+            with quiet_libraries():
                 on_ray.classify_parts(folder, [*missing], options)
         elif missing:
             waiting = (path for name in missing for path in parts.read_paths(folder, name))
@@ -124,7 +124,7 @@ def _print_table(options: Namespace) -> tuple[Counter, int]:
 def _classify(images: Iterable[str], options: Namespace, total: int | None = None) -> Iterator[Row]:
     """Yield the rows of images, after saving their overlays, and show the progress."""
     print("Loading the classifier ...", file=sys.stderr)
-    with _quiet_libraries():
+    with quiet_libraries():
         classifier = load_classifier(options.model)
         if options.explain:
             classifier.network()  # loads TensorFlow
@@ -163,7 +163,7 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Hide what TensorFlow and Ray print below Python; what Python itself prints is still seen."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
