@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,8 @@ from marsclf.data.open import load_dataset
 # The slow files, the longest first, so that no process ends long before another. The notebooks are
 # late, or they would wait for the run that JupyterLab's tests have started.
 LONG = ("jupyterlab", "bench", "ray_engine", "notebooks", "backbones", "train", "run")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -121,6 +124,18 @@ def smoke_run(project: Path, shared: Path, sample_dir: Path) -> tuple[Path, str]
             assert ended.returncode == 0, ended.stderr
             printed.write_text(ended.stdout)
     return project / "runs" / "smoke", printed.read_text()
+
+
+@pytest.fixture(scope="module")  # not longer: its event loop would disturb other tests
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as started:
+        if found is None and not Path(started.chromium.executable_path).exists():
+            pytest.skip("there is no Chromium: install Debian's `chromium`")
+        # Root, as in a container, has no sandbox.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        yield started.chromium.launch(executable_path=found, args=arguments)
 
 
 @pytest.fixture
