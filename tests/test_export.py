@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import onnx
 import openvino
+import pandas as pd
 import pytest
 from tiny_project import CLASSES
 
@@ -26,6 +27,7 @@ from marsclf.networks.engine import check_export
 from marsclf.networks.onnx_file import save_onnx
 
 ZOOMS = [1.0, 0.5]
+realdata = pytest.mark.realdata
 
 
 @pytest.fixture(scope="module")
@@ -48,36 +50,44 @@ def outputs_and_metadata(file: Path, views: np.ndarray) -> tuple[np.ndarray, dic
         metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     else:
         rt_info = openvino.Core().read_model(file).get_rt_info()
-        metadata = {key: value.astype(str) for key, value in rt_info.items()}
+        metadata = {key: str(value) for key, value in rt_info["marsclf"].items()}
     return compiled(views.astype(np.float32))[0], metadata
 
 
-@pytest.mark.parametrize("name", ["c.onnx", "c.xml", "c.keras"])
-@pytest.mark.parametrize("images", ["sample", pytest.param("real", marks=pytest.mark.realdata)])
-def test_an_exported_network_predicts_what_the_classifier_predicts(
-    name: str, images: str, trained: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if images == "real":
-        model = paths.CLASSIFIER
-        files = sorted(request.getfixturevalue("real_data_dir").rglob("*.JPG"))[::200]
+@pytest.fixture(scope="module", params=["sample", pytest.param("real", marks=realdata)])
+def example(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, np.ndarray, pd.DataFrame]:
+    """A classifier file, views of some images (n, zooms, size, size, 3), and their table."""
+    if request.param == "real":
+        file, cache = paths.CLASSIFIER, paths.CACHE
+        images = sorted(request.getfixturevalue("real_data_dir").rglob("*.JPG"))[::200]
     else:
-        model, dataset = trained, request.getfixturevalue("sample_dataset")
-        files = [dataset.root / path for path in dataset.index["path"][::20]]
+        file, cache = trained, tmp_path_factory.mktemp("cache")
+        dataset = request.getfixturevalue("sample_dataset")
+        images = [dataset.root / path for path in dataset.index["path"][::20]]
+    classifier = load_classifier(file, cache)
+    conditions = [Condition(zoom=zoom) for zoom in ZOOMS]
+    views = [[fit_view(read_rgb(i), classifier.image_size, c) for c in conditions] for i in images]
+    return file, np.array(views), classifier.predict(images)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"), [("onnx", "c.onnx"), ("openvino", "c.xml"), ("keras", "c.keras")]
+)
+def test_an_exported_network_predicts_what_the_classifier_predicts(
+    format: str, name: str, example: tuple, tmp_path: Path
+) -> None:
+    classifier, views, table = example
     file = tmp_path / "new" / name
-    format = {".xml": "openvino"}.get(file.suffix, file.suffix[1:])
-    assert main(["export", "--format", format, "--model", str(model), str(file)]) == 0
+    assert main(["export", "--format", format, "--model", str(classifier), str(file)]) == 0
     assert {path.stem for path in file.parent.iterdir()} == {"c"}
-    classifier = load_classifier(model, tmp_path)
-    size = classifier.image_size
-    views = [
-        fit_view(read_rgb(path), size, Condition(zoom=zoom)) for path in files for zoom in ZOOMS
-    ]
-    probabilities, metadata = outputs_and_metadata(file, np.stack(views))
-    # The recipe of the file's metadata.
-    assert json.loads(metadata["zooms"]) == ZOOMS and f"(n, {size}, {size}, 3)" in metadata["input"]
-    logits = np.log(probabilities.astype(float)).reshape(len(files), len(ZOOMS), -1).mean(axis=1)
+    outputs, metadata = outputs_and_metadata(file, views.reshape(-1, *views.shape[2:]))
+    assert f"(n, {views.shape[2]}, {views.shape[3]}, 3)" in metadata["input"]
+    assert json.loads(metadata["zooms"]) == ZOOMS
+    # The recipe of the metadata.
+    logits = np.log(outputs.astype(float)).reshape(*views.shape[:2], -1).mean(axis=1)
     pooled = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    table = classifier.predict(files)
     classes = json.loads(metadata["classes"])
     assert table["predicted"].tolist() == [classes[i] for i in pooled.argmax(axis=1)]
     np.testing.assert_allclose(pooled.max(axis=1), table["confidence"], atol=2e-5)
@@ -89,17 +99,17 @@ def test_onnx_has_the_layers_of_the_larger_networks(
     """EfficientNetB0 to B7 differ in the number and size of their layers alone."""
     files = sample_dataset.root / sample_dataset.index["path"].iloc[::10]
     images = np.stack([fit_view(read_rgb(path), 64) for path in files])
+    keras.utils.set_random_seed(0)
     network = build_backbone("EfficientNetB0", 64, weights=None)
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0  # it takes the statistics of the images
-        elif isinstance(layer, keras.layers.Normalization):
-            layer.set_weights([[0.4, 0.5, 0.6], [0.9, 1.0, 1.1], layer.get_weights()[2]])
-    network(images, training=True)
-    assert np.ptp(network.predict_on_batch(images), axis=0).max() > 0.1  # of about 1
+    (colors,) = (x for x in network.layers if isinstance(x, keras.layers.Normalization))
+    count = colors.get_weights()[2]
+    colors.set_weights([np.array([0.4, 0.5, 0.6]), np.array([0.9, 1.0, 1.1]), count])
+    colors.finalize_state()  # as Keras does when it loads weights
+    features = network.predict_on_batch(images)
+    assert np.ptp(features, axis=0).max() > 0.1 * features.max()
     save_onnx(network, tmp_path / "b0.onnx", {})
     check_export(tmp_path / "b0.onnx", network, images)
-    gamma = network.get_layer("block4a_bn").gamma
+    gamma = network.get_layer("top_bn").gamma
     gamma.assign(gamma * 1.1)
     with pytest.raises(MarsclfError, match=r"b0.onnx: OpenVINO's outputs differ from Keras's"):
         check_export(tmp_path / "b0.onnx", network, images)

@@ -144,7 +144,7 @@ def _folder(name: str, cache: Path) -> Path:
 def save_openvino(model: "keras.Model", file: Path, info: Mapping[str, str] | None = None) -> None:
     """Write a Keras model as `file`, an .xml, with the weights in a .bin beside it.
 
-    The new folder `saved_model` beside them is removed. `info` becomes the file's rt_info.
+    The new folder `saved_model` beside them is removed. `info` becomes rt_info under "marsclf".
     """
     import openvino
 
@@ -155,7 +155,7 @@ def save_openvino(model: "keras.Model", file: Path, info: Mapping[str, str] | No
     model.export(folder, format="tf_saved_model", verbose=False)
     converted = openvino.convert_model(folder)
     for key, text in (info or {}).items():
-        converted.set_rt_info(text, key)
+        converted.set_rt_info(text, ["marsclf", key])
     openvino.save_model(converted, file, compress_to_fp16=False)
     shutil.rmtree(folder)
 
