@@ -28,7 +28,7 @@ def test_flops_of_a_hand_worked_network() -> None:
     assert flops == 2 * (4 * 3 * 5 * 27 + 4 * 3 * 5 * 9 + 5 * 7)
 
 
-def two_layers(_: str, image_size: int | tuple[int, int]) -> keras.Model:
+def two_layers(_: str, image_size: int | tuple[int, int] = 224) -> keras.Model:
     """Return a backbone of two blocks, stem and top."""
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     pixels = keras.Input((*sides, 3))
@@ -48,12 +48,11 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
         for name, value in sizes.items():
             patch.setattr(measurements, name, value)
         patch.setattr(bench, "GROWTH", (100, 300))
-        network = measurements.measure_network(files, folder)
-        # Lite0 once is enough: compiling its training four times takes half a minute.
+        # Compiling the training of Lite0 four times takes half a minute.
         patch.setattr(measurements, "build_backbone", two_layers)
         augmentation = Augmentation(**parameters["augmentation"])
         return {
-            "network": network,
+            "network": measurements.measure_network(files, folder),
             "images": measurements.measure_images(files, augmentation),
             "training": measurements.measure_training(files, parameters, folder),
             "classification": bench.measure_growth(files, folder),
@@ -63,9 +62,6 @@ def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_the_measurements_make_sense(small: dict) -> None:
     network, classification = small["network"], small["classification"]
-    # Wide, because other work on the machine disturbs the times: a wrong unit is far off.
-    assert network["engine_share_of_ceiling"]["max"] > 0.05
-    assert network["engine_share_of_ceiling"]["min"] < 5
     times = network["ms_per_image"]
     assert times["engine"]["min"] <= times["engine"]["median"] <= times["engine"]["max"]
     assert times["keras_one_by_one"]["max"] > times["engine"]["min"]
@@ -80,7 +76,7 @@ def test_the_measurements_make_sense(small: dict) -> None:
     assert memory[0] < 500  # with Keras it would be more, as in the process of these tests
 
 
-@pytest.mark.parametrize("name", ["sample", "other", "msl-v1"])
+@pytest.mark.parametrize("name", ["sample", "msl-v1"])
 def test_only_figures_of_the_real_data_are_stored(
     name: str,
     small: dict,

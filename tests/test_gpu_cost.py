@@ -53,13 +53,6 @@ def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> N
     assert trained == {4, 6}  # weights of two layers of the head; with those of block `top`
 
 
-def test_another_error_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_cost, "take_turns", lambda *_: [][0])
-    recipe = Recipe(**parameters_of("b7"))
-    with pytest.raises(IndexError):
-        gpu_cost.measure_stage("head", recipe, load_backbone("", 64, False, None), 1)
-
-
 def speed(stage: str, batch: int, rate: float, **changes: object) -> dict:
     record = {"stage": stage, "pixels": 64, "mixed_precision": True, "batch": batch}
     record |= {"precision": "bfloat16", "outcome": "measured", "peak_memory_mb": 2340}
