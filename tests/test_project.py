@@ -133,19 +133,6 @@ def test_an_incomplete_environment_is_made_again(checkout: Path) -> None:
         assert log.read_text() == "made\n" * times
 
 
-def test_an_environment_that_was_copied_is_made_again(checkout: Path, tmp_path: Path) -> None:
-    """It would import the package of the other checkout."""
-    make_environment(checkout)
-    copy = tmp_path / "copy"
-    shutil.copytree(checkout, copy)
-    arguments = ["environment", f"PYTHON={copy / 'python'}"]
-    ended = make(copy, *arguments, PIP_STATUS="0")
-    assert f"was made in {checkout}, so it is made again here" in ended.stdout
-    for _ in range(2):
-        assert make(copy, *arguments, PIP_STATUS="0").stdout == ""
-    assert (copy / "log").read_text() == "made\n"
-
-
 def test_the_citation_has_the_version_and_the_license() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
