@@ -30,16 +30,6 @@ def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
     assert found(tmp_path, ".", leave_out=tmp_path / "sub") == expected[:4]
 
 
-def test_other_files_in_folders_are_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    touch(tmp_path, "a.WEBP", "b.jfif", "c.txt", "sub/d.txt", "sub/README", ".hidden.txt", "n.txt")
-    paths = list(list_images([str(tmp_path), str(tmp_path / "n.txt")]))
-    assert paths == [str(tmp_path / name) for name in ("a.WEBP", "b.jfif", "n.txt")]
-    expected = "Skipped 4 files without the suffix of an image: 3 .txt, 1 without suffix.\n"
-    assert capsys.readouterr().err == expected
-
-
 def test_files_are_taken_as_named(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt", ".hidden.jpg", "odd[1].jpg")
     names = ["notes.txt", ".hidden.jpg", "gone.jpg", "odd[1].jpg"]
