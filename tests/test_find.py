@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 from marsclf.classify.find import find_images, list_images
 
 
@@ -56,9 +54,7 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert sorted(names) == ["1.jpg", "2.jpg", "linked.jpg", "self.jpg"]
 
 
-def test_a_folder_that_cannot_be_listed_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch) -> None:
     touch(tmp_path, "a.jpg", "closed/b.jpg", "open/c.jpg")
     scandir = os.scandir
 
@@ -71,9 +67,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
     assert sorted(found(tmp_path, ".")) == ["a.jpg", "closed", "open/c.jpg"]
 
 
-def test_a_list_on_standard_input_and_no_image_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_on_standard_input_and_no_image_twice(tmp_path, monkeypatch) -> None:
     touch(tmp_path, "a b.jpg", "c.jpg")
     monkeypatch.chdir(tmp_path)
     listed = b"a b.jpg\r\n\nc.jpg\ncaf\xe9.jpg\na b.jpg"
