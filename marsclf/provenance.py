@@ -39,8 +39,6 @@ def hardware() -> dict[str, object]:
         "python": platform.python_version(),
         "keras": importlib.metadata.version("keras"),
         "tensorflow": importlib.metadata.version("tensorflow"),
-        "backend": "tensorflow",  # set, and checked, by marsclf.networks.pinned
-        "floatx": "float32",
     }
 
 

@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, that it runs on a small scale, and what it stores."""
+"""Benchmarks and the costs of B7: on a small scale, on the CPU, and what is stored of them."""
 
 import dataclasses
 import json
@@ -6,17 +6,28 @@ import subprocess
 from pathlib import Path
 
 import keras
+import numpy as np
+import pandas as pd
 import pytest
+import tensorflow as tf
 from tiny_project import enter_project
 
 from marsclf import paths
-from marsclf.classify import classifier_file
-from marsclf.data.dataset import Dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
-from marsclf.images.views import Augmentation
 from marsclf.pipeline.presets import parameters_of
-from tools import bench, documents, measurements
+from marsclf.training.recipe import Recipe
+from tools import bench, documents, gpu_cost, measurements
+
+
+def two_blocks(_: str, image_size: int | tuple = 224, mixed: bool = False, **__) -> keras.Model:
+    """Return a backbone of two blocks, stem and top, perhaps in the precision of a new GPU."""
+    policy = "mixed_bfloat16" if mixed else "float32"
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pixels = keras.Input((*sides, 3))
+    x = keras.layers.Conv2D(8, 3, strides=4, dtype=policy, name="stem_conv")(pixels)
+    x = keras.layers.Conv2D(16, 3, strides=4, dtype=policy, name="top_conv")(x)
+    return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(dtype=policy)(x))
 
 
 def test_flops_of_a_hand_worked_network() -> None:
@@ -28,98 +39,50 @@ def test_flops_of_a_hand_worked_network() -> None:
     assert flops == 2 * (4 * 3 * 5 * 27 + 4 * 3 * 5 * 9 + 5 * 7)
 
 
-def two_layers(_: str, image_size: int | tuple[int, int]) -> keras.Model:
-    """Return a backbone of two blocks, stem and top."""
-    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-    pixels = keras.Input((*sides, 3))
-    x = keras.layers.Conv2D(8, 3, strides=4, name="stem_conv")(pixels)
-    x = keras.layers.Conv2D(16, 3, strides=4, name="top_conv")(x)
-    return keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x))
-
-
-@pytest.fixture(scope="module")
-def small(sample_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """All measurements but those of commands, on a few sample images."""
-    files = [sample_dataset.root / path for path in sample_dataset.index["path"]]
-    folder = tmp_path_factory.mktemp("bench")
+def test_a_benchmark_is_complete_and_stored(sample_dataset, tmp_path, monkeypatch, capsys) -> None:
+    """All measurements but those of commands, on a few images that pass for the real ones."""
     parameters = parameters_of("smoke", {"finetune_blocks": ["top"]})
-    sizes = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "REFERENCE_IMAGES": 10, "BLOCKS": ("top",)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in sizes.items():
-            patch.setattr(measurements, name, value)
-        patch.setattr(bench, "GROWTH", (100, 300))
-        network = measurements.measure_network(files, folder)
-        # Lite0 once is enough: compiling its training four times takes half a minute.
-        patch.setattr(measurements, "build_backbone", two_layers)
-        augmentation = Augmentation(**parameters["augmentation"])
-        return {
-            "network": network,
-            "images": measurements.measure_images(files, augmentation),
-            "training": measurements.measure_training(files, parameters, folder),
-            "classification": bench.measure_growth(files, folder),
-            "reference": measurements.measure_reference(files, folder),
-        }
-
-
-def test_the_measurements_make_sense(small: dict) -> None:
-    network, classification = small["network"], small["classification"]
-    # Wide, because other work on the machine disturbs the times: a wrong unit is far off.
-    assert network["engine_share_of_ceiling"]["max"] > 0.05
-    assert network["engine_share_of_ceiling"]["min"] < 5
-    times = network["ms_per_image"]
-    assert times["engine"]["min"] <= times["engine"]["median"] <= times["engine"]["max"]
-    assert times["keras_one_by_one"]["max"] > times["engine"]["min"]
-    assert small["training"]["image_size"] == 96
-    ways = small["reference"]["ms_per_image"]
-    assert ways["library"]["min"] < ways["reference"]["max"]
-    assert [size["images"] for size in classification] == [100, 300]
-    zooms = classifier_file.read(paths.CLASSIFIERS["parts"])[1]["zooms"]
-    assert [list(size["zooms"]) for size in classification] == [zooms, zooms]
-    memory = [size["peak_rss_mb"] for size in classification]
-    assert memory[1] - memory[0] < 20  # the views of 200 images take 44 MB
-    assert memory[0] < 500  # with Keras it would be more, as in the process of these tests
-
-
-@pytest.mark.parametrize("name", ["sample", "other", "msl-v1"])
-def test_only_figures_of_the_real_data_are_stored(
-    name: str,
-    small: dict,
-    sample_dataset: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
     enter_project(monkeypatch, tmp_path)
-    parameters = {"augmentation": {}, "seed": 0}
-    dataset = dataclasses.replace(sample_dataset, name=name)
-    monkeypatch.setattr(bench, "open_dataset", lambda _: dataset)
-    monkeypatch.setattr(bench, "parameters_of", lambda _: parameters)
+    sizes = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "REFERENCE_IMAGES": 10, "BLOCKS": ("top",)}
+    for name, value in (sizes | {"build_backbone": two_blocks}).items():
+        monkeypatch.setattr(measurements, name, value)
     run = {"wall_s": {"command": 100.0}, "peak_rss_mb": 900}
-    measured = small | {"growth": small["classification"], "runs": dict.fromkeys(bench.RUNS, run)}
-    measured["start"] = {key: measurements.spread([9, 1, 2]) for key in ("first_s", "again_s")}
+    start = {key: measurements.spread([9, 1, 2]) for key in ("first_s", "again_s")}
+    growth = [{"images": 4000, "zooms": [1.0, 0.5], "seconds": 9, "images_per_s": 100.0}]
+    commands = {
+        "measure_growth": [growth[0] | {"peak_rss_mb": 300}],
+        "measure_start": start,
+        "measure_runs": dict.fromkeys(bench.RUNS, run),
+    }
 
-    def in_new_process(measure: object, *_: object) -> object:
-        return measured[measure.__name__.removeprefix("measure_")]
+    def in_new_process(measure, *arguments) -> object:
+        return commands.get(measure.__name__) or measure(*arguments)
 
     monkeypatch.setattr(bench, "in_new_process", in_new_process)
+    monkeypatch.setattr(bench, "parameters_of", lambda _: parameters)
+    monkeypatch.setattr(
+        bench, "open_dataset", lambda _: dataclasses.replace(sample_dataset, name="msl-v1")
+    )
     result = bench.bench(None)
+    times = result["network"]["ms_per_image"]["engine"]
+    assert 0 < times["min"] <= times["median"] <= times["max"]
+    assert result["recipe"] == ledger.recipe_digest({"parameters": parameters | {"seed": 5}})
+    assert json.loads((paths.RESULTS / "bench.json").read_text()).keys() == result.keys()
     printed = capsys.readouterr().out
     assert "| `make run`, nothing cached | 100 s, 900 MB | one run |" in printed
     assert "predict` for one image, the first time | 2.0 s | 1.0 s to 9.0 s |" in printed
-    assert result["recipe"] == ledger.recipe_digest({"parameters": parameters | {"seed": 5}})
-    assert (paths.RESULTS / "bench.json").exists() is (name == "msl-v1")
-    assert ("Nothing was stored" in printed) is (name != "msl-v1")
+    archive = documents.TEMPLATES.get_template("archive.md")
+    text = archive.render(bench=result, is_outdated=False)
+    cores = result["hardware"]["cores"]
+    assert f"| 31 million such images | {31e6 * cores / 100 / 3600:.0f} core-hours |" in text
 
 
-def test_the_archive_counts_fitting_once_per_zoom() -> None:
-    row = {"images": 4000, "zooms": [1.0, 0.5, 2.0], "images_per_s": 100.0, "peak_rss_mb": 300}
-    images = {name: {"median": 0.25} for name in ("decode", "whole_image")}
-    measured = {"classification": [row], "images": {"ms_per_image": images}}
-    measured["hardware"] = {"cores": 2}
-    template = documents.TEMPLATES.get_template("archive.md")
-    text = template.render(bench=measured, is_outdated=False)
-    assert "| of which decoding, and fitting at 3 zooms | 1.00 ms |" in text
-    assert f"| 31 million such images | {31e6 * 2 / 100 / 3600:.0f} core-hours |" in text
+def test_the_memory_of_predict_does_not_grow(sample_dataset, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bench, "GROWTH", (100, 300))
+    files = [sample_dataset.root / path for path in sample_dataset.index["path"]]
+    first, second = (row["peak_rss_mb"] for row in bench.measure_growth(files, tmp_path))
+    assert second - first < 20  # the views of 200 images take 44 MB
+    assert first < 500  # with Keras it would be more, as in the process of these tests
 
 
 @pytest.mark.parametrize("failing", [None, 2])
@@ -131,17 +94,14 @@ def test_runs_are_measured_in_a_copy_and_no_score_is_lost(failing, tmp_path, mon
     (paths.RESULTS / ledger.NAME).write_text("time,commit,preset\nthen,abc,laptop\n")
 
     def fake(command: list[str], cwd: Path, env: dict, **_: object) -> subprocess.CompletedProcess:
-        assert cwd != project and env["PYTHONPATH"] == str(cwd) and (cwd / "notebooks").is_dir()
+        assert cwd != project and env["PYTHONPATH"] == str(cwd)
         presets.append(command[command.index("--preset") + 1])
         with (cwd / "results" / ledger.NAME).open("a") as file:
             file.write(f"{len(presets)},unknown,{presets[-1]}\n")
-        # Another run scores the test split at the same time.
-        with (paths.RESULTS / ledger.NAME).open("a") as file:
-            file.write(f"meanwhile {len(presets)},fed,laptop\n")
         if len(presets) == failing:
             return subprocess.CompletedProcess(command, 1, "", "error: the disk is full.\n")
-        (cwd / "runs" / presets[-1]).mkdir(parents=True, exist_ok=True)
         record = {"wall_s": {"total": 1.5}, "peak_rss_mb": len(presets)}
+        (cwd / "runs" / presets[-1]).mkdir(parents=True, exist_ok=True)
         (cwd / "runs" / presets[-1] / "metrics.json").write_text(json.dumps(record))
         return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -153,10 +113,77 @@ def test_runs_are_measured_in_a_copy_and_no_score_is_lost(failing, tmp_path, mon
     else:
         runs = bench.measure_runs(tmp_path / "images", tmp_path / "copy")
         assert [run["peak_rss_mb"] for run in runs.values()] == [1, 2, 3, 4]
-        assert runs["cold"]["wall_s"].keys() == {"total", "command"}
     assert presets == ["laptop", "laptop", "laptop-head", "laptop-head"][:failing]
     lines = (paths.RESULTS / ledger.NAME).read_text().splitlines()[2:]
-    numbered = enumerate(presets, start=1)
-    assert lines == [
-        line for n, name in numbered for line in (f"meanwhile {n},fed,laptop", f"{n},def,{name}")
+    assert lines == [f"{number},def,{preset}" for number, preset in enumerate(presets, start=1)]
+
+
+def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> None:
+    train, trained = keras.Model.train_on_batch, set()
+
+    def train_on_batch(model: keras.Model, x: np.ndarray, *arguments: object) -> object:
+        trained.add(len(model.trainable_weights))
+        if len(x) == 4:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return train(model, x, *arguments)
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
+    monkeypatch.setattr(gpu_cost, "BATCH_SIZES", (2, 4))
+    monkeypatch.setattr(gpu_cost, "REPEATS", 2)
+    monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
+    speeds = gpu_cost.measure_on_gpu(Recipe(**parameters_of("b7")), [64])
+    assert [(r["precision"], r["stage"], r["batch"], r["outcome"]) for r in speeds] == [
+        (precision, stage, batch, outcome)
+        for precision in ("bfloat16", "float32")
+        for stage in ("head", "finetune")
+        for batch, outcome in ((2, "measured"), (4, "out of memory"))
     ]
+    assert trained == {4, 6}  # weights of two layers of the head; with those of block `top`
+
+
+def speed(stage: str, batch: int, rate: float, **changes: object) -> dict:
+    record = {"stage": stage, "pixels": 64, "mixed_precision": True, "batch": batch}
+    record |= {"precision": "bfloat16", "outcome": "measured", "peak_memory_mb": 2340}
+    return record | {"images_per_s": dict.fromkeys(("median", "min", "max"), rate)} | changes
+
+
+def test_the_complete_recipe_by_hand() -> None:
+    index = pd.DataFrame({"split": np.repeat(["train", "val", "test"], [10, 4, 6]), "label": 8})
+    index = index.assign(path=[f"{number}.JPG" for number in range(20)], group=range(20))
+    epochs = {"head_epochs": 3, "finetune_epochs": 5, "test_zooms": [1.0, 0.5]}
+    parameters = parameters_of("b7", epochs | {"image_size": 64, "finetune_batch_size": 20})
+    rates = [
+        speed("head", 16, 0.5),
+        speed("finetune", 8, 0.25),
+        # None of these is what the recipe does.
+        speed("head", 8, 50.0),
+        speed("head", 32, 50.0),
+        speed("head", 16, 50.0, pixels=96),
+        speed("finetune", 16, 50.0, mixed_precision=False),
+        speed("finetune", 16, 50.0, outcome="out of memory"),
+    ]
+    # The head: 3 epochs of 10 and 4, and at two zooms all 20 and, under 8 conditions, the 4 of
+    # validation. Then 5 epochs of 10 and 4. So 146 / 0.5 and 70 / 0.25 seconds.
+    assert gpu_cost.estimate_recipe(parameters, index, rates) == {
+        "images": {"head": 146, "finetune": 70},
+        "batches": {"head": 16, "finetune": 8},
+        "minutes": 9.5,
+    }
+    assert gpu_cost.estimate_recipe(parameters, index, rates[:1])["minutes"] is None
+
+
+def test_what_b7_costs_is_stored_and_shown(sample_dataset, tmp_path, monkeypatch) -> None:
+    parameters, dataset = parameters_of("b7"), dataclasses.replace(sample_dataset, name="msl-v1")
+    enter_project(monkeypatch, tmp_path)
+    (tmp_path / "README.md").write_text("<!-- b7-gpu:begin -->\nold\n<!-- b7-gpu:end -->\n")
+    rates = [speed(stage, 16, 123.45, pixels=380) for stage in ("head", "finetune")]
+    for name, value in {"has_gpu": True, "measure_on_gpu": rates}.items():
+        monkeypatch.setattr(gpu_cost, name, lambda *_, value=value: value)
+    monkeypatch.setattr(gpu_cost, "open_dataset", lambda _: dataset)
+    monkeypatch.setattr(gpu_cost, "parameters_of", lambda _: parameters)
+    result = gpu_cost.measure_costs(None)
+    assert json.loads((paths.RESULTS / "b7_gpu_cost.json").read_text()) == result
+    minutes = sum(result["recipe"]["images"].values()) / 123.45 / 60
+    text = (tmp_path / "README.md").read_text()
+    assert "| head | 380 | bfloat16 | 123.5, 2.3 GB |" in text
+    assert f"`b7` takes at most {minutes:.0f} minutes and {minutes / 20:.2f} dollars" in text

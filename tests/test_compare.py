@@ -17,7 +17,7 @@ from marsclf.training.recipe import Recipe
 from tools import compare
 
 
-@pytest.mark.parametrize("name", ["sample", "other", "msl-v1"])
+@pytest.mark.parametrize("name", ["sample", "msl-v1"])
 def test_compare(name, sample_dataset, tmp_path, monkeypatch) -> None:
     preset = parameters_of("laptop", {"self_training": 0.5})
     enter_project(monkeypatch, tmp_path)

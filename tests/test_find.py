@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 from marsclf.classify.find import find_images, list_images
 
 
@@ -28,16 +26,6 @@ def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
     assert found(tmp_path, ".") == expected
     assert found(tmp_path, "sub", "a.jpg") == ["sub/c.tiff", "sub/deep/d.IMG", "a.jpg"]
     assert found(tmp_path, ".", leave_out=tmp_path / "sub") == expected[:4]
-
-
-def test_other_files_in_folders_are_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    touch(tmp_path, "a.WEBP", "b.jfif", "c.txt", "sub/d.txt", "sub/README", ".hidden.txt", "n.txt")
-    paths = list(list_images([str(tmp_path), str(tmp_path / "n.txt")]))
-    assert paths == [str(tmp_path / name) for name in ("a.WEBP", "b.jfif", "n.txt")]
-    expected = "Skipped 4 files without the suffix of an image: 3 .txt, 1 without suffix.\n"
-    assert capsys.readouterr().err == expected
 
 
 def test_files_are_taken_as_named(tmp_path: Path) -> None:
@@ -66,9 +54,7 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert sorted(names) == ["1.jpg", "2.jpg", "linked.jpg", "self.jpg"]
 
 
-def test_a_folder_that_cannot_be_listed_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch) -> None:
     touch(tmp_path, "a.jpg", "closed/b.jpg", "open/c.jpg")
     scandir = os.scandir
 
@@ -81,9 +67,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
     assert sorted(found(tmp_path, ".")) == ["a.jpg", "closed", "open/c.jpg"]
 
 
-def test_a_list_on_standard_input_and_no_image_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_on_standard_input_and_no_image_twice(tmp_path, monkeypatch) -> None:
     touch(tmp_path, "a b.jpg", "c.jpg")
     monkeypatch.chdir(tmp_path)
     listed = b"a b.jpg\r\n\nc.jpg\ncaf\xe9.jpg\na b.jpg"

@@ -11,7 +11,6 @@ from tiny_project import environment_of
 from marsclf import paths
 from marsclf.networks.backbones import build_backbone
 from marsclf.networks.engine import network_digest
-from marsclf.provenance import hardware
 
 DIGEST = """
 from marsclf.training import train
@@ -31,9 +30,8 @@ def run_python(code: str, home: Path, **variables: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("floatx", ["float16", "float64"])
-def test_personal_settings_are_overridden(tmp_path: Path, floatx: str) -> None:
-    settings = {"floatx": floatx, "image_data_format": "channels_first", "epsilon": 0.1}
+def test_personal_settings_are_overridden(tmp_path: Path) -> None:
+    settings = {"floatx": "float16", "image_data_format": "channels_first", "epsilon": 0.1}
     file = tmp_path / "keras.json"
     file.write_text(json.dumps(settings | {"backend": "nonsense"}))
     ended = run_python(DIGEST, tmp_path, KERAS_BACKEND="torch")
@@ -41,7 +39,6 @@ def test_personal_settings_are_overridden(tmp_path: Path, floatx: str) -> None:
     expected = [digest, "tensorflow", "float32", "float32", "channels_last", "1e-07"]
     assert ended.stdout.split() == expected, ended.stderr
     assert json.loads(file.read_text()) == settings | {"backend": "nonsense"}
-    assert {"backend": "tensorflow", "floatx": "float32"}.items() <= hardware().items()
 
 
 @pytest.mark.parametrize(

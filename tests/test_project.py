@@ -5,12 +5,9 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
-from datetime import date
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from tiny_project import stamp_environment
@@ -91,13 +88,11 @@ def test_make_passes_the_settings_on() -> None:
 
 @pytest.mark.parametrize("module", ["publish", "verify", "compare", "bench", "gpu_cost"])
 def test_make_calls_the_tools_with_options_that_they_have(module: str) -> None:
-    target = module.replace("_", "-")
-    printed = make(ROOT, target, "DATA_DIR=d", "SET=seed=1", "--dry-run").stdout
+    printed = make(ROOT, module.replace("_", "-"), "DATA_DIR=d", "SET=seed=1", "--dry-run").stdout
     (called,) = re.findall(rf"python -m tools\.{module}(.*)", printed)
-    command = [sys.executable, "-m", f"tools.{module}", "--help"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f"usage: python -m tools.{module}" in shown
-    assert [option for option in re.findall(r"--[a-z-]+", called) if option not in shown] == []
+    code = (ROOT / "tools" / f"{module}.py").read_text(encoding="utf-8")
+    known = set(re.findall(r'"(\w+)"', re.search(r"^main = make_main\(.*\)$", code, re.M)[0]))
+    assert {name.replace("-", "_") for name in re.findall(r"--([a-z-]+)", called)} <= known
 
 
 def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path) -> None:
@@ -112,18 +107,11 @@ def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path
     assert {f"{name}={value}" for name, value in expected.items()} <= {*ended.stdout.splitlines()}
 
 
-def test_make_html(checkout: Path) -> None:
-    (make_environment(checkout) / "jupyter").symlink_to(Path(sys.prefix) / "bin" / "jupyter")
+def test_make_html_without_a_run(checkout: Path) -> None:
+    make_environment(checkout)
     ended = make(checkout, "html", "PRESET=tiny")
     assert ended.returncode != 0
     assert "error: There are no executed notebooks in runs/tiny: run `make run" in ended.stderr
-    run_dir = checkout / "runs" / "tiny"
-    run_dir.mkdir(parents=True)
-    cells = [nbformat.v4.new_markdown_cell("# A title")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), run_dir / "01_tiny.ipynb")
-    ended = make(checkout, "html", "PRESET=tiny")
-    assert ended.returncode == 0, ended.stderr
-    assert "A title" in (run_dir / "html" / "01_tiny.html").read_text()
 
 
 def test_make_needs_a_suitable_python(checkout: Path) -> None:
@@ -145,32 +133,10 @@ def test_an_incomplete_environment_is_made_again(checkout: Path) -> None:
         assert log.read_text() == "made\n" * times
 
 
-def test_an_environment_that_was_copied_is_made_again(checkout: Path, tmp_path: Path) -> None:
-    """It would import the package of the other checkout."""
-    make_environment(checkout)
-    copy = tmp_path / "copy"
-    shutil.copytree(checkout, copy)
-    arguments = ["environment", f"PYTHON={copy / 'python'}"]
-    ended = make(copy, *arguments, PIP_STATUS="0")
-    assert f"was made in {checkout}, so it is made again here" in ended.stdout
-    for _ in range(2):
-        assert make(copy, *arguments, PIP_STATUS="0").stdout == ""
-    assert (copy / "log").read_text() == "made\n"
-
-
-def test_license_notice_and_citation() -> None:
-    text = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in text and "Copyright 2026 marsclf contributors" in text
-    notice = (ROOT / "NOTICE").read_text()
-    needed = ("CC BY-SA 4.0", "NASA/JPL-Caltech/MSSS", "EfficientNet-Lite", "ML Illustrated")
-    file = "The files in marsclf/classifiers/ hold weights"
-    assert [words for words in (*needed, file) if words not in notice] == []
+def test_the_citation_has_the_version_and_the_license() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
-    assert isinstance(citation["date-released"], date)
-    dois = {reference["doi"] for reference in citation["references"]}
-    assert dois == {"10.5281/zenodo.1049137", "10.1609/aaai.v32i1.11404"}
+    assert f"marsclf/{paths.CLASSIFIER.name} holds weights" in (ROOT / "NOTICE").read_text()
 
 
 DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "CONTRIBUTING.md", "docs/archive-scale.md"]

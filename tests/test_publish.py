@@ -280,22 +280,6 @@ def test_markers_come_in_pairs_and_have_templates(project: Path) -> None:
         refused(project, rf"README\.md: .*{reason}")
 
 
-def test_costs_of_another_recipe_say_so(project: Path) -> None:
-    (project / "README.md").write_text(page("first"))
-    publish.publish("laptop")
-    own = ledger.recipe_digest({"parameters": PARAMETERS})
-    runs = {"cold": {"wall_s": {"command": 420.0}}, "warm": {"wall_s": {"command": 60.0}}}
-    bench = {"run": runs, "hardware": HARDWARE}
-    for recipe in (own, "0" * 16):
-        write_json(paths.RESULTS / "bench.json", bench | {"recipe": recipe})
-        publish.publish("laptop")
-        readme = (project / "README.md").read_text()
-        assert "`make run` takes 7 minutes, and 60 s when it runs again" in readme
-        assert ("Measured with an earlier version of the preset" in readme) is (recipe != own)
-    write_json(paths.RESULTS / "bench.json", bench)
-    unverified("lacks what table first needs: 'recipe'")
-
-
 def test_a_ladder_is_published_and_verified(project: Path) -> None:
     (project / "RESULTS.md").write_text(page("ladder"))
     run_dir, rungs = paths.RUNS / "ladder", {}

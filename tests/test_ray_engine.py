@@ -70,9 +70,7 @@ def kill_a_worker(process: subprocess.Popen) -> None:
     pytest.fail("no worker was found")
 
 
-def test_the_run_and_then_a_worker_is_killed(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_run_and_then_a_worker_is_killed(images, tmp_path, capsys) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     arguments = [str(images), "--threshold", "0.5", *RAY, str(output)]
     with start(*arguments) as process:
@@ -124,15 +122,7 @@ def test_arguments_that_ray_cannot_use(tmp_path: Path, capsys: pytest.CaptureFix
         (ConnectionError("Refused."), ["--address", "a:1"], "answers at 'a:1' (Refused.)"),
     ],
 )
-def test_ray_does_not_start(
-    error: Exception,
-    address: list[str],
-    said: str,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_ray_does_not_start(error, address, said, images, tmp_path, monkeypatch, capsys) -> None:
     def init(*_: object, **__: object) -> None:
         raise error
 
@@ -144,9 +134,7 @@ def test_ray_does_not_start(
     assert (tmp_path / "out.partial").is_dir() and not output.exists()
 
 
-def test_without_ray(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_ray(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["predict", str(tmp_path), *RAY, "new"]) == 1
     assert "lacks the package ray" in (said := capsys.readouterr().err)

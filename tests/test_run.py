@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -333,25 +332,6 @@ def test_errors_of_the_system_are_sentences(sample_dir: Path, tmp_path: Path) ->
     ended = shell('"$PYTHON" -m marsclf run --preset smoke --sample', **cache)
     assert ended.returncode == 1
     assert re.fullmatch(rf"error: {tmp_path}/cache.* cannot be read or written .*\n", ended.stderr)
-
-
-def test_a_folder_whose_name_is_not_text(project: Path, sample_dir: Path, capsys) -> None:
-    folder = project / os.fsdecode(b"caf\xe9")
-    shutil.copytree(sample_dir, folder)
-    old = leave_old_run(project)
-    assert main(["run", "--data-dir", str(folder)]) == 1
-    assert re.search(r"error: '.*caf\\udce9' is not valid text: rename", capsys.readouterr().err)
-    assert_old_run_is_untouched(old)
-
-
-def test_a_notebook_that_cannot_be_written_on_a_full_disk(tmp_path: Path, sample_dir: Path) -> None:
-    make_project(tmp_path)
-    command = run_command(tmp_path, sample_dir)
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
-    output = {"capture_output": True, "text": True, "env": environment_of(tmp_path)}
-    ended = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, **output)
-    assert ended.returncode == 1
-    assert re.match(r"error: .*File too large", ended.stderr) and "Trace" not in ended.stderr
 
 
 def test_the_cache_and_the_home_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

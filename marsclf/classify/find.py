@@ -3,11 +3,8 @@
 import glob
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-from tqdm import tqdm
 
 from marsclf.errors import MarsclfError
 from marsclf.images.decode import IMAGE_SUFFIXES
@@ -16,15 +13,14 @@ from marsclf.images.decode import IMAGE_SUFFIXES
 def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[str]:
     """Yield the path of each image once, as find_images does.
 
-    The source "-" stands for standard input, one path per line. At the end, the other files in
-    folders are counted on standard error. Raises MarsclfError if there is no image.
+    The source "-" stands for standard input, one path per line. Raises MarsclfError if there is no
+    image.
     """
     # One folder has no duplicates, so the paths of a large archive are not kept in memory.
     may_repeat = len(sources) > 1 or not os.path.isdir(sources[0])
     known: set[str] = set()
-    skipped: Counter[str] = Counter()
     path = None
-    for path in find_images(_read_lists(sources), leave_out, skipped):
+    for path in find_images(_read_lists(sources), leave_out):
         if path not in known:
             yield path
         if may_repeat:
@@ -32,24 +28,17 @@ def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[s
     if path is None:
         named = ", ".join("standard input" if source == "-" else source for source in sources)
         raise MarsclfError(f"There is no image in {named}.")
-    if skipped:
-        kinds = ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in skipped.items())
-        text = f"Skipped {skipped.total():,} files without the suffix of an image: {kinds}."
-        tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stderr)
 
 
-def find_images(
-    sources: Iterable[str | Path], leave_out: Path | None = None, skipped: Counter | None = None
-) -> Iterator[str]:
+def find_images(sources: Iterable[str | Path], leave_out: Path | None = None) -> Iterator[str]:
     """Yield the path of each image: files as named, and the images in folders.
 
     A folder stands for the images at any depth in it, sorted, recognized by suffix, except hidden
     files and the folder `leave_out`. Links are followed, but no folder is entered twice, so loops
     of links end. A name that does not exist and contains `*`, `?` or `[` is a pattern (`**` matches
     folders at any depth). A missing file and a folder that cannot be listed are yielded as named,
-    so that reading them reports the error. `skipped` counts the other files in folders by suffix.
+    so that reading them reports the error.
     """
-    skipped = Counter() if skipped is None else skipped
     visited = {os.path.realpath(leave_out)} if leave_out else set()
     for source in map(os.fspath, sources):
         exists = os.path.lexists(source)
@@ -58,7 +47,7 @@ def find_images(
             if not os.path.isdir(path):
                 yield path
             elif exists or "**" not in source:  # which also matches the files in this folder
-                yield from _walk(path, visited, skipped)
+                yield from _walk(path, visited)
 
 
 def _read_lists(sources: list[str]) -> Iterator[str]:
@@ -70,7 +59,7 @@ def _read_lists(sources: list[str]) -> Iterator[str]:
             yield source
 
 
-def _walk(top: str, visited: set[str], skipped: Counter) -> Iterator[str]:
+def _walk(top: str, visited: set[str]) -> Iterator[str]:
     unreadable: list[OSError] = []
     for folder, folders, files in os.walk(top, onerror=unreadable.append, followlinks=True):
         if os.path.realpath(folder) in visited:
@@ -79,11 +68,6 @@ def _walk(top: str, visited: set[str], skipped: Counter) -> Iterator[str]:
         visited.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield os.path.join(folder, name)
-            else:
-                skipped[suffix] += 1
     yield from (error.filename for error in unreadable)

@@ -28,16 +28,13 @@ SAMPLE_NOTICE = (
 class PublishedDataSet:
     """A published data set: where it is, and which files it consists of.
 
-    `license` is None where unknown. `lists` are the files of the splits; the paths in them are
-    relative to the folder `images`. A test split that is `optional` may be missing, and does not
-    count for the digest.
+    `lists` are the files of the splits; the paths in them are relative to the folder `images`. A
+    test split that is `optional` may be missing, and does not count for the digest.
     """
 
     name: str
-    doi: str
     url: str
     digest: str
-    license: str | None
     class_file: str
     lists: dict[str, str]
     images: str
@@ -47,10 +44,8 @@ class PublishedDataSet:
 
 MSL_V1 = PublishedDataSet(
     name="msl-v1",
-    doi="10.5281/zenodo.1049137",
     url="https://zenodo.org/records/1049137/files/msl-images.zip?download=1",
     digest="23a44479ad8e45aff6829a2f95af3a42c87a31e6e6a98aa7ae139414b07d549b",
-    license="CC BY-SA 4.0",
     class_file="msl_synset_words-indexed.txt",
     lists={split: f"{split}-calibrated-shuffled.txt" for split in SPLITS},
     images="",
@@ -65,10 +60,8 @@ MSL_V1 = PublishedDataSet(
 )  # fmt: skip
 MSL_V2 = PublishedDataSet(
     name="msl-v2.1",
-    doi="10.5281/zenodo.4033453",
     url="https://zenodo.org/records/4033453/files/msl-labeled-data-set-v2.1.zip?download=1",
     digest="2927934ad3d3ba5d5a6a1e124ebdaca264ecfec1dc0b58b87305297b1d1cc8ab",
-    license=None,
     class_file="class_map.csv",
     lists={split: f"{split}-set-v2.1.txt" for split in SPLITS},
     images="images",

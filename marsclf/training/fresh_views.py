@@ -30,9 +30,6 @@ class FreshViews:
     seed: int
     epoch: int = 0
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng([self.seed, self.epoch, *rows.tolist()])
         images = (read_image(self.root / path) for path in self.images["path"].iloc[rows])
