@@ -60,7 +60,7 @@ def example(
 ) -> tuple[Path, np.ndarray, pd.DataFrame]:
     """A classifier file, views of some images (n, zooms, size, size, 3), and their table."""
     if request.param == "real":
-        file, cache = paths.CLASSIFIER, paths.CACHE
+        file, cache = paths.CLASSIFIERS["parts"], paths.CACHE
         images = sorted(request.getfixturevalue("real_data_dir").rglob("*.JPG"))[::200]
     else:
         file, cache = trained, tmp_path_factory.mktemp("cache")
