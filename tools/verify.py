@@ -8,7 +8,7 @@ from marsclf import paths
 from marsclf.errors import MarsclfError
 from tools.command import make_main
 from tools.documents import update_documents
-from tools.results import find_classifier_faults, find_faults, read_published
+from tools.results import CLASSIFIERS, find_classifier_faults, find_faults, read_published
 
 
 def verify() -> None:
@@ -19,7 +19,8 @@ def verify() -> None:
     """
     published, faults = read_published(), []
     checks = {preset: partial(find_faults, result) for preset, result in published.items()}
-    for labels in paths.CLASSIFIERS:
+    for file in sorted((paths.RESULTS / CLASSIFIERS).glob("*/metrics.json")):
+        labels = file.parent.name
         checks[f"classifier {labels}"] = partial(find_classifier_faults, labels)
     for name, check in checks.items():
         found = check()
