@@ -50,7 +50,7 @@ def outputs_and_metadata(file: Path, views: np.ndarray) -> tuple[np.ndarray, dic
         metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     else:
         rt_info = openvino.Core().read_model(file).get_rt_info()
-        metadata = {key: str(value) for key, value in rt_info["marsclf"].items()}
+        metadata = {key: text.value for key, text in rt_info["marsclf"].items()}
     return compiled(views.astype(np.float32))[0], metadata
 
 
