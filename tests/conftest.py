@@ -153,9 +153,9 @@ def classified(tmp_path: Path) -> pd.DataFrame:
         Image.new("RGB", (1500, 900), "brown").save(tmp_path / f"{name}.png")
     return table(
         [
-            Row(str(tmp_path / "a.png"), "wheel", 0.95, "ground", 0.01, False),
-            Row(str(tmp_path / "b.png"), "wheel", 0.35, "ground", 0.3, True),
-            Row(str(tmp_path / "gone.png"), "ground", 0.6, "wheel", 0.3, True),
+            Row(str(tmp_path / "a.png"), "wheel", 0.95, "ground", 0.01, False, 0.9, False),
+            Row(str(tmp_path / "b.png"), "wheel", 0.35, "ground", 0.3, True, 0.2, True),
+            Row(str(tmp_path / "gone.png"), "ground", 0.6, "wheel", 0.3, True, 0.6, False),
             Row(str(tmp_path / "broken.png"), error="the file is empty"),
         ]
     )

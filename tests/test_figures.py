@@ -113,6 +113,14 @@ def test_calibration_and_coverage(ten: pd.DataFrame) -> None:
     assert "at 0.97, 0.0% covered" in nothing and "of them right" not in nothing
 
 
+def test_familiarity_shows_the_share_that_is_flagged() -> None:
+    fig = figures.familiarity({"known": np.linspace(0.4, 1, 7), "Sun": np.zeros(3)})
+    for title in ("known: 14.3% of 7 unfamiliar", "Sun: 100.0% of 3 unfamiliar"):
+        assert title in texts(fig)
+    heights = [sum(bar.get_height() for bar in axes.patches) for axes in fig.axes]
+    assert heights == [7, 3]
+
+
 def test_learning_curves_mark_the_second_stage() -> None:
     epoch = {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.2, "val_accuracy": 0.2}
     history = [epoch | {"stage": stage} for stage in ("head", "head", "finetune")]

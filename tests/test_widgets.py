@@ -60,7 +60,7 @@ def test_a_control_in_jupyterlab(choices: dict, kind: type, shown: list, tmp_pat
 
 
 def test_chooser(shown: list, classified: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
-    menu, confidence, _ = widgets.chooser(classified, 2).children
+    menu, confidence, flag, _ = widgets.chooser(classified, 2).children
     assert [name for name, _ in menu.options] == ["all classes", "wheel", "ground"]
     menu.value = "wheel"
     assert shown[-2]["confidence"].tolist() == [0.35, 0.95] and isinstance(shown[-1], Image)
@@ -69,12 +69,14 @@ def test_chooser(shown: list, classified: pd.DataFrame, capsys: pytest.CaptureFi
     confidence.value = (0.96, 1.0)
     printed = re.findall(r"(\d) images chosen, the first (\d)", capsys.readouterr().out)
     assert printed == [("3", "2"), ("2", "2"), ("1", "1"), ("0", "0")]
+    confidence.value, flag.value = (0.0, 1.0), True
+    assert shown[-2]["confidence"].tolist() == [0.35]
 
 
 def test_counts_select_and_thumbnails(classified: pd.DataFrame) -> None:
     found = widgets.counts(classified)
     assert found.index.tolist() == ["wheel", "ground"]
-    assert found.round(6).to_numpy().tolist() == [[2, 1, 0.65], [1, 1, 0.6]]
+    assert found.round(6).to_numpy().tolist() == [[2, 1, 1, 0.65], [1, 1, 0, 0.6]]
     selected = widgets.select(classified)
     assert selected["confidence"].tolist() == [0.35, 0.6, 0.95]
     assert widgets.select(classified, "wheel", least=0.5)["confidence"].tolist() == [0.95]

@@ -5,7 +5,7 @@ They are independent of pyplot, so none stays open. `predictions` are rows of on
 the names of its classes, by id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from itertools import zip_longest
@@ -238,6 +238,18 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     finding = f"half of the {per_sol.sum()} errors fall on {half} of {len(per_sol)} sols"
     upper.set(xlabel="images", ylabel="", title=_title(predictions, finding))
     lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
+    return fig
+
+
+def familiarity(kinds: Mapping[str, np.ndarray]) -> Figure:
+    """Chart the familiarity (n,) of each kind of image, the images of the classes first."""
+    fig, panels = new_figure(0.6 + 1.1 * len(kinds), nrows=len(kinds), sharex=True, squeeze=False)
+    for axes, (name, values) in zip(panels.flat, kinds.items(), strict=True):
+        color = BLUE if axes is panels[0, 0] else RED
+        seaborn.histplot(x=values, bins=40, binrange=(0, 1), color=color, alpha=1, ax=axes)
+        axes.axvline(0.5, color="black", linestyle="--")
+        axes.set_title(f"{name}: {np.mean(values < 0.5):.1%} of {len(values):,} unfamiliar")
+        axes.set(ylabel="images", xlim=(0, 1), xlabel="familiarity, flagged below the dashed line")
     return fig
 
 

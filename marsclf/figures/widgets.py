@@ -48,8 +48,8 @@ def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | No
     if not _in_jupyterlab():
         return None
 
-    def show(predicted: str | None, confidence: tuple[float, float]) -> None:
-        chosen = select(table, predicted, *confidence)
+    def show(predicted: str | None, confidence: tuple[float, float], flag: bool | None) -> None:
+        chosen = select(table, predicted, *confidence, flag)
         shown = chosen.head(most_shown)
         print(f"{len(chosen):,} images chosen, the first {len(shown)} shown")
         if len(shown):
@@ -58,7 +58,9 @@ def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | No
     classes = [("all classes", None), *((name, name) for name in counts(table).index)]
     between = ipywidgets.FloatRangeSlider(value=(0, 1), max=1, step=0.01, continuous_update=False)
     menu = ipywidgets.Dropdown(options=classes, description="class")
-    return ipywidgets.interactive(show, predicted=menu, confidence=between)
+    flags = [("all images", None), ("familiar", False), ("unfamiliar", True)]
+    flag = ipywidgets.Dropdown(options=flags, description="familiarity")
+    return ipywidgets.interactive(show, predicted=menu, confidence=between, flag=flag)
 
 
 def _in_jupyterlab() -> bool:
@@ -67,23 +69,33 @@ def _in_jupyterlab() -> bool:
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Return for each predicted class, the commonest first, its images and their confidence."""
+    """Return for each predicted class, the commonest first, its images, flags and confidence."""
     classes = table.groupby("predicted")
     counted = pd.DataFrame({"images": classes.size(), "uncertain": classes["uncertain"].sum()})
+    counted["unfamiliar"] = classes["unfamiliar"].sum(min_count=1)
     counted["median_confidence"] = classes["confidence"].median()
     return counted.sort_values("images", ascending=False, kind="stable")
 
 
 def select(
-    table: pd.DataFrame, predicted: str | None = None, least: float = 0.0, most: float = 1.0
+    table: pd.DataFrame,
+    predicted: str | None = None,
+    least: float = 0.0,
+    most: float = 1.0,
+    unfamiliar: bool | None = None,
 ) -> pd.DataFrame:
-    """Return rows of one class (None: all), lowest confidence first; MarsclfError if none is."""
+    """Return rows of one class (None: all), lowest confidence first; MarsclfError if none is.
+
+    `unfamiliar` selects the rows with that flag (None: all).
+    """
     found = counts(table).index
     if predicted not in (None, *found):
         raise MarsclfError(f"No image is of class {predicted!r}: choose one of {', '.join(found)}.")
     chosen = table["confidence"].between(least, most)
     if predicted is not None:
         chosen &= table["predicted"] == predicted
+    if unfamiliar is not None:
+        chosen &= (table["unfamiliar"] == unfamiliar).fillna(False)
     return table[chosen].sort_values("confidence", kind="stable")
 
 
