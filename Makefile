@@ -35,7 +35,7 @@ lab: export MALLOC_TOP_PAD_ ?= 67108864
 TEST_OPTIONS := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run smoke ladder lab html test lint check-data compare bench gpu-cost publish verify lock clean environment
+.PHONY: help run smoke ladder lab html test lint check-data compare bench gpu-cost classifier publish verify lock clean environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench: environment ## measure what the work costs, in about half an hour [DATA_D
 
 gpu-cost: environment ## measure what EfficientNetB7 costs [DATA_DIR]
 	$(BIN)/python -m tools.gpu_cost $(DATA_OPTION)
+
+classifier: environment ## train one of the library's classifiers on all labels [PRESET DATA_DIR]
+	$(BIN)/python -m tools.train_classifier $(PRESET_OPTION) $(DATA_OPTION)
 
 publish: environment ## copy a run's results into the repository [PRESET]
 	$(BIN)/python -m tools.publish $(PRESET_OPTION)

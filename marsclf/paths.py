@@ -9,8 +9,11 @@ PRESETS = PROJECT_ROOT / "presets"
 RUNS = PROJECT_ROOT / "runs"
 RESULTS = PROJECT_ROOT / "results"
 FIGURES = PROJECT_ROOT / "figures"
-# The published classifier is part of the library.
-CLASSIFIER = Path(__file__).resolve().parent / "classifier.safetensors"
+# The library's own classifiers: parts of the rover (msl-v1), and kinds of content (msl-v2.1).
+CLASSIFIERS = {
+    labels: Path(__file__).resolve().parent / "classifiers" / f"{labels}.safetensors"
+    for labels in ("parts", "content")
+}
 # The kernel of the notebooks.
 JUPYTER = Path(__file__).resolve().parent / "jupyter"
 DATA = PROJECT_ROOT / "data" / "msl-images"

@@ -24,6 +24,8 @@ from marsclf.data.open import load_dataset
 # late, or they would wait for the run that JupyterLab's tests have started.
 LONG = ("jupyterlab", "ray_engine", "notebooks", "backbones", "train", "run")
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow files."""
@@ -76,7 +78,7 @@ def small_model():
 def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from marsclf.classify.classifier_file import save_classifier
 
-    path = tmp_path_factory.mktemp("classifier") / paths.CLASSIFIER.name
+    path = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
     training = {"preset": "none", "seed": 0, "commit": "unknown", "dataset": "none"}
     options = {"backbone": "EfficientNetLite0", "zooms": [1.0], "temperature": 0.5}
     save_classifier(small_model, path, classes=CLASSES, training=training, **options)
@@ -130,6 +132,18 @@ def smoke_run(project: Path, shared: Path, sample_dir: Path) -> tuple[Path, str]
             assert ended.returncode == 0, ended.stderr
             printed.write_text(ended.stdout)
     return project / "runs" / "smoke", printed.read_text()
+
+
+@pytest.fixture(scope="module")  # not longer: its event loop would disturb other tests
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as started:
+        if found is None and not Path(started.chromium.executable_path).exists():
+            pytest.skip("there is no Chromium: install Debian's `chromium`")
+        # Root, as in a container, has no sandbox.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        yield started.chromium.launch(executable_path=found, args=arguments)
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_pat
     )
     weights, metadata, _ = classifier_file.read(file)
     assert metadata["first_learning_block"] == "top"
-    loaded = classifier_file.build_network(file, weights, metadata)
+    loaded, _ = classifier_file.build_network(file, weights, metadata)
     expected = model.predict_on_batch(IMAGES)
     np.testing.assert_allclose(loaded.predict_on_batch(IMAGES), expected, atol=1e-3)
 

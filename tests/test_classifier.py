@@ -24,12 +24,11 @@ from marsclf.classify.classifier_file import save_classifier
 from marsclf.classify.table import COLUMNS
 from marsclf.data.dataset import Dataset
 from marsclf.data.msl import MSL_V1
+from marsclf.data.open import load_dataset
 from marsclf.errors import MarsclfError
-from marsclf.evaluation.predictions import read_predictions
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import Condition, fit_view
 from marsclf.networks.backbones import build_backbone
-from marsclf.pipeline.presets import DEFAULT_PRESET
 from marsclf.training.stages import build_head, join
 
 HEAD = ("head_hidden", "probabilities")
@@ -86,7 +85,7 @@ def test_a_linear_head(tmp_path: Path) -> None:
     weights, metadata, digest = classifier_file.read(path)
     assert metadata["head_hidden"] == 0
     view = np.full((1, 32, 32, 3), 90, np.uint8)
-    found = classifier_file.build_network(path, weights, metadata).predict_on_batch(view)
+    found = classifier_file.build_network(path, weights, metadata)[0].predict_on_batch(view)
     np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
     for classes in (["rock"], ["rock", "rock"], ["rock", "sand", "sky"], ["rock", "a\nb"]):
         with pytest.raises(MarsclfError, match="do not fit the model"):
@@ -166,6 +165,10 @@ BIAS = "probabilities/bias"
         (content(**{BIAS: np.zeros(9, np.float16)}), "do not fit EfficientNetLite0"),
         (content(**{"other/kernel": np.zeros(3, np.float16)}), "weights 'other/kernel' are"),
         (content(**{BIAS: np.full(25, np.inf, np.float16)}), "not finite"),
+        (
+            content(**{"familiarity/bias": np.zeros(1, np.float16)}),
+            "familiarity/kernel' are missing",
+        ),
     ],
 )
 def test_a_file_is_checked_completely(made: bytes, reason: str, tmp_path: Path) -> None:
@@ -185,6 +188,7 @@ def test_the_table(classifier: Classifier, files: list[str], tmp_path: Path) -> 
     bad = table.iloc[1]
     assert (bad["sol"], bad["camera"]) == (830, "MR") and bad["error"]
     assert bad[["predicted", "confidence", "runner_up", "uncertain"]].isna().all()
+    assert table[["familiarity", "unfamiliar"]].isna().all(axis=None)  # the file has no such unit
     good = table.drop(index=1)
     assert good["error"].isna().all() and good["sol"].notna().all()
     assert (good["confidence"] >= good["runner_up_confidence"]).all()
@@ -270,19 +274,17 @@ def test_importing_the_package_loads_no_other() -> None:
     assert marsclf.load_classifier is load_classifier
 
 
-def test_the_published_classifier_is_small_and_of_the_real_images() -> None:
-    assert paths.CLASSIFIER.stat().st_size <= 8_000_000
-    _, metadata, _ = classifier_file.read(paths.CLASSIFIER)
-    assert metadata["training"]["data_digest"] == MSL_V1.digest
+@pytest.mark.parametrize("labels", paths.CLASSIFIERS)
+def test_the_published_classifiers_are_small_and_of_the_real_images(labels: str) -> None:
+    file = paths.CLASSIFIERS[labels]
+    assert file.stat().st_size <= 8_000_000
+    _, metadata, _ = classifier_file.read(file)
+    assert metadata["training"]["dataset"] == {"parts": "msl-v1", "content": "msl-v2.1"}[labels]
 
 
 @pytest.mark.realdata
-def test_the_published_classifier_gives_the_published_predictions(real_data_dir: Path) -> None:
-    stored = read_predictions(paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz")
-    stored = stored[stored["split"] == "val"][::10]
-    table = load_classifier().predict([real_data_dir / path for path in stored["path"]])
+def test_the_published_classifier_knows_the_images_that_it_learned_from(real_data_dir) -> None:
+    rows = load_dataset(real_data_dir).index[::100]
+    table = load_classifier().predict([real_data_dir / path for path in rows["path"]])
     assert table["error"].isna().all()
-    same = table["predicted"] == [MSL_V1.classes[label] for label in stored["predicted"]]
-    assert same.mean() >= 0.99  # the file holds its weights in half precision
-    right = table["predicted"] == [MSL_V1.classes[label] for label in stored["label"]]
-    assert right.mean() > 0.9
+    assert (table["predicted"].to_numpy() == rows["class_name"].to_numpy()).mean() > 0.9

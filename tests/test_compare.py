@@ -38,7 +38,8 @@ def test_compare(name, sample_dataset, tmp_path, monkeypatch) -> None:
         labels = np.where(np.arange(len(rows)) % 2, rows["label"], 0)
         return np.tile(np.eye(25)[labels], (8, 1, 1))
 
-    monkeypatch.setattr(compare, "open_dataset", lambda _: dataset)
+    monkeypatch.setattr(compare, "data_of", lambda _: "msl-v1")
+    monkeypatch.setattr(compare, "open_dataset", lambda *_: dataset)
     monkeypatch.setattr(compare, "parameters_of", lambda _, settings: preset | settings)
     monkeypatch.setattr(compare, "train_networks", train_networks)
     monkeypatch.setattr(compare, "pseudo_labels", lambda networks, root, rows, share: rows[:3])
@@ -71,7 +72,7 @@ def test_a_ladder_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_data_without_later_sols_are_refused_before_training(sample_dataset, monkeypatch) -> None:
     small = dataclasses.replace(sample_dataset, index=sample_dataset.index.assign(sol=3))
-    monkeypatch.setattr(compare, "open_dataset", lambda _: small)
+    monkeypatch.setattr(compare, "open_dataset", lambda *_: small)
     monkeypatch.setattr(compare, "train_networks", lambda *_: pytest.fail("it trains"))
     with pytest.raises(MarsclfError, match="no class with images on the earlier and the later"):
         compare.compare("smoke", {}, None)

@@ -92,9 +92,10 @@ def test_unusable_view_counts(views: int, views_rare: int) -> None:
 @pytest.mark.parametrize("condition", [WHOLE_IMAGE, Condition(zoom=2.0, turn=90)])
 def test_features_of_complete_images(condition, sample_dataset, rows, network) -> None:
     root = sample_dataset.root
-    image_features(root, rows, network)  # must not be taken for another condition
-    found = image_features(root, rows, network, condition).read()
-    views = [fit_view(read_rgb(root / path), 16, condition) for path in rows["path"]]
+    image_features(root, rows, network, WHOLE_IMAGE)  # must not be taken for another condition
+    found = image_features(root, rows, network, condition, WHOLE_IMAGE).read()
+    images = [read_rgb(root / path) for path in rows["path"]]
+    views = [fit_view(image, 16, how) for image in images for how in (condition, WHOLE_IMAGE)]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, network.predict_on_batch(np.stack(views)), rtol=1e-5)
 
@@ -103,11 +104,11 @@ def test_a_second_call_only_reads_the_cache(
     view_features, sample_dataset, rows, network, computed, tmp_path
 ) -> None:
     first = view_features()
-    complete = image_features(sample_dataset.root, rows, network)
+    complete = image_features(sample_dataset.root, rows, network, WHOLE_IMAGE)
     computed.clear()
     # The images are not read either: their content counts, not their place.
     assert view_features(root=tmp_path / "moved") == first
-    assert image_features(tmp_path / "moved", rows, network) == complete
+    assert image_features(tmp_path / "moved", rows, network, WHOLE_IMAGE) == complete
     assert not computed
     content, some = np.concatenate([np.load(file) for file in first.files]), [18, 0, 3, 4, 4, 8]
     assert content.dtype == np.float16 and content.shape == (first.count, 6) == (19, 6)
@@ -187,7 +188,7 @@ def test_an_image_that_cannot_be_read(content, sample_dataset, rows, network, tm
         bad.write_bytes(content)
     good = [sample_dataset.root / path for path in rows["path"].iloc[:9]]
     with pytest.raises(MarsclfError) as caught:
-        image_features(Path(), rows.assign(path=[*good, bad]), network)
+        image_features(Path(), rows.assign(path=[*good, bad]), network, WHOLE_IMAGE)
     assert str(caught.value).startswith(f"{bad} cannot be read: ")
     assert str(caught.value).endswith("; restore the file, or run `make check-data`.")
     assert len(cached(tmp_path)) == 2  # of the images before it

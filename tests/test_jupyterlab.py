@@ -23,7 +23,6 @@ from marsclf.data.msl import SAMPLE_NOTICE
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = pytest.mark.browser
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TOKEN = "of-this-test-alone"
 PICTURES = {"03_error_analysis": 12, "05_classify_new_images": 2}
 SETTINGS = {
@@ -31,17 +30,6 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false"},
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as started:
-        if found is None and not Path(started.chromium.executable_path).exists():
-            pytest.skip("there is no Chromium to open JupyterLab with: install Debian's `chromium`")
-        # Root, as in a container, has no sandbox.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        yield started.chromium.launch(executable_path=found, args=arguments)
 
 
 @pytest.fixture(scope="module")

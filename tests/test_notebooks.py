@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny_project import SIZE, SMALL, environment_of, pretend_gpu, write_preset
 
-from marsclf import paths
 from marsclf.classify.classifier import load_classifier
 from marsclf.data.dataset import Dataset
 from marsclf.data.msl import MSL_V1, SAMPLE_NOTICE
@@ -88,7 +87,7 @@ def check_outputs(path: Path) -> tuple[str, int]:
 
 def test_the_run_is_complete_and_stays_in_its_folder(smoke_run, project) -> None:
     folder, printed = smoke_run
-    files = {"model.keras", paths.CLASSIFIER.name, "predictions.csv", "metrics.json", "figures"}
+    files = {"model.keras", "classifier.safetensors", "predictions.csv", "metrics.json", "figures"}
     files |= {"training.json", "test_errors.csv", *(f"{name}.ipynb" for name in NOTEBOOKS)}
     assert names_in(folder) == files
     assert names_in(project) == {"marsclf", "notebooks", "presets", "runs", "cache"}
@@ -191,7 +190,7 @@ def test_own_images_in_mixed_precision_to_the_end(project, sample_dataset, tmp_p
     _, pictures = execute("03_error_analysis", project, run, environment, data_dir=str(root))
     assert pictures == len(figures_of("03", left_out={"errors_by_camera_and_sol"}))
     stored = read_predictions(run / "predictions.csv")
-    classifier = load_classifier(run / paths.CLASSIFIER.name, tmp_path / "cache")
+    classifier = load_classifier(run / "classifier.safetensors", tmp_path / "cache")
     table = classifier.predict([root / path for path in stored["path"]])
     differences = np.abs(table["confidence"] - stored["confidence"])  # of float32 to 16 bits
     assert differences.mean() < 0.03 and differences.max() < 0.2

@@ -136,7 +136,7 @@ def test_an_incomplete_environment_is_made_again(checkout: Path) -> None:
 def test_the_citation_has_the_version_and_the_license() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
-    assert f"marsclf/{paths.CLASSIFIER.name} holds weights" in (ROOT / "NOTICE").read_text()
+    assert "marsclf/classifiers/ hold weights" in (ROOT / "NOTICE").read_text()
 
 
 DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "CONTRIBUTING.md", "docs/archive-scale.md"]

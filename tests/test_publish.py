@@ -24,6 +24,7 @@ from tools import publish, results, verify
 PARAMETERS = {"seed": 0, "test_zooms": [1.0], "learn_from": ["train"], "self_training": 0.0}
 TRAINING = {"preset": "laptop", "seed": 0, "commit": "0" * 40, "data_digest": MSL_V1.digest}
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
+NAMES = [f"rock {number}" for number in range(25)]
 TABLES = ("headline", "results", "runs", "seeds", "classes", "bursts", "verdicts", "confusions")
 
 
@@ -35,7 +36,18 @@ def page(*names: str) -> str:
 def write_classifier(path: Path, **changes: object) -> None:
     training = {name: changes.pop(name, value) for name, value in TRAINING.items()}
     calibration = {"temperature": changes.pop("temperature", 0.5)}
-    write_json(path, {"zooms": [1.0], "calibration": calibration, "training": training} | changes)
+    metadata = {"zooms": [1.0], "classes": NAMES, "calibration": calibration, "training": training}
+    write_json(path, metadata | changes)
+
+
+def make_classifiers() -> None:
+    for labels, file in paths.CLASSIFIERS.items():
+        folder = paths.RESULTS / "classifiers" / labels
+        write_predictions(folder / "predictions.csv.gz")
+        measured = metrics.summarize(read_predictions(folder / "predictions.csv.gz"))
+        record = TRAINING | {"parameters": PARAMETERS, "temperature": 0.5, "classes": NAMES}
+        write_json(folder / "metrics.json", record | {"out_of_fold": measured})
+        write_classifier(file)
 
 
 def read_classifier(path: Path) -> tuple[dict, dict, str]:
@@ -51,10 +63,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(results, "IMAGES", {"msl-v1": dict.fromkeys(SPLITS, 40), "msl-v2.1": {}})
     monkeypatch.setattr(results.classifier_file, "read", read_classifier)
     monkeypatch.setattr(publish, "parameters_of", lambda _: PARAMETERS | {"test_zooms": (1.0,)})
+    monkeypatch.setattr(publish, "data_of", lambda _: "msl-v1")
     (tmp_path / "README.md").write_text(page("results"))
     others = {"source": "A, B", "url": "https://example.org", "remarks": "old"}
     write_json(paths.RESULTS / "published.json", [others | {"test": 66.7, "macro_f1": None}])
     make_run("laptop")
+    make_classifiers()
     return tmp_path
 
 
@@ -70,7 +84,6 @@ def make_run(preset: str, splits: tuple = SPLITS, **changes: object) -> None:
     write_json(folder / "metrics.json", record)
     splits = ledger.score(folder / "predictions.csv")
     write_json(folder / "metrics.json", record | {"splits": splits})
-    write_classifier(folder / paths.CLASSIFIER.name)
 
 
 def edit(path: Path, keys: str, value: object) -> None:
@@ -104,7 +117,6 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = paths.RUNS / "laptop"
     packed = paths.RESULTS / "laptop" / "predictions.csv.gz"
     assert gzip.decompress(packed.read_bytes()) == (run_dir / "predictions.csv").read_bytes()
-    assert paths.CLASSIFIER.read_bytes() == (run_dir / paths.CLASSIFIER.name).read_bytes()
     test = json.loads((paths.RESULTS / "laptop" / "metrics.json").read_text())["splits"]["test"]
     readme = (project / "README.md").read_text()
     assert readme.startswith("# Title\n\n") and readme.endswith("\n\nThe end.\n")
@@ -128,12 +140,9 @@ def test_a_run_on_another_data_set_is_published_beside(project: Path, splits: tu
     (project / "RESULTS.md").write_text(page(*TABLES))
     publish.publish("laptop")
     before = {path: path.read_bytes() for path in (paths.RESULTS / "laptop").iterdir()}
-    before[paths.CLASSIFIER] = paths.CLASSIFIER.read_bytes()
     shutil.rmtree(paths.RUNS / "laptop")
-    names = [f"rock {number}" for number in range(25)]
-    about = {"dataset": "msl-v2.1", "data_digest": MSL_V2.digest, "classes": names}
+    about = {"dataset": "msl-v2.1", "data_digest": MSL_V2.digest, "classes": NAMES}
     make_run("laptop", splits, **about)
-    write_classifier(paths.RUNS / "laptop" / paths.CLASSIFIER.name, seed=7)
     publish.publish("laptop")
     assert before == {path: path.read_bytes() for path in before}
     name = "laptop-msl-v2.1"
@@ -231,19 +240,16 @@ def test_publish_refuses_an_incomplete_run(project, capsys) -> None:
         ({"temperature": 0.7}, "its temperature is 0.7, not 0.5"),
     ],
 )
-def test_the_classifier_of_another_run(project: Path, changes: dict, reason: str) -> None:
-    reason = re.escape(f"belongs to another run: {reason}")
-    publish.publish("laptop")
-    write_classifier(paths.CLASSIFIER, **changes)
-    unverified(reason)
-    write_classifier(paths.RUNS / "laptop" / paths.CLASSIFIER.name, **changes)
-    refused(project, reason)
+def test_a_classifier_that_was_not_measured(project: Path, changes: dict, reason: str) -> None:
+    write_classifier(paths.CLASSIFIERS["content"], **changes)
+    unverified(re.escape(reason))
 
 
 def test_verify_finds_what_is_missing_or_changed(project: Path) -> None:
     (project / "MODEL_CARD.md").write_text(page("results"))
     publish.publish("laptop")
     folder, card = paths.RESULTS / "laptop", project / "MODEL_CARD.md"
+    promised = paths.RESULTS / "classifiers" / "parts" / "metrics.json"
     accuracy = json.loads((folder / "metrics.json").read_text())["splits"]["train"]["accuracy"]
     stored = f'"accuracy": {accuracy}'
     faults = [
@@ -251,7 +257,8 @@ def test_verify_finds_what_is_missing_or_changed(project: Path) -> None:
         (card, "66.7%", "66.8%", r"MODEL_CARD\.md, line 6: is .*66.8%.*must be .*66.7%"),
         (paths.RESULTS / ledger.NAME, "predictions_sha256", None, "does not list it"),
         (folder / "predictions.csv.gz", "", None, r"predictions\.csv\.gz"),
-        (paths.CLASSIFIER, "", None, "cannot be read"),
+        (paths.CLASSIFIERS["parts"], "", None, "cannot be read"),
+        (promised, '"ece": 0', '"ece": 1', r"parts\.ece is 1"),
     ]
     for file, old, new, reason in faults:
         before = file.read_bytes()

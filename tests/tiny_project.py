@@ -95,7 +95,8 @@ def enter_project(patch: pytest.MonkeyPatch, root: Path) -> None:
     folders = {"NOTEBOOKS": "notebooks", "PRESETS": "presets", "RUNS": "runs", "CACHE": "cache"}
     folders |= {"RESULTS": "results", "FIGURES": "figures", "DATA": "data/msl-images"}
     patch.setattr(paths, "PROJECT_ROOT", root)
-    patch.setattr(paths, "CLASSIFIER", root / "marsclf" / paths.CLASSIFIER.name)
+    own = {name: root / "marsclf" / file.name for name, file in paths.CLASSIFIERS.items()}
+    patch.setattr(paths, "CLASSIFIERS", own)
     for constant, folder in folders.items():
         patch.setattr(paths, constant, root / folder)
 

@@ -13,7 +13,7 @@ from marsclf import paths
 from marsclf.data.open import open_dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.ledger import SELECTION
-from marsclf.pipeline.presets import LADDERS, parameters_of
+from marsclf.pipeline.presets import LADDERS, data_of, parameters_of
 from marsclf.provenance import commit
 from marsclf.training.later_sols import CONDITIONS, FOLDS, criterion, fold, judge, log_loss
 from marsclf.training.recipe import Recipe
@@ -34,7 +34,7 @@ def compare(preset: str, settings: dict[str, object], data_dir: str | Path | Non
             f"{preset} has several recipes; `make run PRESET={preset}` compares them."
         )
     recipe = Recipe(**parameters_of(preset, settings))
-    dataset = open_dataset(data_dir)
+    dataset = open_dataset(data_dir, data_of(preset))
     if "sol" not in dataset.index:
         reason = "The names of its images tell no sol, so there are no later sols to evaluate on"
         raise MarsclfError(f"{dataset.root}: {reason}; use a data set with Curiosity's names.")

@@ -1,9 +1,8 @@
 """Publishing the result of a preset on the real data: python -m tools.publish --preset P.
 
-This updates results/<preset>/, figures/<preset>/, the tables of the documents and, for the default
-preset, the library's classifier. The folders of another data set than msl-v1 are named
-<preset>-<data set>. Figures that show only the data are the same for all presets; they are
-published with the default preset only.
+This updates results/<preset>/, figures/<preset>/ and the tables of the documents. The folders of a
+data set that the preset was not made for are named <preset>-<data set>. Figures that show only the
+data are the same for all presets; they are published with the default preset only.
 """
 
 import gzip
@@ -14,10 +13,10 @@ import sys
 from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, write_json
-from marsclf.pipeline.presets import DEFAULT_PRESET, parameters_of
+from marsclf.pipeline.presets import DEFAULT_PRESET, data_of, parameters_of
 from tools.command import make_main
 from tools.documents import update_documents, write_documents
-from tools.results import find_classifier_faults, find_faults, read_published, read_run
+from tools.results import find_faults, read_published, read_run
 
 DATA_FIGURES = "01_"  # how the names of notebook 01's figures begin
 
@@ -30,7 +29,7 @@ def publish(preset: str) -> None:
     """
     run, run_dir = read_run(preset), paths.RUNS / preset
     used, dataset = run.record["parameters"], run.record.get("dataset")
-    name = preset if dataset == "msl-v1" else f"{preset}-{dataset}"
+    name = preset if dataset == data_of(preset) else f"{preset}-{dataset}"
     expected = json.loads(json.dumps(parameters_of(preset)))  # lists in place of tuples
     faults = [
         f"{parameter} was {used.get(parameter)!r}, but the preset says {value!r}"
@@ -44,10 +43,6 @@ def publish(preset: str) -> None:
     ]
     if not figures:
         faults.append(f"there are no figures in {run_dir / 'figures'}")
-    classifier = run_dir / paths.CLASSIFIER.name
-    if name == DEFAULT_PRESET:
-        fields = ("preset", "seed", "data_digest", "commit")
-        faults += find_classifier_faults(classifier, run.record, *fields)
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
     documents = update_documents(dict(sorted((read_published() | {name: run}).items())))
@@ -62,9 +57,6 @@ def publish(preset: str) -> None:
             packed = gzip.compress(file.read_bytes(), mtime=0)
             (folder / f"{part}.csv.gz").write_bytes(packed)
         write_json(folder / run.file.name, run.record)
-    if name == DEFAULT_PRESET:
-        with replace_atomically(paths.CLASSIFIER) as file:
-            shutil.copyfile(classifier, file)
     write_documents(documents)
     print(f"Published {preset}: {paths.RESULTS / name}, {paths.FIGURES / name}, the documents.")
     commit = run.record["commit"]

@@ -19,6 +19,7 @@ from marsclf.pipeline.presets import LADDERS
 
 # Images in the splits that are always there.
 IMAGES = {"msl-v1": {"train": 3746, "val": 1640, "test": 1305}, "msl-v2.1": {"val": 300}}
+CLASSIFIERS = "classifiers"  # in results/, what is promised of the library's classifiers
 TOLERANCE = 1e-6  # numbers are stored with six digits
 
 
@@ -90,30 +91,42 @@ def find_faults(result: Result) -> list[str]:
             for split, images in IMAGES[dataset].items()
             if (number := recomputed[split]["n"] if split in recomputed else 0) != images
         ]
-        stored, true = _flatten(splits, name), _flatten(recomputed, name)
-        faults += [
-            f"{result.file}: {field} is {stored.get(field)}, recomputed {true.get(field)}"
-            for field in true | stored
-            if not _is_same(stored.get(field), true.get(field))
-        ]
+        faults += _differences(result.file, splits, recomputed, name)
         if "test" in recomputed and ledger.digest_of(file) not in ledger.scored():
             faults.append(f"{file}: {ledger.NAME}, the ledger of test scores, does not list it")
     return faults
 
 
-def find_classifier_faults(path: Path, record: dict, *fields: str) -> list[str]:
-    """Return how a classifier file, with these fields of `training`, differs from its run."""
+def find_classifier_faults(labels: str) -> list[str]:
+    """Return how one of the library's classifiers differs from what is promised of it."""
+    folder, file = paths.RESULTS / CLASSIFIERS / labels, paths.CLASSIFIERS[labels]
     try:
-        _, metadata, _ = classifier_file.read(path)
+        record = read_json(folder / "metrics.json", "make it with `make classifier`")
+        true = metrics.summarize(read_predictions(folder / "predictions.csv.gz"))
+        _, metadata, _ = classifier_file.read(file)
     except MarsclfError as error:
         return [str(error)]
-    pairs = {field: (metadata["training"].get(field), record.get(field)) for field in fields}
-    pairs["zooms"] = metadata["zooms"], record["parameters"].get("test_zooms")
-    pairs["temperature"] = metadata["calibration"]["temperature"], record.get("temperature")
-    return [
-        f"{path} belongs to another run: its {field} is {found!r}, not {expected!r}"
-        for field, (found, expected) in pairs.items()
+    own = metadata["training"] | metadata | {"temperature": metadata["calibration"]["temperature"]}
+    pairs = {
+        name: (own.get(name), record.get(name))
+        for name in ("preset", "seed", "commit", "data_digest", "classes", "temperature")
+    }
+    pairs["zooms"] = metadata["zooms"], record["parameters"]["test_zooms"]
+    faults = [
+        f"{file} is not that of {folder}: its {name} is {found!r}, not {expected!r}"
+        for name, (found, expected) in pairs.items()
         if found != expected
+    ]
+    return faults + _differences(folder / "metrics.json", record["out_of_fold"], true, labels)
+
+
+def _differences(file: Path, stored: dict, true: dict, name: str) -> list[str]:
+    """Return where stored metrics differ from those recomputed."""
+    stored, true = _flatten(stored, name), _flatten(true, name)
+    return [
+        f"{file}: {field} is {stored.get(field)}, recomputed {true.get(field)}"
+        for field in true | stored
+        if not _is_same(stored.get(field), true.get(field))
     ]
 
 

@@ -1,11 +1,11 @@
 """Verification of the published results: python -m tools.verify; needs no images or Keras."""
 
 import sys
+from functools import partial
 from itertools import zip_longest
 
 from marsclf import paths
 from marsclf.errors import MarsclfError
-from marsclf.pipeline.presets import DEFAULT_PRESET
 from tools.command import make_main
 from tools.documents import update_documents
 from tools.results import find_classifier_faults, find_faults, read_published
@@ -14,17 +14,17 @@ from tools.results import find_classifier_faults, find_faults, read_published
 def verify() -> None:
     """Recompute every published metric and compare the documents with their templates.
 
-    Prints one line for each preset. Raises MarsclfError if a number is wrong, if the ledger lacks a
-    score, or if the library's classifier is not that of the published run.
+    Prints one line for each preset and classifier. Raises MarsclfError if a number is wrong, if the
+    ledger lacks a score, or if a classifier is not the one that was measured.
     """
     published, faults = read_published(), []
-    for preset, result in published.items():
-        found = find_faults(result)
-        if preset == DEFAULT_PRESET:
-            fields = ("preset", "seed", "data_digest")
-            found += find_classifier_faults(paths.CLASSIFIER, result.record, *fields)
+    checks = {preset: partial(find_faults, result) for preset, result in published.items()}
+    for labels in paths.CLASSIFIERS:
+        checks[f"classifier {labels}"] = partial(find_classifier_faults, labels)
+    for name, check in checks.items():
+        found = check()
         faults += found
-        print(f"{preset}: {'WRONG' if found else 'ok'}")
+        print(f"{name}: {'WRONG' if found else 'ok'}")
     for file, expected in update_documents(published).items() if not faults else ():
         lines = file.read_text(encoding="utf-8").splitlines(), expected.splitlines()
         for number, (line, right) in enumerate(zip_longest(*lines), start=1):

@@ -38,9 +38,10 @@ class Classifier:
     temperature: float  # the logits are divided by it (Guo et al. 2017)
     classes: tuple[str, ...]  # names of the outputs
     training: dict  # where the weights come from
-    # RGB pixels 0-255 (n, size, size, 3) to probabilities (n, classes), not calibrated.
+    # RGB pixels 0-255 (n, size, size, 3) to probabilities (n, classes), not calibrated, and perhaps
+    # one more column, the familiarity.
     engine: Predictor = field(repr=False)
-    # Returns the equivalent Keras model, built on the first call.
+    # Returns the Keras model, images to probabilities, built on the first call.
     network: Callable[[], "keras.Model"] = field(repr=False)
 
     def predict(
@@ -89,11 +90,13 @@ class Classifier:
         outputs = predict_each(loading, load, self._predict_views)
         with warnings.catch_warnings():
             ignore_decoder_warnings()
-            for probabilities, (number, item) in zip(outputs, waiting, strict=True):
+            for output, (number, item) in zip(outputs, waiting, strict=True):
+                probabilities, familiarity = np.split(output, [len(self.classes)])
                 calibrated = with_temperature(probabilities.astype(np.float64), self.temperature)
                 path = item if isinstance(item, str) else None
                 error = errors.pop(number, None)
-                yield item, make_row(path, threshold, self.classes, calibrated, error)
+                row = make_row(path, threshold, self.classes, calibrated, familiarity, error)
+                yield item, row
 
     def views(self, source: str | np.ndarray) -> np.ndarray:
         """Return the network's inputs for an image, one per zoom: uint8 (zooms, size, size, 3)."""
@@ -103,23 +106,27 @@ class Classifier:
         )
 
     def _predict_views(self, views: np.ndarray) -> np.ndarray:
-        """Return pooled probabilities (n, classes) for the views (n, zooms, size, size, 3)."""
-        probabilities = self.engine(views.reshape(-1, *views.shape[2:]))
-        return pool(probabilities.reshape(*views.shape[:2], -1), axis=1)
+        """Return pooled probabilities (n, classes) for the views (n, zooms, size, size, 3).
+
+        One more column is the familiarity of the first zoom, if the engine gives it.
+        """
+        outputs = self.engine(views.reshape(-1, *views.shape[2:])).reshape(*views.shape[:2], -1)
+        probabilities, familiarity = np.split(outputs, [len(self.classes)], axis=-1)
+        return np.concatenate([pool(probabilities, axis=1), familiarity[:, 0]], axis=-1)
 
 
-def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -> Classifier:
-    """Return the classifier of a classifier file; by default, the one that is part of the library.
+def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> Classifier:
+    """Return one of the library's classifiers, "parts" or "content", or that of a file.
 
     The first call for a file exports its network into `cache` for the fast engine, which takes some
     seconds. Later calls find it there and do not load Keras; they do not look for a GPU either.
     Raises MarsclfError if the file is missing or invalid. The file need not be trusted.
     """
-    file = Path(path or paths.CLASSIFIER)
+    file = paths.CLASSIFIERS.get(str(model), Path(model))
     weights, metadata, digest = classifier_file.read(file)
 
     @functools.cache
-    def network() -> "keras.Model":
+    def networks() -> tuple["keras.Model", "keras.Model"]:
         return classifier_file.build_network(file, weights, metadata)
 
     name, size = f"classifier-{digest[:32]}-{NETWORK_VERSION}", metadata["image_size"]
@@ -130,8 +137,8 @@ def load_classifier(path: str | Path | None = None, cache: Path = paths.CACHE) -
         temperature=metadata["calibration"]["temperature"],
         classes=tuple(metadata["classes"]),
         training=metadata["training"],
-        engine=engine or make_predictor(network(), cache, name=name),
-        network=network,
+        engine=engine or make_predictor(networks()[1], cache, name=name),
+        network=lambda: networks()[0],
     )
 
 

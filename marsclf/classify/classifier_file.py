@@ -2,7 +2,8 @@
 
 A classifier file is a safetensors file (https://github.com/huggingface/safetensors), which holds
 numbers and text but no code. It has a float16 tensor "layer/weight" for each weight of the head and
-the trained blocks, except BatchNorm. Its header holds, under the key "marsclf", a JSON text:
+the trained blocks, except BatchNorm, and of the unit `familiarity` (training.familiarity) if there
+is one. Its header holds, under the key "marsclf", a JSON text:
 
 - format, version: "marsclf-classifier", 1;
 - backbone: a key of marsclf.networks.backbones.SPECS; image_size: side of the input, pixels;
@@ -33,9 +34,12 @@ from marsclf.images.views import check_zooms
 if TYPE_CHECKING:  # Keras takes seconds to load, and reading a file does not need it
     import keras
 
+    from marsclf.training.familiarity import Familiarity
+
 FORMAT, VERSION = "marsclf-classifier", 1
 METADATA = "marsclf"
 MAX_CLASSES = 1000
+FAMILIARITY = "familiarity/"
 BLOCK = "None|stem|block[1-7]|top"
 
 
@@ -65,19 +69,28 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict, str]:
     return weights, metadata, digest
 
 
-def build_network(file: Path, weights: dict[str, np.ndarray], metadata: dict) -> "keras.Model":
-    """Return the network of a classifier file, images to probabilities.
+def has_familiarity(weights: dict[str, np.ndarray]) -> bool:
+    """Tell whether these weights include a unit that gives the familiarity of an image."""
+    return any(key.startswith(FAMILIARITY) for key in weights)
 
-    `weights` and `metadata` are what `read` returned for `file`. Raises MarsclfError if they do not
-    fit each other.
+
+def build_network(
+    file: Path, weights: dict[str, np.ndarray], metadata: dict
+) -> tuple["keras.Model", "keras.Model"]:
+    """Return the network of a classifier file, images to probabilities, and the complete network.
+
+    The latter gives the familiarity in one more column, if the file has it. `weights` and
+    `metadata` are what `read` returned for `file`. Raises MarsclfError if they do not fit.
     """
     from marsclf.networks.backbones import build_backbone
+    from marsclf.training.familiarity import with_familiarity
     from marsclf.training.stages import build_head, join
 
     backbone = build_backbone(metadata["backbone"], metadata["image_size"])
     width, classes = backbone.output_shape[1], len(metadata["classes"])
     model = join(backbone, build_head(width, metadata["head_hidden"], 0.0, classes))
-    learned = _learned(model, metadata["first_learning_block"])
+    complete = with_familiarity(model) if has_familiarity(weights) else model
+    learned = _learned(complete, metadata["first_learning_block"])
     for key in [*learned, *weights]:
         if key not in weights or key not in learned or weights[key].shape != learned[key].shape:
             raise MarsclfError(
@@ -85,7 +98,7 @@ def build_network(file: Path, weights: dict[str, np.ndarray], metadata: dict) ->
                 f"do not fit {metadata['backbone']}."
             )
         learned[key].assign(weights[key])
-    return model
+    return model, complete
 
 
 def save_classifier(
@@ -97,6 +110,7 @@ def save_classifier(
     training: dict,
     zooms: Sequence[float] = (1.0,),
     temperature: float = 1.0,
+    familiarity: "Familiarity | None" = None,
 ) -> None:
     """Write the classifier file of a trained model, images to probabilities (training.stages.join).
 
@@ -105,14 +119,16 @@ def save_classifier(
     classes that the file cannot hold.
     """
     from marsclf.networks.backbones import BLOCKS, build_backbone
+    from marsclf.training.familiarity import with_familiarity
 
     size = model.input_shape[1]
-    untrained, trained = _variables(build_backbone(backbone, size)), _variables(model)
+    complete = with_familiarity(model, familiarity) if familiarity else model
+    untrained, trained = _variables(build_backbone(backbone, size)), _variables(complete)
     changed = [key for key in trained if not np.array_equal(trained[key], untrained.get(key))]
     first = next((block for block in BLOCKS if any(key.startswith(block) for key in changed)), None)
     weights = {}
     with np.errstate(over="ignore"):
-        for key, variable in _learned(model, first).items():
+        for key, variable in _learned(complete, first).items():
             weights[key] = np.array(variable).astype(np.float16)
             if not np.isfinite(weights[key]).all():
                 raise MarsclfError(f"The weights {key} are too large for float16, or not finite.")
@@ -138,10 +154,11 @@ def save_classifier(
 
 
 def _learned(model: "keras.Model", first: str | None) -> dict[str, "keras.Variable"]:
-    """Return the weights that a file must hold: head and blocks from `first` up, no BatchNorm."""
+    """Return the weights that a file holds: blocks from `first` up, no BatchNorm, and the rest."""
     from marsclf.networks.backbones import BLOCKS
 
-    parts = ("head_", "probabilities/", *(BLOCKS[BLOCKS.index(first) :] if first else ()))
+    blocks = BLOCKS[BLOCKS.index(first) :] if first else ()
+    parts = ("head_", "probabilities/", FAMILIARITY, *blocks)
     every = _variables(model).items()
     return {key: weight for key, weight in every if key.startswith(parts) and "bn/" not in key}
 

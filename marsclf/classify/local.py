@@ -10,7 +10,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
+from marsclf.files import replace_atomically
 
 # Seconds of work of the local engine, or a minute of one process, which a resumed run repeats.
 IMAGES_PER_PART = {"local": 1000, "ray": 4096}
@@ -38,30 +39,34 @@ def predict(options: Namespace) -> int:
     started, output = time.monotonic(), options.output
     partial = output and parts.partial_of(output)
     if options.resume and os.path.exists(output) and not os.path.exists(partial):
+        if options.report:
+            raise MarsclfError(f"{output} is complete: leave out --resume to make a report.")
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return 0
     try:
-        counts, done = _write_table(options, output) if output else _print_table(options)
+        with replace_atomically(options.report) if options.report else nullcontext() as page:
+            counts, done = _write_table(options, page) if output else _print_table(options, page)
     except KeyboardInterrupt:
         if not (partial and partial.exists()):
             raise
         print(f"error: interrupted; --resume continues from {partial}.", file=sys.stderr)
         return 130
     _report(counts, done, time.monotonic() - started)
-    if output:
-        print(f"Table: {output}", file=sys.stderr)
-    return 3 if counts[None, None] else 0
+    for kind, path in (("Table", output), ("Report", options.report)):
+        if path:
+            print(f"{kind}: {path}", file=sys.stderr)
+    return 3 if counts[None, None, None] else 0
 
 
 def _check(options: Namespace) -> None:
     """Raise MarsclfError for arguments that cannot be used; create the folder for overlays."""
     check_threshold(options.threshold)
-    output, explain = options.output, options.explain
+    output, explain, report = options.output, options.explain, options.report
     if options.engine == "ray":
         import ray  # noqa: F401 (fails here if it is not installed, before the images are listed)
 
-        if explain:
-            raise MarsclfError("--explain needs the local engine: leave out --engine ray.")
+        if explain or report:
+            raise MarsclfError("--explain and --report do not work with --engine ray.")
         if output is None or output.suffix:
             raise MarsclfError("--engine ray writes a folder: name one without a dot by --output.")
         if os.path.exists(output) and not options.resume:
@@ -72,15 +77,18 @@ def _check(options: Namespace) -> None:
         raise MarsclfError("--resume continues a file: name it with --output.")
     elif output and (output.suffix not in WRITERS or os.path.isdir(output)):
         raise MarsclfError(f"The output {output} must be a {' or '.join(WRITERS)} file.")
-    for target in filter(None, (output, explain)):
+    if report and (report.suffix != ".html" or os.path.isdir(report)):
+        raise MarsclfError(f"The report {report} must be an .html file.")
+    for target in filter(None, (output, explain, report)):
         if os.path.realpath(target) in map(os.path.realpath, options.sources):
             raise MarsclfError(f"{target} is one of the paths to classify: name another output.")
     if explain:
         explain.mkdir(parents=True, exist_ok=True)
 
 
-def _write_table(options: Namespace, output: Path) -> tuple[Counter, int]:
-    """Write the output; return the counts of its rows, and of the images classified now."""
+def _write_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
+    """Write output and page; return the counts of the rows, and of the images classified now."""
+    output = options.output
     images = list_images(options.sources, options.explain)
     if options.engine == "ray":  # its processes have another working directory
         output, images = output.absolute(), map(os.path.abspath, images)
@@ -96,35 +104,51 @@ def _write_table(options: Namespace, output: Path) -> tuple[Counter, int]:
         if missing and options.engine == "ray":
             from marsclf.classify import on_ray
 
-            with _quiet_libraries():
+            with quiet_libraries():
                 on_ray.classify_parts(folder, [*missing], options)
         elif missing:
             waiting = (path for name in missing for path in parts.read_paths(folder, name))
-            rows = _classify(waiting, options, total=sum(missing.values()))
+            pairs = _classify(waiting, options, total=sum(missing.values()))
             for name, number in missing.items():
-                parts.write_part(folder, name, itertools.islice(rows, number))
+                parts.write_part(folder, name, (row for _, row in itertools.islice(pairs, number)))
+        if page:
+            _write_report(parts.read_pairs(folder), page, options)
         return parts.finish(folder, output), sum(missing.values())
 
 
-def _print_table(options: Namespace) -> tuple[Counter, int]:
-    """Print the rows as CSV; return the same as _write_table."""
-    counts: Counter = Counter()
+def _print_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
+    """Print the rows as CSV and write the page; return the same as _write_table."""
+    counts, kept = Counter(), []
     images = list_images(options.sources, options.explain)
     images = itertools.chain([next(images)], images)  # fails before anything is printed
     sys.stdout.reconfigure(errors="backslashreplace")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in _classify(images, options):
+    for path, row in _classify(images, options):
         writer.writerow(row)
         sys.stdout.flush()
         counts += count([row])
+        if page:
+            kept.append((path, row))
+    if page:
+        _write_report(kept, page, options)
     return counts, counts.total()
 
 
-def _classify(images: Iterable[str], options: Namespace, total: int | None = None) -> Iterator[Row]:
-    """Yield the rows of images, after saving their overlays, and show the progress."""
+def _write_report(pairs: Iterable[tuple[str, Row]], page: Path, options: Namespace) -> None:
+    from marsclf.classify.report import write_report
+
+    print("Writing the report ...", file=sys.stderr)
+    training = classifier_file.read(options.model)[1]["training"]
+    write_report(pairs, page, training.get("dataset"), options.threshold)
+
+
+def _classify(
+    images: Iterable[str], options: Namespace, total: int | None = None
+) -> Iterator[tuple[str, Row]]:
+    """Yield images and their rows, after saving their overlays, and show the progress."""
     print("Loading the classifier ...", file=sys.stderr)
-    with _quiet_libraries():
+    with quiet_libraries():
         classifier = load_classifier(options.model)
         if options.explain:
             classifier.network()  # loads TensorFlow
@@ -134,7 +158,7 @@ def _classify(images: Iterable[str], options: Namespace, total: int | None = Non
     while batch := list(itertools.islice(pairs, BATCH)):
         if options.explain:
             _save_overlays(classifier, batch, options.explain)
-        yield from (row for _, row in batch)
+        yield from batch
 
 
 def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: Path) -> None:
@@ -163,7 +187,7 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Hide what TensorFlow and Ray print below Python; what Python itself prints is still seen."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
@@ -177,13 +201,15 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _report(counts: Counter, done: int, seconds: float) -> None:
     """Print the summary: how many images, how fast, how many of each class."""
-    images, errors, classes = counts.total(), counts[None, None], Counter()
-    for (name, _), number in counts.items():
+    images, errors, classes = counts.total(), counts[None, None, None], Counter()
+    for (name, *_), number in counts.items():
         classes[name] += number
-    uncertain = sum(number for (_, is_uncertain), number in counts.items() if is_uncertain)
+    uncertain = sum(number for (_, flag, _), number in counts.items() if flag)
+    told = [flag * number for (*_, flag), number in counts.items() if flag is not None]
+    unfamiliar = f"{sum(told):,} are unfamiliar. " if told else ""
     print(
         f"{images:,} images: {images - errors - uncertain:,} certain, {uncertain:,} uncertain, "
-        f"{errors:,} could not be read. "
+        f"{errors:,} could not be read. {unfamiliar}"
         f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second.",
         file=sys.stderr,
     )

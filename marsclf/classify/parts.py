@@ -86,6 +86,19 @@ def write_part(folder: Path, name: str, rows: Iterable[Row]) -> None:
         write_parquet([list(rows)], temporary)
 
 
+def read_pairs(folder: Path) -> Iterator[tuple[str, Row]]:
+    """Yield the paths of the images in the finished parts, with their rows."""
+    for path in sorted(folder.glob(PART)):
+        yield from zip(read_paths(folder, path.name), _read_part(path), strict=True)
+
+
+def _read_part(path: Path) -> list[Row]:
+    try:
+        return read_parquet(path)
+    except (OSError, pyarrow.ArrowException):
+        raise MarsclfError(f"{path} is damaged: remove it and add --resume.") from None
+
+
 def finish(folder: Path, output: Path) -> Counter:
     """Turn the finished parts into the output and return the counts of its rows.
 
@@ -95,10 +108,7 @@ def finish(folder: Path, output: Path) -> Counter:
 
     def parts() -> Iterator[list[Row]]:
         for path in sorted(folder.glob(PART)):
-            try:
-                rows = read_parquet(path)
-            except (OSError, pyarrow.ArrowException):
-                raise MarsclfError(f"{path} is damaged: remove it and add --resume.") from None
+            rows = _read_part(path)
             counts.update(count(rows))
             yield rows
 

@@ -19,6 +19,7 @@ from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
 
 DECIMALS = 6  # of a confidence; the engine's own error is about 1e-6
+FAMILIAR = 0.5  # the least familiarity that is not flagged, see training.familiarity
 
 
 class Row(NamedTuple):
@@ -30,6 +31,8 @@ class Row(NamedTuple):
     runner_up: str | None = None  # name of the second most likely class
     runner_up_confidence: float | None = None
     uncertain: bool | None = None  # whether the confidence is below the threshold
+    familiarity: float | None = None  # 0 to 1, if the classifier has learned it
+    unfamiliar: bool | None = None  # whether it is below 0.5: perhaps none of the classes fits
     sol: int | None = None  # Martian day, if the file name is a Curiosity product id
     camera: str | None = None  # ML, MR or MH, likewise
     error: str | None = None  # why the file could not be read
@@ -42,9 +45,18 @@ _SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in
 
 
 def make_row(
-    path: str | None, threshold: float, classes: tuple, probabilities: np.ndarray, error: str | None
+    path: str | None,
+    threshold: float,
+    classes: tuple,
+    probabilities: np.ndarray,
+    familiarity: np.ndarray,
+    error: str | None,
 ) -> Row:
-    """Return the row of an image: its error, or else its calibrated probabilities (classes,)."""
+    """Return the row of an image: its error, or else what its outputs say.
+
+    These are the calibrated probabilities (classes,) and the familiarity, (1,) or, if the
+    classifier has not learned it, (0,).
+    """
     row = Row(path and printable(path), error=error and printable(error))
     with suppress(MarsclfError):  # not a product id
         product = parse_product_id(f"{Path(path or '').stem}.JPG")
@@ -54,6 +66,9 @@ def make_row(
     second, first = np.argsort(probabilities, kind="stable")[-2:]
     # Round first, so that `uncertain` agrees with the confidence in the table.
     confidence = round(float(probabilities[first]), DECIMALS)
+    for value in familiarity:
+        known = round(float(value), DECIMALS)
+        row = row._replace(familiarity=known, unfamiliar=known < FAMILIAR)
     return row._replace(
         predicted=classes[first],
         confidence=confidence,
@@ -69,8 +84,8 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def count(rows: list[Row]) -> Counter:
-    """Count the rows by predicted class and `uncertain`; both are None for those with an error."""
-    return Counter((row.predicted, row.uncertain) for row in rows)
+    """Count the rows by predicted class, `uncertain` and `unfamiliar`; all None with an error."""
+    return Counter((row.predicted, row.uncertain, row.unfamiliar) for row in rows)
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
 from marsclf.paths import CACHE
 from marsclf.provenance import cores
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # Keras takes seconds to load, and an exported network does n
     from marsclf.networks.pinned import keras
 
 LARGEST_DIFFERENCE = 1e-3  # relative to the largest output; float32 engines differ by about 1e-5
+NETWORK = "network.xml"  # file in the folder of an exported network
 CHUNK = 16  # items that one thread loads, then predicts
 CHUNKS_AHEAD = 4  # in progress or waiting, beyond one per core; bounds the memory
 
@@ -85,8 +87,10 @@ def make_predictor(
             name = name or network_digest(model)[:32]
             predict = stored_predictor(name, model.input_shape, cache)
             if predict is None:  # missing or damaged
-                _export(model, _folder(name, cache), sample)
-                predict = _compile(_folder(name, cache), model.input_shape)
+                with replace_atomically(_folder(name, cache)) as folder:
+                    save_openvino(model, folder / NETWORK)
+                    check_export(folder / NETWORK, model, sample)
+                predict = _compile(_folder(name, cache) / NETWORK, model.input_shape)
             return predict
         except Exception as error:  # OpenVINO's errors have no common base class
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -108,7 +112,7 @@ def stored_predictor(
     Does not load Keras. `input_shape` is the model's, such as (None, 224, 224, 3).
     """
     with suppress(Exception):
-        return _compile(_folder(name, cache), input_shape)
+        return _compile(_folder(name, cache) / NETWORK, input_shape)
     return None
 
 
@@ -137,33 +141,47 @@ def _folder(name: str, cache: Path) -> Path:
     return cache / "networks" / name
 
 
-def _export(model: "keras.Model", path: Path, sample: np.ndarray | None) -> None:
-    """Write the folder `path`, after checking the outputs of the network in it."""
+def save_openvino(model: "keras.Model", file: Path, info: Mapping[str, str] | None = None) -> None:
+    """Write a Keras model as `file`, an .xml, with the weights in a .bin beside it.
+
+    The new folder `saved_model` beside them is removed. `info` becomes rt_info under "marsclf".
+    """
     import openvino
 
-    with replace_atomically(path) as folder:
-        # TensorFlow would log the temporary path into the notebook.
-        logging.getLogger("tensorflow").setLevel(logging.WARNING)
-        # Not `format="openvino"`: on Python 3.13 that converter does not find TensorFlow.
-        model.export(folder / "saved_model", format="tf_saved_model", verbose=False)
-        converted = openvino.convert_model(folder / "saved_model")
-        openvino.save_model(converted, folder / "network.xml", compress_to_fp16=False)
-        shutil.rmtree(folder / "saved_model")
-        if sample is None:
-            shape = (4, *model.input_shape[1:])
-            sample = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        found = _compile(folder, model.input_shape)(sample)
-        expected = model.predict_on_batch(sample)
-        difference = np.abs(found - expected).max() / np.abs(expected).max()
-        if not difference < LARGEST_DIFFERENCE:
-            raise RuntimeError(f"OpenVINO's outputs differ from Keras's by {difference:.1e}")
+    folder = file.with_name("saved_model")
+    # TensorFlow would log the temporary path into the notebook.
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
+    # Not `format="openvino"`: on Python 3.13 that converter does not find TensorFlow.
+    model.export(folder, format="tf_saved_model", verbose=False)
+    converted = openvino.convert_model(folder)
+    for key, text in (info or {}).items():
+        converted.set_rt_info(text, ["marsclf", key])
+    openvino.save_model(converted, file, compress_to_fp16=False)
+    shutil.rmtree(folder)
 
 
-def _compile(folder: Path, input_shape: tuple[int | None, ...]) -> Predictor:
+def check_export(file: Path, model: "keras.Model", sample: np.ndarray | None = None) -> None:
+    """Raise MarsclfError if the network in `file`, .xml or .onnx, gives other outputs than Keras.
+
+    They are compared for `sample` or for images of noise, see LARGEST_DIFFERENCE.
+    """
+    if sample is None:
+        shape = (4, *model.input_shape[1:])
+        sample = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    found = _compile(file, model.input_shape)(sample)
+    expected = model.predict_on_batch(sample)
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    if not difference < LARGEST_DIFFERENCE:
+        raise MarsclfError(
+            f"{file.name}: OpenVINO's outputs differ from Keras's by {difference:.1e}."
+        )
+
+
+def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
     import openvino
 
     core = openvino.Core()
-    network = core.read_model(folder / "network.xml")
+    network = core.read_model(file)
     network.reshape([1, *input_shape[1:]])
     streams = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cores()}
     compiled = core.compile_model(network, "CPU", {**streams, "INFERENCE_PRECISION_HINT": "f32"})

@@ -15,7 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from marsclf import paths
-from marsclf.data.msl import SAMPLE_NOTICE
+from marsclf.data.msl import PUBLISHED, SAMPLE_NOTICE
 from marsclf.data.open import open_dataset
 from marsclf.data.sample import make_sample
 from marsclf.errors import MarsclfError
@@ -57,7 +57,10 @@ def run(
     started, is_ladder, run_dir = time.monotonic(), preset in LADDERS, paths.RUNS / preset
     parameters, code, training = presets.parameters_of(preset, settings), commit(), {}
     source = make_sample(paths.CACHE / "sample") if sample else data_dir
-    dataset = open_dataset(source, presets.data_of(preset))
+    dataset = open_dataset(source, wanted := presets.data_of(preset))
+    if not source and dataset.name in PUBLISHED and dataset.name != wanted:
+        place = f"MARSCLF_DATA_DIR names {dataset.root}, which holds {dataset.name}"
+        raise MarsclfError(f"{place}; {preset} is for {wanted}: name a folder with --data-dir.")
     if not is_ladder:
         Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
     for folder in (dataset.root, run_dir):

@@ -21,7 +21,7 @@ from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
 from marsclf.images import views
 from marsclf.images.decode import read_rgb
-from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition
+from marsclf.images.views import Augmentation, Condition
 from marsclf.networks.engine import make_predictor, network_digest, predict_each
 from marsclf.networks.pinned import keras
 
@@ -66,15 +66,16 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def image_features(
-    root: Path, rows: pd.DataFrame, network: keras.Model, condition: Condition = WHOLE_IMAGE
+    root: Path, rows: pd.DataFrame, network: keras.Model, *conditions: Condition
 ) -> Features:
-    """Return the features of each complete image under a condition, kept as float32."""
+    """Return the features of each image under each condition, kept as float32."""
 
-    def render(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
-        return views.fit_view(image, network.input_shape[1], condition)
+    def render(image: np.ndarray, number: int, _: np.random.Generator) -> np.ndarray:
+        return views.fit_view(image, network.input_shape[1], conditions[number])
 
-    by = {"condition": asdict(condition)}
-    return compute_features(root, rows, np.ones(len(rows), int), network, render, by)
+    by = {"conditions": [asdict(condition) for condition in conditions]}
+    counts = np.full(len(rows), len(conditions))
+    return compute_features(root, rows, counts, network, render, by)
 
 
 def view_features(
@@ -87,7 +88,7 @@ def view_features(
 ) -> Features:
     """Return the features of `counts[i]` random views of each image i, kept as float16."""
 
-    def render(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def render(image: np.ndarray, _: int, rng: np.random.Generator) -> np.ndarray:
         return views.random_view(image, network.input_shape[1], augmentation, rng)
 
     by = {"augmentation": asdict(augmentation)}
@@ -111,8 +112,8 @@ def compute_features(
         rows: part of a data set's index (columns path and sha256).
         counts: views per image, (rows,).
         network: pixels 0-255 (n, height, width, 3) to features (n, ...).
-        render: an image, uint8 RGB, and a random generator to the pixels of one view. The generator
-            depends on the seed, the image and the number of the view only.
+        render: an image, uint8 RGB, the number of the view (from 0) and a random generator to the
+            pixels of that view. The generator depends on seed, image and number only.
         rendered_by: what `render` does, as JSON; a different view needs a different description.
         seed: of random views.
         dtype: in which features are kept on disk.
@@ -132,7 +133,8 @@ def compute_features(
 
     def load(item: tuple[Path, str, int]) -> np.ndarray:
         path, sha256, number = item
-        return render(decode(path), np.random.default_rng([seed, int(sha256[:16], 16), number]))
+        rng = np.random.default_rng([seed, int(sha256[:16], 16), number])
+        return render(decode(path), number, rng)
 
     _fill(files, load, network, dtype)
     return Features(tuple(files), len(items))

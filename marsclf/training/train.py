@@ -87,11 +87,15 @@ def make_examples(
     """Return random views of images, with labels and shares of draws.
 
     Without `views` in the recipe they are drawn anew for every epoch. Otherwise they are features
-    of `network`, cached: as many as the recipe says for training, else one of each image.
+    of `network`, cached: as many as the recipe says for training, else one of each image. Without
+    augmentation they are the views that are used for prediction.
     """
     augmentation, labels = Augmentation(**recipe.augmentation), rows["label"].to_numpy()
     counts = np.ones(len(rows), int)
-    if recipe.views:
+    if recipe.views and augmentation == Augmentation():
+        conditions = [Condition(zoom=zoom) for zoom in recipe.test_zooms]
+        views, counts = image_features(root, rows, network, *conditions), counts * len(conditions)
+    elif recipe.views:
         if training:
             counts = view_counts(labels, recipe.views, recipe.views_rare)
         views = view_features(root, rows, counts, network, augmentation, recipe.seed)
@@ -105,23 +109,26 @@ def train_network(
     recipe: Recipe,
     root: Path,
     train_rows: pd.DataFrame,
-    validation_rows: pd.DataFrame,
+    validation_rows: pd.DataFrame | None,
     classes: int,
 ) -> TrainedNetwork:
     """Train a network by both stages of a recipe; steps that are in the cache are not repeated.
 
     It learns from `train_rows` of a data set's index, whose paths are relative to `root`, and keeps
-    the best epoch on `validation_rows`. `classes` is their number.
+    the best epoch on `validation_rows`, without these the last. `classes` is their number.
     """
     backbone, frozen, upper = load_parts(recipe)
     train = make_examples(recipe, frozen, root, train_rows, classes, True)
-    validation = make_examples(recipe, frozen, root, validation_rows, classes, False)
+    validation = None
+    if validation_rows is not None:
+        validation = make_examples(recipe, frozen, root, validation_rows, classes, False)
     keras.utils.set_random_seed(recipe.seed)
     head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, classes)
     classifier = join(upper, head) if upper else head
     fit = partial(fit_stage, recipe=recipe, epoch_size=len(train_rows))
     if recipe.views:  # the head learns from vectors, which are computed once
-        fitted = [fit("head", head, train.after(upper), validation.after(upper))]
+        vectors = [each and each.after(upper) for each in (train, validation)]
+        fitted = [fit("head", head, *vectors)]
     else:
         unfreeze_blocks(classifier, [])
         fitted = [fit("head", classifier, train, validation)]
@@ -141,7 +148,7 @@ def fit_stage(
     stage: str,
     model: keras.Model,
     train: Examples,
-    validation: Examples,
+    validation: Examples | None,
     recipe: Recipe,
     epoch_size: int,
 ) -> Checkpoints:
@@ -158,7 +165,7 @@ def fit_stage(
     at_once, untrained = batch_size, model.get_weights()
     while True:
         batches = RandomBatches(train, at_once, epoch_size, recipe.seed)
-        check = Batches(validation, at_once)
+        check = validation and Batches(validation, at_once)
         steps, accumulate = epochs * len(batches), math.ceil(batch_size / at_once)
         how = (recipe.weight_decay, recipe.label_smoothing, ema, accumulate)
         compile_model(model, learning_rate, steps, *how)

@@ -1,0 +1,106 @@
+"""Familiarity: whether an image resembles those that the classes were learned from.
+
+One logistic unit on the means of the maps of block 5, trained with images of the classes against
+images of none of them. Fine-tuning from block 6 up leaves these means as ImageNet formed them, so
+an image on which the network was trained looks no more familiar than a new one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from marsclf.images.views import fit_view
+from marsclf.networks.pinned import keras
+
+BLOCK = "block5"
+PENALTY = 100.0  # the loss includes half of it times the squared weights of scaled features
+FOLDS = 5
+
+
+class Familiarity(NamedTuple):
+    """The unit: sigmoid(features @ weights + bias); an image below 0.5 is unfamiliar."""
+
+    weights: np.ndarray  # (width,)
+    bias: float
+
+
+def features_model(network: keras.Model) -> keras.Model:
+    """Return the part of a network, images to probabilities, that gives the features (n, width)."""
+    last = [layer for layer in network.layers if layer.name.startswith(BLOCK)][-1]
+    pooling = keras.layers.GlobalAveragePooling2D(name="familiarity_features")
+    return keras.Model(network.input, pooling(last.output))
+
+
+def with_familiarity(network: keras.Model, unit: Familiarity | None = None) -> keras.Model:
+    """Return a network, images to probabilities, with the familiarity as one more output column.
+
+    The result shares the network's weights. Without `unit`, that of the result is untrained.
+    """
+    features = features_model(network)
+    layer = keras.layers.Dense(1, activation="sigmoid", name="familiarity")
+    outputs = [network.output, layer(features.output)]
+    if unit:
+        layer.set_weights([unit.weights[:, np.newaxis], np.array([unit.bias])])
+    return keras.Model(network.input, keras.layers.Concatenate()(outputs))
+
+
+def blank_frames(size: int, number: int, seed: int = 0) -> np.ndarray:
+    """Return generated frames without a scene, uint8 (number, size, size, 3).
+
+    Of one color or shaded, often saturated or dark, with and without noise; half of them gray, and
+    a third as coarse as the rover's thumbnails.
+    """
+    random, frames = np.random.default_rng(seed), []
+    for each in range(number):
+        side, colors = random.choice([64, size, size]), 1 if each % 2 else 3
+        slopes = random.normal(0, random.choice([0, 0.3, 1]), 2) * 128 / side
+        y, x = np.mgrid[:side, :side] - side / 2
+        frame = random.uniform(-60, 315, colors) + (slopes[0] * x + slopes[1] * y)[..., np.newaxis]
+        noise = random.choice([0, 1, 4, 16]) * random.standard_normal((side, side, colors))
+        frame = np.clip(np.broadcast_to(frame + noise, (side, side, 3)), 0, 255)
+        frames.append(fit_view(frame.astype(np.uint8), size))
+    return np.stack(frames)
+
+
+def fit_familiarity(
+    known: np.ndarray, groups: np.ndarray, outside: np.ndarray, flagged: float = 0.03
+) -> Familiarity:
+    """Fit the unit with features of images of the classes, and of images of none of them.
+
+    Both kinds count equally. The bias is such that the share `flagged` of the known images is
+    unfamiliar to units that were fitted without the images of their group.
+
+    Args:
+        known, outside: features (n, width) and (m, width).
+        groups: the sol or scene of each known image (n,); at least two differ.
+        flagged: 0 to 1.
+    """
+    number = np.unique(groups, return_inverse=True)[1]
+    fold = np.random.default_rng(0).permutation(number.max() + 1)[number] % FOLDS
+    held_out = np.empty(len(known))
+    for each in np.unique(fold):
+        weights, bias = _fit(known[fold != each], outside)
+        held_out[fold == each] = known[fold == each] @ weights + bias
+    weights, bias = _fit(known, outside)
+    return Familiarity(weights, bias - np.quantile(held_out, flagged))
+
+
+def _fit(known: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return weights and bias of the penalized logistic regression, by Newton's method."""
+    features = np.concatenate([known, outside]).astype(np.float64)
+    target = np.repeat([1.0, 0.0], [len(known), len(outside)])
+    counts = np.where(target, len(known), len(outside))
+    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    inputs = np.column_stack([(features - mean) / spread, np.ones(len(features))])
+    penalty = np.append(np.full(len(mean), PENALTY), 0.0)
+    solution = np.zeros(len(penalty))
+    for _ in range(30):
+        output = 1 / (1 + np.exp(-np.clip(inputs @ solution, -500, 500)))
+        share = len(features) / (2 * counts)
+        gradient = inputs.T @ (share * (output - target)) + penalty * solution
+        curvature = (inputs.T * (share * output * (1 - output))) @ inputs + np.diag(penalty)
+        solution -= (step := np.linalg.solve(curvature, gradient))
+        if np.abs(step).max() < 1e-9:
+            break
+    weights = solution[:-1] / spread
+    return weights, solution[-1] - mean @ weights

@@ -1,0 +1,104 @@
+"""The unit that tells images of the classes from others, and what `predict` makes of it."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from tiny_project import CLASSES
+
+from marsclf.classify.classifier import Classifier, load_classifier
+from marsclf.classify.classifier_file import save_classifier
+from marsclf.cli import main
+from marsclf.data.dataset import Dataset
+from marsclf.images.decode import read_rgb
+from marsclf.images.views import fit_view
+from marsclf.training.familiarity import PENALTY, blank_frames, features_model, fit_familiarity
+
+
+def test_the_unit_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    known, outside = random.normal(3, 2, (400, 5)), random.normal(2.5, 1, (90, 5))
+    known[:, 4] = outside[:, 4] = 7  # a channel that says nothing
+    weights, bias = fit_familiarity(known, np.arange(400) // 4, outside, flagged=0.1)
+    features, target = np.concatenate([known, outside]), np.arange(490) < 400
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(C=1 / PENALTY, class_weight="balanced", tol=1e-10)
+    model.fit(scaler.transform(features), target)
+    expected = model.decision_function(scaler.transform(features))
+    found = features @ weights + bias
+    np.testing.assert_allclose(found - found[0], expected - expected[0], atol=1e-5)
+    assert weights[4] == 0
+    assert (found[:400] < 0).mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_group_does_not_vouch_for_its_own_images() -> None:
+    """Each group has its own channel, so units that know only the others find it unfamiliar."""
+    groups, outside = np.arange(40) % 5, np.zeros((40, 5))
+    known = np.eye(5)[groups]
+    weights, bias = fit_familiarity(known, groups, outside, flagged=0.5)
+    assert np.all(known @ weights + bias > 0.2)  # 0 is the median of the groups that were left out
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten flat, saturated, black or shaded frames."""
+    folder, random = tmp_path_factory.mktemp("blank"), np.random.default_rng(0)
+    shade = np.add.outer(np.arange(90), np.arange(120))
+    frames = [np.full((64, 64, 3), color) for color in ((0,) * 3, (255,) * 3, (40, 90, 30))]
+    frames += [np.full((100, 120), value) for value in (12, 128, 200)]
+    frames += [
+        shade,
+        255 - shade,
+        random.integers(0, 6, (80, 80)),
+        random.integers(250, 256, (9, 9)),
+    ]
+    for number, frame in enumerate(frames):
+        Image.fromarray(np.uint8(frame)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_unit(
+    small_model: keras.Model,
+    sample_dataset: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The file of the small classifier, which tells sample images from blank frames."""
+    network, rows = features_model(small_model), sample_dataset.index[::4]
+    known = np.stack([fit_view(read_rgb(sample_dataset.root / path), 64) for path in rows["path"]])
+    known, outside = (network.predict(x, verbose=0) for x in (known, blank_frames(64, 100)))
+    unit = fit_familiarity(known, rows["group"].to_numpy(), outside)
+    path = tmp_path_factory.mktemp("unit") / "c.safetensors"
+    options = {"backbone": "EfficientNetLite0", "training": {}}
+    options |= {"classes": CLASSES, "zooms": [1.0, 0.5], "temperature": 0.5}
+    save_classifier(small_model, path, familiarity=unit, **options)
+    return path
+
+
+def test_blank_frames_are_flagged_and_nothing_else_changes(
+    with_unit: Path, classifier: Classifier, sample_dataset: Dataset, blank: Path, tmp_path: Path
+) -> None:
+    loaded = load_classifier(with_unit, tmp_path)
+    images = [sample_dataset.root / path for path in sample_dataset.index["path"][1::20]]
+    table = loaded.predict([blank, *images])
+    assert table["unfamiliar"][:10].all() and table["unfamiliar"][10:].mean() < 0.1
+    assert ((table["familiarity"] < 0.5) == table["unfamiliar"]).all()
+    assert loaded.network().output_shape == (None, len(CLASSES))  # as Grad-CAM needs it
+    again = load_classifier(with_unit, tmp_path).predict([blank, *images])  # the stored network
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_the_command_reports_and_stores_the_flag(
+    with_unit: Path, blank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("t.csv", "t.parquet"):
+        command = ["predict", str(blank), "--model", str(with_unit), "--output"]
+        assert main([*command, str(tmp_path / name)]) == 0
+    assert "10 are unfamiliar" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "t.csv")["unfamiliar"].all()
+    assert pd.read_parquet(tmp_path / "t.parquet")["unfamiliar"].all()

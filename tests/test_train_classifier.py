@@ -1,0 +1,75 @@
+"""The library's classifiers learn from all labels, and promise what unseen images showed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_project import enter_project
+
+from marsclf import paths
+from marsclf.classify.classifier import load_classifier
+from marsclf.data.dataset import Dataset
+from marsclf.errors import MarsclfError
+from marsclf.evaluation.predictions import read_predictions
+from marsclf.pipeline.presets import parameters_of
+from marsclf.training import cross_validation
+from tools import results, train_classifier
+
+QUICK = {"image_size": 32, "head_epochs": 2, "head_hidden": 8, "finetune_epochs": 0, "views": 1}
+QUICK |= {"views_rare": 1, "augmentation": {}}
+
+
+def test_train_classifier(
+    sample_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = parameters_of("laptop", QUICK)
+    enter_project(monkeypatch, tmp_path)
+    monkeypatch.setattr(cross_validation, "FOLDS", 2)
+    monkeypatch.setattr(train_classifier, "parameters_of", lambda _: parameters)
+    monkeypatch.setattr(train_classifier, "data_of", lambda _: "msl-v1")
+    trained = []
+    whole = cross_validation.train_network
+
+    def train_network(recipe: object, root: Path, rows: pd.DataFrame, *rest: object) -> object:
+        trained.append(rows)
+        return whole(recipe, root, rows, *rest)
+
+    for module in (cross_validation, train_classifier):
+        monkeypatch.setattr(module, "train_network", train_network)
+    monkeypatch.setattr(train_classifier, "open_dataset", lambda *_: sample_dataset)
+    with pytest.raises(MarsclfError, match="not by laptop from sample"):
+        train_classifier.train_classifier("laptop", None)
+    assert not paths.RESULTS.exists()
+
+    dataset = replace(sample_dataset, name="msl-v1")
+    monkeypatch.setattr(train_classifier, "open_dataset", lambda *_: dataset)
+    train_classifier.train_classifier("laptop", None)
+    *folds, everything = trained
+    assert len(folds) == 2 and len(everything) == len(dataset.index)
+    sols = [{*rows["sol"] // 25} for rows in folds]
+    held_out = [{*dataset.index["sol"] // 25} - seen for seen in sols]
+    assert sum(map(len, held_out)) == len(set.union(*held_out))  # no sols are in two folds
+    assert set.union(*held_out) == {*dataset.index["sol"] // 25}
+    assert results.find_classifier_faults("parts") == []
+    folder = paths.RESULTS / "classifiers" / "parts"
+    promised = json.loads((folder / "metrics.json").read_text())["out_of_fold"]
+    stored = read_predictions(folder / "predictions.csv.gz")
+    assert promised["n"] == len(dataset.index) == len(stored)
+    right = (stored["label"] == stored["predicted"]).mean()
+    assert promised["accuracy"] == pytest.approx(right, abs=1e-6)
+    table = load_classifier("parts", paths.CACHE).predict(dataset.root / stored["path"][0])
+    assert table["predicted"][0] in dataset.classes
+
+
+def test_folds_keep_neighboring_sols_together_and_are_of_similar_size() -> None:
+    sols = np.random.default_rng(0).integers(0, 1000, 3000)
+    folds = cross_validation.fold_of(pd.DataFrame({"sol": sols}))
+    assert pd.Series(folds).groupby(sols // 25).nunique().eq(1).all()
+    assert np.ptp(np.bincount(folds)) < 60
+    groups = pd.DataFrame({"group": ["a", "b", "a"]})
+    assert cross_validation.fold_of(groups).tolist() == [0, 1, 0]
+    with pytest.raises(MarsclfError, match="one group"):
+        cross_validation.fold_of(groups[::2])

@@ -1,0 +1,84 @@
+"""A classifier that is part of the library: python -m tools.train_classifier --preset P.
+
+It learns from every labeled image at hand by the recipe of a preset, to the last epoch. What is
+promised of it comes from a cross-validation grouped by sol: its temperature, and the metrics in
+results/classifiers/<labels>/, which are those of five networks on images that they have not seen.
+"""
+
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from marsclf import paths
+from marsclf.classify.classifier_file import save_classifier
+from marsclf.data.open import open_dataset
+from marsclf.errors import MarsclfError
+from marsclf.evaluation import metrics
+from marsclf.evaluation.calibration import fit_temperature, with_temperature
+from marsclf.evaluation.predictions import as_predictions, write_predictions
+from marsclf.files import replace_atomically, write_json
+from marsclf.pipeline.presets import data_of, parameters_of
+from marsclf.provenance import commit, hardware, peak_rss_mb
+from marsclf.training.cross_validation import train_folds
+from marsclf.training.recipe import Recipe
+from marsclf.training.train import predict, train_network
+from tools.command import make_main
+from tools.documents import update_documents, write_documents
+from tools.results import CLASSIFIERS, read_published
+
+LABELS = {"msl-v1": "parts", "msl-v2.1": "content"}  # the classifier of each data set
+
+
+def train_classifier(preset: str, data_dir: str | Path | None) -> None:
+    """Train the library's classifier of a preset's data set on all labels, and measure it.
+
+    Raises MarsclfError, and changes nothing, for any other data and for a recipe of several
+    networks.
+    """
+    started, parameters, code = time.monotonic(), parameters_of(preset), commit()
+    recipe = Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
+    dataset = open_dataset(data_dir, data_of(preset))
+    if dataset.name not in LABELS or recipe.ensemble or recipe.self_training:
+        reason = f"It is made from one network and {' or '.join(LABELS)}"
+        raise MarsclfError(f"{reason}, not by {preset} from {dataset.name} in {dataset.root}.")
+    labels, rows = LABELS[dataset.name], dataset.index
+    data, true = (recipe, dataset.root), rows["label"].to_numpy()
+    probabilities = np.empty((len(rows), len(dataset.classes)))
+    for network, held_out in train_folds(*data, rows, len(dataset.classes)):
+        probabilities[held_out] = predict([network], dataset.root, rows[held_out])
+        right = (probabilities[held_out].argmax(axis=1) == true[held_out]).mean()
+        print(f"a fold of {held_out.sum():,} images: {right:.1%} right", flush=True)
+    temperature = fit_temperature(probabilities, true)
+    calibrated = with_temperature(probabilities, temperature)
+    network = train_network(*data, rows, None, len(dataset.classes))
+    about = {"preset": preset, "seed": recipe.seed, "commit": code, "dataset": dataset.name}
+    about |= {"data_digest": dataset.digest}
+    with replace_atomically(paths.CLASSIFIERS[labels]) as file:
+        save_classifier(
+            network.model,
+            file,
+            backbone=recipe.backbone,
+            classes=dataset.classes,
+            zooms=recipe.test_zooms,
+            temperature=temperature,
+            training=about,
+        )
+    record = about | {"parameters": parameters, "temperature": temperature}
+    record |= {"classes": dataset.classes, "splits": rows["split"].value_counts().to_dict()}
+    record |= {"out_of_fold": metrics.summarize(as_predictions(rows, calibrated))}
+    record |= {"hardware": hardware(), "peak_rss_mb": peak_rss_mb()}
+    record |= {"wall_s": round(time.monotonic() - started, 1)}
+    with replace_atomically(paths.RESULTS / CLASSIFIERS / labels) as folder:
+        write_predictions(folder / "predictions.csv.gz", rows, calibrated)
+        write_json(folder / "metrics.json", record)
+    write_documents(update_documents(read_published()))
+    print(f"{paths.CLASSIFIERS[labels]}: {record['out_of_fold']}")
+
+
+main = make_main(train_classifier, "preset", "data_dir")
+
+if __name__ == "__main__":
+    sys.exit(main())
