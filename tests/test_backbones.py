@@ -149,7 +149,7 @@ def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_pat
 
 def test_a_file_of_weights_is_copied_to_where_keras_looks(keras_models, b0_file, b0) -> None:
     for file in (b0_file, keras_models / B0_FILE):  # the last one is there already
-        assert install_weights("EfficientNetB0", file) == keras_models / B0_FILE
+        install_weights("EfficientNetB0", file)
     assert [path.name for path in keras_models.iterdir()] == [B0_FILE]
     check_loaded(b0)
 
@@ -157,8 +157,8 @@ def test_a_file_of_weights_is_copied_to_where_keras_looks(keras_models, b0_file,
 def test_a_file_of_weights_that_is_not_the_published_one(keras_models, b0_file, tmp_path) -> None:
     (tmp_path / "cut.h5").write_bytes(b0_file.read_bytes()[:1000])
     md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
-    for name, reason in (("cut", "is damaged or another file"), ("gone", "cannot be read")):
-        with pytest.raises(MarsclfError, match=f"{reason}.*{B0_FILE}, md5 {md5}"):
+    for name, reason in (("cut", "does not match the known hash"), ("gone", "No such file")):
+        with pytest.raises(MarsclfError, match=rf"(?s){reason}.*get {B0_FILE} \(md5 {md5}\)"):
             install_weights("EfficientNetB0", tmp_path / f"{name}.h5")
     with pytest.raises(MarsclfError, match="EfficientNetLite0 takes no file of weights"):
         install_weights("EfficientNetLite0", b0_file)

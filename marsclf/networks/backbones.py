@@ -10,7 +10,7 @@ from typing import Literal
 import pooch
 
 from marsclf.errors import MarsclfError
-from marsclf.files import regular_file, replace_atomically
+from marsclf.files import regular_file
 from marsclf.networks.efficientnet_lite import build_efficientnet_lite
 from marsclf.networks.pinned import keras
 from marsclf.networks.specs import BLOCKS, SPECS, find_spec
@@ -81,49 +81,39 @@ def split_frozen(
     )
 
 
-def install_weights(name: str, file: Path) -> Path:
-    """Copy a file of ImageNet weights into Keras's cache; return its path there.
+def install_weights(name: str, file: Path) -> None:
+    """Copy a file of ImageNet weights into Keras's cache; raise MarsclfError for any other file.
 
     Keras could load the file directly, but would then omit a scaling of the pixels that these
-    weights expect. Raises MarsclfError unless the file is the one that Keras publishes.
+    weights expect.
     """
     if name not in SPECS or "Lite" in name:
         raise MarsclfError(f"{name} takes no file of weights: leave out --weights.")
-    path, md5 = _published_weights(name)
-    wanted = f"the weights of {name} are {path.name}, md5 {md5}"
-    try:
-        found = pooch.file_hash(str(regular_file(file)), alg="md5")
-    except OSError as error:
-        raise MarsclfError(f"{file} cannot be read ({error.strerror}); {wanted}.") from error
-    if found != md5:
-        raise MarsclfError(f"{file} is damaged or another file (md5 {found}); {wanted}.")
-    with replace_atomically(path) as temporary:
-        shutil.copyfile(file, temporary)
-    return path
+    fetch_weights(name, file)
 
 
-def _published_weights(name: str) -> tuple[Path, str]:
-    """Return where Keras keeps the weights, and their md5."""
+def fetch_weights(name: str, file: Path | None = None) -> None:
+    """Download a backbone's ImageNet weights into Keras's cache, or copy `file` to there.
+
+    Does nothing if they are there. Raises MarsclfError if they cannot be had.
+    """
+
+    def copy(source: str, target: Path, _: object) -> None:
+        shutil.copyfile(regular_file(Path(source)), target)
+
     home = Path(keras.src.backend.config.keras_home()).expanduser()
     if not os.access(home, os.W_OK):
         home = Path("/tmp/.keras")  # as keras.utils.get_file does
     md5 = keras_efficientnet.WEIGHTS_HASHES[name[-2:].lower()][1]
-    return home / "models" / f"{name.lower()}_notop.h5", md5
-
-
-def fetch_weights(name: str) -> None:
-    """Download a backbone's ImageNet weights into Keras's cache, unless they are there.
-
-    Raises MarsclfError if they cannot be downloaded.
-    """
-    path, md5 = _published_weights(name)
-    url = keras_efficientnet.BASE_WEIGHTS_PATH + path.name
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
+    path = home / "models" / f"{name.lower()}_notop.h5"
+    source = str(file or keras_efficientnet.BASE_WEIGHTS_PATH + path.name)
+    get = copy if file else pooch.HTTPDownloader(timeout=TIMEOUT)
     try:
-        pooch.retrieve(url, f"md5:{md5}", path.name, path.parent, downloader=downloader)
+        pooch.retrieve(source, f"md5:{md5}", path.name, path.parent, downloader=get)
     except Exception as error:  # the network's, the disk's, or a wrong hash
         raise MarsclfError(
-            f"The ImageNet weights of {name} cannot be downloaded ({error}); get {path.name} "
-            f"(md5 {md5}) where there is a network and name it with --weights (WEIGHTS= for make), "
-            f"or put it at {path}. EfficientNetLite0, the backbone of laptop, needs no download."
+            f"The ImageNet weights of {name} cannot be read or downloaded ({error}); get "
+            f"{path.name} (md5 {md5}) where there is a network and name it with --weights "
+            f"(WEIGHTS= for make), or put it at {path}. EfficientNetLite0, the backbone of laptop, "
+            "needs no download."
         ) from error
