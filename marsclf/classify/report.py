@@ -73,7 +73,7 @@ def write_report(pairs: Iterable[Pair], file: Path, dataset: str, threshold: flo
 def _kind(row: Row) -> str:
     if row.error:
         return UNREADABLE
-    if getattr(row, "unfamiliar", False):
+    if row.unfamiliar:
         return UNFAMILIAR
     return UNCERTAIN if row.uncertain else CERTAIN
 
