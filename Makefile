@@ -78,8 +78,9 @@ bench: environment ## measure what the work costs, in about half an hour [DATA_D
 gpu-cost: environment ## measure what EfficientNetB7 costs [DATA_DIR]
 	$(BIN)/python -m tools.gpu_cost $(DATA_OPTION)
 
-classifier: environment ## train one of the library's classifiers on all labels [PRESET DATA_DIR]
-	$(BIN)/python -m tools.train_classifier $(PRESET_OPTION) $(DATA_OPTION)
+classifier: environment ## train one of the library's classifiers on all labels [PRESET DATA_DIR OUTSIDE_DIR]
+	$(BIN)/python -m tools.train_classifier $(PRESET_OPTION) $(DATA_OPTION) \
+		$(if $(OUTSIDE_DIR),--outside-dir $(call quote,$(OUTSIDE_DIR)))
 
 publish: environment ## copy a run's results into the repository [PRESET]
 	$(BIN)/python -m tools.publish $(PRESET_OPTION)

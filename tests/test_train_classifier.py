@@ -16,6 +16,7 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation.predictions import read_predictions
 from marsclf.pipeline.presets import parameters_of
 from marsclf.training import cross_validation
+from marsclf.training.familiarity import blank_frames
 from tools import results, train_classifier
 
 QUICK = {"image_size": 32, "head_epochs": 2, "head_hidden": 8, "finetune_epochs": 0, "views": 1}
@@ -41,12 +42,15 @@ def test_train_classifier(
         monkeypatch.setattr(module, "train_network", train_network)
     monkeypatch.setattr(train_classifier, "open_dataset", lambda *_: sample_dataset)
     with pytest.raises(MarsclfError, match="not by laptop from sample"):
-        train_classifier.train_classifier("laptop", None)
+        train_classifier.train_classifier("laptop", None, None)
     assert not paths.RESULTS.exists()
 
     dataset = replace(sample_dataset, name="msl-v1")
-    monkeypatch.setattr(train_classifier, "open_dataset", lambda *_: dataset)
-    train_classifier.train_classifier("laptop", None)
+    kinds = dataset.index["class_name"].where(dataset.index["label"] > 8, "Artifact")
+    outside = replace(dataset, name="msl-v2.1", index=dataset.index.assign(class_name=kinds))
+    both = {"msl-v1": dataset, "msl-v2.1": outside}
+    monkeypatch.setattr(train_classifier, "open_dataset", lambda _, wanted: both[wanted])
+    train_classifier.train_classifier("laptop", None, None)
     *folds, everything = trained
     assert len(folds) == 2 and len(everything) == len(dataset.index)
     sols = [{*rows["sol"] // 25} for rows in folds]
@@ -60,8 +64,10 @@ def test_train_classifier(
     assert promised["n"] == len(dataset.index) == len(stored)
     right = (stored["label"] == stored["predicted"]).mean()
     assert promised["accuracy"] == pytest.approx(right, abs=1e-6)
-    table = load_classifier("parts", paths.CACHE).predict(dataset.root / stored["path"][0])
-    assert table["predicted"][0] in dataset.classes
+    images = [blank_frames(32, 10)[number] for number in range(10)]
+    table = load_classifier("parts", paths.CACHE).predict([dataset.root, *images])
+    assert {*table["predicted"]} <= {*dataset.classes}
+    assert table["unfamiliar"][-10:].all() and not table["unfamiliar"][:-10].all()
 
 
 def test_folds_keep_neighboring_sols_together_and_are_of_similar_size() -> None:

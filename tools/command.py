@@ -12,6 +12,10 @@ from marsclf.pipeline.presets import DEFAULT_PRESET, parse_settings
 OPTIONS = {
     "preset": {"default": DEFAULT_PRESET, "help": "one of presets/ (default: %(default)s)"},
     "data_dir": {"type": lambda text: from_user(text).absolute(), "help": "folder of the images"},
+    "outside_dir": {
+        "type": lambda text: from_user(text).absolute(),
+        "help": "folder of msl-v2.1, for images of no class of msl-v1",
+    },
     "set": {
         "dest": "settings",
         "metavar": "NAME=VALUE",

@@ -3,6 +3,8 @@
 It learns from every labeled image at hand by the recipe of a preset, to the last epoch. What is
 promised of it comes from a cross-validation grouped by sol: its temperature, and the metrics in
 results/classifiers/<labels>/, which are those of five networks on images that they have not seen.
+The classifier of msl-v1 also learns to tell its images from those of msl-v2.1 that show none of its
+classes, and from blank frames.
 """
 
 import sys
@@ -11,18 +13,29 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from marsclf import paths
 from marsclf.classify.classifier_file import save_classifier
+from marsclf.data.dataset import Dataset
 from marsclf.data.open import open_dataset
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.evaluation.predictions import as_predictions, write_predictions
 from marsclf.files import replace_atomically, write_json
+from marsclf.images.views import WHOLE_IMAGE
+from marsclf.networks.pinned import keras
 from marsclf.pipeline.presets import data_of, parameters_of
 from marsclf.provenance import commit, hardware, peak_rss_mb
 from marsclf.training.cross_validation import train_folds
+from marsclf.training.familiarity import (
+    Familiarity,
+    blank_frames,
+    features_model,
+    fit_familiarity,
+)
+from marsclf.training.features import image_features
 from marsclf.training.recipe import Recipe
 from marsclf.training.train import predict, train_network
 from tools.command import make_main
@@ -30,9 +43,13 @@ from tools.documents import update_documents, write_documents
 from tools.results import CLASSIFIERS, read_published
 
 LABELS = {"msl-v1": "parts", "msl-v2.1": "content"}  # the classifier of each data set
+OUTSIDE = ("Artifact", "Sun", "Night sky")  # classes of msl-v2.1 that msl-v1 lacks
+BLANK_FRAMES = 400
 
 
-def train_classifier(preset: str, data_dir: str | Path | None) -> None:
+def train_classifier(
+    preset: str, data_dir: str | Path | None, outside_dir: str | Path | None
+) -> None:
     """Train the library's classifier of a preset's data set on all labels, and measure it.
 
     Raises MarsclfError, and changes nothing, for any other data and for a recipe of several
@@ -44,6 +61,10 @@ def train_classifier(preset: str, data_dir: str | Path | None) -> None:
     if dataset.name not in LABELS or recipe.ensemble or recipe.self_training:
         reason = f"It is made from one network and {' or '.join(LABELS)}"
         raise MarsclfError(f"{reason}, not by {preset} from {dataset.name} in {dataset.root}.")
+    outside = open_dataset(outside_dir, "msl-v2.1") if dataset.name == "msl-v1" else None
+    if outside and outside.name != "msl-v2.1":
+        place = f"{outside.root} is {outside.name}"
+        raise MarsclfError(f"{place}: name the folder of msl-v2.1 with --outside-dir.")
     labels, rows = LABELS[dataset.name], dataset.index
     data, true = (recipe, dataset.root), rows["label"].to_numpy()
     probabilities = np.empty((len(rows), len(dataset.classes)))
@@ -56,6 +77,7 @@ def train_classifier(preset: str, data_dir: str | Path | None) -> None:
     network = train_network(*data, rows, None, len(dataset.classes))
     about = {"preset": preset, "seed": recipe.seed, "commit": code, "dataset": dataset.name}
     about |= {"data_digest": dataset.digest}
+    about |= {"outside_digest": outside.digest} if outside else {}
     with replace_atomically(paths.CLASSIFIERS[labels]) as file:
         save_classifier(
             network.model,
@@ -65,6 +87,7 @@ def train_classifier(preset: str, data_dir: str | Path | None) -> None:
             zooms=recipe.test_zooms,
             temperature=temperature,
             training=about,
+            familiarity=outside and learn_familiarity(network.model, dataset, outside),
         )
     record = about | {"parameters": parameters, "temperature": temperature}
     record |= {"classes": dataset.classes, "splits": rows["split"].value_counts().to_dict()}
@@ -78,7 +101,28 @@ def train_classifier(preset: str, data_dir: str | Path | None) -> None:
     print(f"{paths.CLASSIFIERS[labels]}: {record['out_of_fold']}")
 
 
-main = make_main(train_classifier, "preset", "data_dir")
+def learn_familiarity(model: keras.Model, known: Dataset, outside: Dataset) -> Familiarity:
+    """Return the unit that tells images like those of `known` from others.
+
+    Only three classes of `outside` are foreign to it. The others count as known, so that the unit
+    does not learn in what else the two data sets differ.
+    """
+    network = features_model(model)
+
+    def features_of(dataset: Dataset, rows: pd.DataFrame) -> np.ndarray:
+        return image_features(dataset.root, rows, network, WHOLE_IMAGE).read()
+
+    is_foreign = outside.index["class_name"].isin(OUTSIDE)
+    like, foreign = outside.index[~is_foreign], outside.index[is_foreign]
+    blank = network.predict(blank_frames(network.input_shape[1], BLANK_FRAMES), verbose=0)
+    return fit_familiarity(
+        np.concatenate([features_of(known, known.index), features_of(outside, like)]),
+        np.concatenate([known.index["sol"], like["sol"]]),
+        np.concatenate([features_of(outside, foreign), blank]),
+    )
+
+
+main = make_main(train_classifier, "preset", "data_dir", "outside_dir")
 
 if __name__ == "__main__":
     sys.exit(main())

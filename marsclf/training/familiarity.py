@@ -26,9 +26,7 @@ class Familiarity(NamedTuple):
 
 def features_model(network: keras.Model) -> keras.Model:
     """Return the part of a network, images to probabilities, that gives the features (n, width)."""
-    last = [layer for layer in network.layers if layer.name.startswith(BLOCK)][-1]
-    pooling = keras.layers.GlobalAveragePooling2D(name="familiarity_features")
-    return keras.Model(network.input, pooling(last.output))
+    return keras.Model(network.input, keras.layers.GlobalAveragePooling2D()(_maps(network)))
 
 
 def with_familiarity(network: keras.Model, unit: Familiarity | None = None) -> keras.Model:
@@ -36,12 +34,18 @@ def with_familiarity(network: keras.Model, unit: Familiarity | None = None) -> k
 
     The result shares the network's weights. Without `unit`, that of the result is untrained.
     """
-    features = features_model(network)
-    layer = keras.layers.Dense(1, activation="sigmoid", name="familiarity")
-    outputs = [network.output, layer(features.output)]
+    layers = keras.layers
+    # Before the mean, not after it: OpenVINO is slow at a product with a single column.
+    layer = layers.Conv2D(1, 1, name="familiarity")
+    logit = layers.GlobalAveragePooling2D()(layer(_maps(network)))
+    outputs = [network.output, layers.Activation("sigmoid")(logit)]
     if unit:
-        layer.set_weights([unit.weights[:, np.newaxis], np.array([unit.bias])])
-    return keras.Model(network.input, keras.layers.Concatenate()(outputs))
+        layer.set_weights([unit.weights.reshape(1, 1, -1, 1), np.array([unit.bias])])
+    return keras.Model(network.input, layers.Concatenate()(outputs))
+
+
+def _maps(network: keras.Model) -> keras.KerasTensor:
+    return [layer for layer in network.layers if layer.name.startswith(BLOCK)][-1].output
 
 
 def blank_frames(size: int, number: int, seed: int = 0) -> np.ndarray:
