@@ -11,7 +11,7 @@ from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import class_names, read_predictions
 from marsclf.pipeline import machine
 from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS, parameters_of
-from tools.results import Result, read_json
+from tools.results import CLASSIFIERS, Result, read_json
 
 MAX_BURSTS, MAX_CONFUSIONS = 15, 8  # rows of their tables
 
@@ -49,6 +49,13 @@ def _result_values(published: dict[str, Result]) -> dict:
         "ladders": {preset: records[preset] for preset in LADDERS if preset in records},
         "others": _stored("published.json", "`git checkout results/published.json`"),
     }
+
+
+def _classifier_values(_: dict) -> dict:
+    files = sorted((paths.RESULTS / CLASSIFIERS).glob("*/metrics.json"))
+    if not files:
+        raise NotMeasured("`make classifier`")
+    return {"classifiers": {f.parent.name: read_json(f, "`make classifier`") for f in files}}
 
 
 def _rows_of(make: Callable[[pd.DataFrame, tuple], pd.DataFrame]) -> Callable[[dict], dict]:
@@ -135,6 +142,7 @@ def _b7_gpu_values(published: dict[str, Result]) -> dict:
 VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     **dict.fromkeys(("headline", "results", "runs", "seeds", "ladder"), _result_values),
     **dict.fromkeys(("costs", "first", "archive"), _bench_values),
+    "classifiers": _classifier_values,
     "classes": _rows_of(lambda *test: metrics.per_class(*test).query("support > 0")),
     "bursts": _rows_of(_bursts),
     "verdicts": _rows_of(_verdicts),
