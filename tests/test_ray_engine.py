@@ -108,7 +108,7 @@ def test_arguments_that_ray_cannot_use(tmp_path: Path, capsys: pytest.CaptureFix
         (["--engine", "ray"], "writes a folder: name one"),
         ([*RAY, "t.csv"], "name one without a dot"),
         ([*RAY, there], "exists already"),
-        ([*RAY, new, "--explain", "x"], "--explain needs the local engine"),
+        ([*RAY, new, "--explain", "x"], "--explain and --report do not work with"),
     ):
         assert main(["predict", source, *arguments]) == 1
         assert reason in capsys.readouterr().err
