@@ -109,7 +109,7 @@ def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path:
     widths = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.naturalWidth)")
     assert len(widths) == PICTURES[name] and min(widths) >= 1500
     # Another choice gives another picture.
-    menu = page.get_by_label("class", exact=True)
+    menu = page.locator(".widget-dropdown select").first
     change(page, menu, lambda: menu.select_option(index=1))
     if name == "03_error_analysis":
         slider = page.locator(".widget-hslider [role=slider]")
