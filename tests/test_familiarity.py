@@ -24,7 +24,7 @@ def test_the_unit_is_that_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     known, outside = random.normal(3, 2, (400, 5)), random.normal(2.5, 1, (90, 5))
     known[:, 4] = outside[:, 4] = 7  # a channel that says nothing
-    weights, bias = fit_familiarity(known, np.arange(400) // 4, outside, flagged=0.1)
+    (weights, bias), held_out = fit_familiarity(known, outside, np.arange(490) // 4, flagged=0.1)
     features, target = np.concatenate([known, outside]), np.arange(490) < 400
     scaler = StandardScaler().fit(features)
     model = LogisticRegression(C=1 / PENALTY, class_weight="balanced", tol=1e-10)
@@ -33,15 +33,16 @@ def test_the_unit_is_that_of_scikit_learn() -> None:
     found = features @ weights + bias
     np.testing.assert_allclose(found - found[0], expected - expected[0], atol=1e-5)
     assert weights[4] == 0
+    assert (held_out[:400] < 0.5).mean() == 0.1
     assert (found[:400] < 0).mean() == pytest.approx(0.1, abs=0.02)
 
 
 def test_a_group_does_not_vouch_for_its_own_images() -> None:
     """Each group has its own channel, so units that know only the others find it unfamiliar."""
-    groups, outside = np.arange(40) % 5, np.zeros((40, 5))
-    known = np.eye(5)[groups]
-    weights, bias = fit_familiarity(known, groups, outside, flagged=0.5)
-    assert np.all(known @ weights + bias > 0.2)  # 0 is the median of the groups that were left out
+    known, outside = np.eye(5)[np.arange(40) % 5], np.zeros((40, 5))
+    (weights, bias), held_out = fit_familiarity(known, outside, np.arange(80) % 5, flagged=0.5)
+    assert np.median(held_out[:40]) == 0.5
+    assert np.all(known @ weights + bias > 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def with_unit(
     network, rows = features_model(small_model), sample_dataset.index[::4]
     known = np.stack([fit_view(read_rgb(sample_dataset.root / path), 64) for path in rows["path"]])
     known, outside = (network.predict(x, verbose=0) for x in (known, blank_frames(64, 100)))
-    unit = fit_familiarity(known, rows["group"].to_numpy(), outside)
+    unit, _ = fit_familiarity(known, outside, [*rows["group"], *range(-100, 0)])
     path = tmp_path_factory.mktemp("unit") / "c.safetensors"
     options = {"backbone": "EfficientNetLite0", "training": {}}
     options |= {"classes": CLASSES, "zooms": [1.0, 0.5], "temperature": 0.5}

@@ -114,8 +114,10 @@ def test_calibration_and_coverage(ten: pd.DataFrame) -> None:
 
 
 def test_familiarity_shows_the_share_that_is_flagged() -> None:
-    fig = figures.familiarity({"known": np.linspace(0.4, 1, 7), "Sun": np.zeros(3)})
-    for title in ("known: 14.3% of 7 unfamiliar", "Sun: 100.0% of 3 unfamiliar"):
+    images = pd.DataFrame({"familiarity": [*np.linspace(0.4, 1, 7), 0, 0, 0]})
+    images = images.assign(known=images.index < 7, class_name=["wheel"] * 7 + ["Sun"] * 3)
+    fig = figures.familiarity(images)
+    for title in ("images of the classes: 14.3% of 7 unfamiliar", "Sun: 100.0% of 3 unfamiliar"):
         assert title in texts(fig)
     heights = [sum(bar.get_height() for bar in axes.patches) for axes in fig.axes]
     assert heights == [7, 3]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 from tiny_project import enter_project
 
 from marsclf import paths
@@ -59,7 +60,15 @@ def test_train_classifier(
     assert set.union(*held_out) == {*dataset.index["sol"] // 25}
     assert results.find_classifier_faults("parts") == []
     folder = paths.RESULTS / "classifiers" / "parts"
-    promised = json.loads((folder / "metrics.json").read_text())["out_of_fold"]
+    record = json.loads((folder / "metrics.json").read_text())
+    promised, told = record["out_of_fold"], pd.read_csv(folder / "familiarity.csv.gz")
+    assert (
+        told["known"].sum() == len(dataset.index)
+        and (~told["known"]).sum() == (kinds == "Artifact").sum()
+    )
+    auroc = roc_auc_score(told["known"], told["familiarity"])
+    assert record["familiarity"]["auroc"] == pytest.approx(auroc, abs=1e-6)
+    assert (paths.FIGURES / "parts" / "familiarity.png").is_file()
     stored = read_predictions(folder / "predictions.csv.gz")
     assert promised["n"] == len(dataset.index) == len(stored)
     right = (stored["label"] == stored["predicted"]).mean()

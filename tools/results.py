@@ -9,8 +9,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from marsclf import paths
 from marsclf.classify import classifier_file
+from marsclf.classify.table import FAMILIAR
 from marsclf.data.msl import PUBLISHED
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
@@ -117,7 +120,31 @@ def find_classifier_faults(labels: str) -> list[str]:
         for name, (found, expected) in pairs.items()
         if found != expected
     ]
-    return faults + _differences(folder / "metrics.json", record["out_of_fold"], true, labels)
+    faults += _differences(folder / "metrics.json", record["out_of_fold"], true, labels)
+    if familiarity := record.get("familiarity"):
+        found = summarize_familiarity(pd.read_csv(folder / "familiarity.csv.gz"))
+        faults += _differences(folder / "metrics.json", familiarity, found, "familiarity")
+    return faults
+
+
+def summarize_familiarity(table: pd.DataFrame) -> dict[str, float]:
+    """Return how well the familiarity in a classifier's familiarity.csv.gz tells its kinds apart.
+
+    `auroc` is the probability that a known image is more familiar than one of no class. The other
+    numbers are shares: flagged as unfamiliar, and of no class with a confidence of 0.9 or more,
+    before and after flagged images are left out.
+    """
+    known, flagged = table["known"], table["familiarity"] < FAMILIAR
+    ranks, pairs = table["familiarity"].rank()[known], known.sum() * (~known).sum()
+    confident = table["confidence"] >= metrics.THRESHOLD
+    numbers = {
+        "auroc": (ranks.sum() - known.sum() * (known.sum() + 1) / 2) / pairs,
+        "known_flagged": flagged[known].mean(),
+        "others_flagged": flagged[~known].mean(),
+        "others_confident": confident[~known].mean(),
+        "others_confident_not_flagged": (confident & ~flagged)[~known].mean(),
+    }
+    return {name: round(float(number), 6) for name, number in numbers.items()}
 
 
 def _differences(file: Path, stored: dict, true: dict, name: str) -> list[str]:

@@ -4,7 +4,8 @@ It learns from every labeled image at hand by the recipe of a preset, to the las
 promised of it comes from a cross-validation grouped by sol: its temperature, and the metrics in
 results/classifiers/<labels>/, which are those of five networks on images that they have not seen.
 The classifier of msl-v1 also learns to tell its images from those of msl-v2.1 that show none of its
-classes, and from blank frames.
+classes, and from blank frames: familiarity.csv.gz has what units said of images that they had not
+seen.
 """
 
 import sys
@@ -23,12 +24,13 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.evaluation.predictions import as_predictions, write_predictions
+from marsclf.figures import results as figures
 from marsclf.files import replace_atomically, write_json
 from marsclf.images.views import WHOLE_IMAGE
 from marsclf.networks.pinned import keras
 from marsclf.pipeline.presets import data_of, parameters_of
 from marsclf.provenance import commit, hardware, peak_rss_mb
-from marsclf.training.cross_validation import train_folds
+from marsclf.training.cross_validation import SOLS_TOGETHER, train_folds
 from marsclf.training.familiarity import (
     Familiarity,
     blank_frames,
@@ -40,11 +42,12 @@ from marsclf.training.recipe import Recipe
 from marsclf.training.train import predict, train_network
 from tools.command import make_main
 from tools.documents import update_documents, write_documents
-from tools.results import CLASSIFIERS, read_published
+from tools.results import CLASSIFIERS, read_published, summarize_familiarity
 
 LABELS = {"msl-v1": "parts", "msl-v2.1": "content"}  # the classifier of each data set
 OUTSIDE = ("Artifact", "Sun", "Night sky")  # classes of msl-v2.1 that msl-v1 lacks
 BLANK_FRAMES = 400
+FAMILIARITY = ["known", "class_name", "path", "familiarity", "confidence"]  # columns of the file
 
 
 def train_classifier(
@@ -75,6 +78,12 @@ def train_classifier(
     temperature = fit_temperature(probabilities, true)
     calibrated = with_temperature(probabilities, temperature)
     network = train_network(*data, rows, None, len(dataset.classes))
+    unit = familiar = None
+    if outside:
+        unit, familiar = learn_familiarity(network.model, dataset, outside)
+        others = predict([network], outside.root, familiar[len(rows) :])
+        confidence = [*calibrated.max(axis=1), *with_temperature(others, temperature).max(axis=1)]
+        familiar = familiar.assign(confidence=confidence)
     about = {"preset": preset, "seed": recipe.seed, "commit": code, "dataset": dataset.name}
     about |= {"data_digest": dataset.digest}
     about |= {"outside_digest": outside.digest} if outside else {}
@@ -87,7 +96,7 @@ def train_classifier(
             zooms=recipe.test_zooms,
             temperature=temperature,
             training=about,
-            familiarity=outside and learn_familiarity(network.model, dataset, outside),
+            familiarity=unit,
         )
     record = about | {"parameters": parameters, "temperature": temperature}
     record |= {"classes": dataset.classes, "splits": rows["split"].value_counts().to_dict()}
@@ -96,30 +105,43 @@ def train_classifier(
     record |= {"wall_s": round(time.monotonic() - started, 1)}
     with replace_atomically(paths.RESULTS / CLASSIFIERS / labels) as folder:
         write_predictions(folder / "predictions.csv.gz", rows, calibrated)
+        if outside:
+            file = folder / "familiarity.csv.gz"
+            familiar[FAMILIARITY].to_csv(file, index=False, float_format="%.4g")
+            record |= {"familiarity": summarize_familiarity(pd.read_csv(file))}
         write_json(folder / "metrics.json", record)
+    if outside:
+        figures.set_style()
+        chart = figures.familiarity(familiar)
+        figures.save_figure(chart, paths.FIGURES / labels, "familiarity.png", sample=False)
     write_documents(update_documents(read_published()))
     print(f"{paths.CLASSIFIERS[labels]}: {record['out_of_fold']}")
 
 
-def learn_familiarity(model: keras.Model, known: Dataset, outside: Dataset) -> Familiarity:
-    """Return the unit that tells images like those of `known` from others.
+def learn_familiarity(
+    model: keras.Model, known: Dataset, outside: Dataset
+) -> tuple[Familiarity, pd.DataFrame]:
+    """Return the unit that tells images like those of `known` from others, and what is told.
 
     Only three classes of `outside` are foreign to it. The others count as known, so that the unit
-    does not learn in what else the two data sets differ.
+    does not learn in what else the two data sets differ. The table has the rows of `known` and of
+    the foreign images, with `known` and with the familiarity by units that had not seen their sols.
     """
     network = features_model(model)
-
-    def features_of(dataset: Dataset, rows: pd.DataFrame) -> np.ndarray:
-        return image_features(dataset.root, rows, network, WHOLE_IMAGE).read()
-
     is_foreign = outside.index["class_name"].isin(OUTSIDE)
-    like, foreign = outside.index[~is_foreign], outside.index[is_foreign]
-    blank = network.predict(blank_frames(network.input_shape[1], BLANK_FRAMES), verbose=0)
-    return fit_familiarity(
-        np.concatenate([features_of(known, known.index), features_of(outside, like)]),
-        np.concatenate([known.index["sol"], like["sol"]]),
-        np.concatenate([features_of(outside, foreign), blank]),
+    rows = [known.index, outside.index[~is_foreign], outside.index[is_foreign]]
+    *features, foreign = (
+        image_features(dataset.root, each, network, WHOLE_IMAGE).read()
+        for dataset, each in zip((known, outside, outside), rows, strict=True)
     )
+    blank = network.predict(blank_frames(network.input_shape[1], BLANK_FRAMES), verbose=0)
+    sols = pd.concat(rows)["sol"] // SOLS_TOGETHER
+    groups = [*sols, *range(-BLANK_FRAMES, 0)]  # each blank frame is a scene of its own
+    like, unlike = np.concatenate(features), np.concatenate([foreign, blank])
+    unit, familiarity = fit_familiarity(like, unlike, groups)
+    table = pd.concat(rows).assign(familiarity=familiarity[: len(sols)])
+    table = table.assign(known=np.arange(len(table)) < len(rows[0]))
+    return unit, pd.concat([table[: len(rows[0])], table[len(like) :]])
 
 
 main = make_main(train_classifier, "preset", "data_dir", "outside_dir")

@@ -5,7 +5,7 @@ They are independent of pyplot, so none stays open. `predictions` are rows of on
 the names of its classes, by id.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from itertools import zip_longest
@@ -241,11 +241,13 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     return fig
 
 
-def familiarity(kinds: Mapping[str, np.ndarray]) -> Figure:
-    """Chart the familiarity (n,) of each kind of image, the images of the classes first."""
+def familiarity(images: pd.DataFrame) -> Figure:
+    """Chart the familiarity of images, `known` those of the classes, others by their own class."""
+    kinds = {"images of the classes": images[images["known"]]}
+    kinds |= dict(iter(images[~images["known"]].groupby("class_name", sort=False)))
     fig, panels = new_figure(0.6 + 1.1 * len(kinds), nrows=len(kinds), sharex=True, squeeze=False)
-    for axes, (name, values) in zip(panels.flat, kinds.items(), strict=True):
-        color = BLUE if axes is panels[0, 0] else RED
+    for axes, (name, rows) in zip(panels.flat, kinds.items(), strict=True):
+        values, color = rows["familiarity"], BLUE if axes is panels[0, 0] else RED
         seaborn.histplot(x=values, bins=40, binrange=(0, 1), color=color, alpha=1, ax=axes)
         axes.axvline(0.5, color="black", linestyle="--")
         axes.set_title(f"{name}: {np.mean(values < 0.5):.1%} of {len(values):,} unfamiliar")

@@ -67,33 +67,35 @@ def blank_frames(size: int, number: int, seed: int = 0) -> np.ndarray:
 
 
 def fit_familiarity(
-    known: np.ndarray, groups: np.ndarray, outside: np.ndarray, flagged: float = 0.03
-) -> Familiarity:
+    known: np.ndarray, outside: np.ndarray, groups: np.ndarray, flagged: float = 0.03
+) -> tuple[Familiarity, np.ndarray]:
     """Fit the unit with features of images of the classes, and of images of none of them.
 
-    Both kinds count equally. The bias is such that the share `flagged` of the known images is
-    unfamiliar to units that were fitted without the images of their group.
+    Both kinds count equally. Also returns the familiarity (n + m,) by five units, each fitted
+    without the groups that it judges. The bias is such that these find the share `flagged` of the
+    known images unfamiliar.
 
     Args:
         known, outside: features (n, width) and (m, width).
-        groups: the sol or scene of each known image (n,); at least two differ.
+        groups: the sol or scene of each image, known ones first (n + m,).
         flagged: 0 to 1.
     """
+    features = np.concatenate([known, outside]).astype(np.float64)
+    is_known = np.arange(len(features)) < len(known)
     number = np.unique(groups, return_inverse=True)[1]
     fold = np.random.default_rng(0).permutation(number.max() + 1)[number] % FOLDS
-    held_out = np.empty(len(known))
+    logits = np.empty(len(features))
     for each in np.unique(fold):
-        weights, bias = _fit(known[fold != each], outside)
-        held_out[fold == each] = known[fold == each] @ weights + bias
-    weights, bias = _fit(known, outside)
-    return Familiarity(weights, bias - np.quantile(held_out, flagged))
+        weights, bias = _fit(features[fold != each], is_known[fold != each])
+        logits[fold == each] = features[fold == each] @ weights + bias
+    weights, bias = _fit(features, is_known)
+    shift = np.quantile(logits[is_known], flagged)
+    return Familiarity(weights, bias - shift), 1 / (1 + np.exp(shift - logits))
 
 
-def _fit(known: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, float]:
+def _fit(features: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
     """Return weights and bias of the penalized logistic regression, by Newton's method."""
-    features = np.concatenate([known, outside]).astype(np.float64)
-    target = np.repeat([1.0, 0.0], [len(known), len(outside)])
-    counts = np.where(target, len(known), len(outside))
+    counts = np.where(target, target.sum(), (~target).sum())
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     inputs = np.column_stack([(features - mean) / spread, np.ones(len(features))])
     penalty = np.append(np.full(len(mean), PENALTY), 0.0)
