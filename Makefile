@@ -28,9 +28,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 lab: export JUPYTER_PATH := $(CURDIR)/marsclf/jupyter$(if $(JUPYTER_PATH),:$(JUPYTER_PATH))
 lab: export JUPYTER_PREFER_ENV_PATH ?= 1
 lab: export KERAS_BACKEND := tensorflow
-lab: export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
-lab: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
-lab: export MALLOC_TOP_PAD_ ?= 67108864
+lab compare classifier: export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+lab compare classifier: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+lab compare classifier: export MALLOC_TOP_PAD_ ?= 67108864
 # The tests of one file share fixtures that take long to make.
 TEST_OPTIONS := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
