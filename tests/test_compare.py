@@ -10,11 +10,11 @@ from tiny_project import enter_project
 
 from marsclf import paths
 from marsclf.errors import MarsclfError
-from marsclf.evaluation.ledger import SELECTION
 from marsclf.pipeline.presets import parameters_of
-from marsclf.training.later_sols import FOLDS
+from marsclf.training.later_sols import CONDITIONS
 from marsclf.training.recipe import Recipe
 from tools import compare
+from tools.tables import COMPARISONS
 
 
 @pytest.mark.parametrize("name", ["sample", "msl-v1"])
@@ -26,17 +26,16 @@ def test_compare(name, sample_dataset, tmp_path, monkeypatch) -> None:
 
     def train_networks(
         recipe: Recipe, root: Path, train: pd.DataFrame, judged: pd.DataFrame, classes: int
-    ) -> int:
+    ) -> Recipe:
         assert classes == len(dataset.classes)
         assert "test" not in {*train["split"], *judged["split"]}
-        trained.append((recipe.seed, train))
-        return len(trained)
+        trained.append((recipe.seed, train, judged))
+        return recipe
 
-    def judge(networks: int, root: Path, rows: pd.DataFrame) -> np.ndarray:
-        """Every second image is right, under each condition; the last networks count."""
-        assert networks == len(trained)
-        labels = np.where(np.arange(len(rows)) % 2, rows["label"], 0)
-        return np.tile(np.eye(25)[labels], (8, 1, 1))
+    def judge(recipe: Recipe, root: Path, rows: pd.DataFrame) -> np.ndarray:
+        """Every second image is right, under each condition, and all of them with balance 0.5."""
+        right = (np.arange(len(rows)) % 2 == 1) | (recipe.balance == 0.5)
+        return np.tile(np.eye(25)[np.where(right, rows["label"], 0)], (len(CONDITIONS), 1, 1))
 
     monkeypatch.setattr(compare, "data_of", lambda _: "msl-v1")
     monkeypatch.setattr(compare, "open_dataset", lambda *_: dataset)
@@ -44,30 +43,32 @@ def test_compare(name, sample_dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(compare, "train_networks", train_networks)
     monkeypatch.setattr(compare, "pseudo_labels", lambda networks, root, rows, share: rows[:3])
     monkeypatch.setattr(compare, "judge", judge)
-    lines = [compare.compare("laptop", {"seed": seed}, None) for seed in (0, 1)]
-    assert [seed for seed, _ in trained] == [0] * 4 + [1] * 4
-    for until, (_, first), (_, again) in zip(
-        [until for until, _ in FOLDS.values()] * 2, trained[::2], trained[1::2], strict=True
-    ):
-        assert first["sol"].max() <= until < again["sol"].max()
+    alone = compare.compare("laptop", {}, 1, None)
+    better = compare.compare("laptop", {"balance": 0.5}, 2, None)
+    assert [seed for seed, *_ in trained] == [0] * 4 + 2 * [0, 0, 1, 1, 0, 0, 1, 1]
+    for (_, first, judged), (_, again, _) in zip(trained[::2], trained[1::2], strict=True):
+        assert first["sol"].max() < judged["sol"].min()
         assert len(again) == len(first) + 3  # self-training adds pseudo-labels of judged images
-    for line in lines:
-        assert 0 < line["criterion"] < 1
+    assert 0 < alone["criterion"] < 1 == better["criterion"]
+    for line in (alone, better):
         assert line["criterion"] == pytest.approx((line["early"] + line["late"]) / 2, abs=1e-4)
-    assert (paths.RESULTS / SELECTION).exists() is (name == "msl-v1")
+    assert alone["difference"] == ""
+    assert better["difference"] == pytest.approx(1 - alone["criterion"], abs=1e-4)
+    assert better["low"] <= better["difference"] <= better["high"]
+    assert (paths.RESULTS / COMPARISONS).exists() is (name == "msl-v1")
     if name == "msl-v1":
-        stored = pd.read_csv(paths.RESULTS / SELECTION)
-        assert stored["settings"].tolist() == ['{"seed": 0}', '{"seed": 1}']
-        assert stored["criterion"].tolist() == [line["criterion"] for line in lines]
-        # New rows must fit the file of the repository.
-        assert list(stored) == list(pd.read_csv(Path(__file__).parents[1] / "results" / SELECTION))
+        stored = pd.read_csv(paths.RESULTS / COMPARISONS)
+        assert stored["settings"].tolist() == ["{}", '{"balance": 0.5}']
+        assert stored["criterion"].tolist() == [alone["criterion"], better["criterion"]]
 
 
 def test_a_ladder_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MarsclfError, match="ladder has several recipes"):
-        compare.compare("ladder", {}, None)
+        compare.compare("ladder", {}, 1, None)
     assert compare.main(["--preset", "laptop", "--set", "epochs"]) == 1
     assert capsys.readouterr().err.startswith("error: A setting")
+    with pytest.raises(SystemExit):
+        compare.main(["--seeds", "0"])
 
 
 def test_data_without_later_sols_are_refused_before_training(sample_dataset, monkeypatch) -> None:
@@ -75,4 +76,4 @@ def test_data_without_later_sols_are_refused_before_training(sample_dataset, mon
     monkeypatch.setattr(compare, "open_dataset", lambda *_: small)
     monkeypatch.setattr(compare, "train_networks", lambda *_: pytest.fail("it trains"))
     with pytest.raises(MarsclfError, match="no class with images on the earlier and the later"):
-        compare.compare("smoke", {}, None)
+        compare.compare("smoke", {}, 1, None)

@@ -38,18 +38,60 @@ def test_judged_images_come_from_many_sols(monkeypatch: pytest.MonkeyPatch) -> N
     pd.testing.assert_frame_equal(found, sampling.spread_over_groups(make_index(sols)))
 
 
-def test_the_criterion_is_the_mean_recall_of_the_classes() -> None:
+@pytest.fixture
+def judged() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    labels = rng.choice([2, 5, 7, 20], 60, p=[0.7, 0.1, 0.1, 0.1])
-    probabilities = rng.dirichlet(np.full(25, 0.3), (len(CONDITIONS), 60))
-    probabilities[:, np.arange(60), labels] += rng.random((len(CONDITIONS), 60))
-    found, present = later_sols.criterion(probabilities, labels), np.unique(labels)
-    expected = [
-        recall_score(labels, p.argmax(axis=1), labels=present, average="macro")
-        for p in probabilities
-    ]
+    index = pd.DataFrame({"label": rng.choice([2, 8, 9, 20], 90, p=[0.6, 0.2, 0.1, 0.1])})
+    index["class_name"] = index["label"].map({2: "drill", 8: "ground", 9: "horizon", 20: "inlet"})
+    return index.assign(camera=rng.choice(["MH", "ML"], 90), sol=rng.integers(200, 215, 90))
+
+
+def test_the_criterion_is_the_mean_recall_of_the_classes(judged: pd.DataFrame) -> None:
+    """Ground and horizon of MAHLI count as one more condition."""
+    rng, labels = np.random.default_rng(0), judged["label"].to_numpy()
+    predicted = np.where(rng.random((len(CONDITIONS), 90)) < 0.7, labels, 2)
+    found = later_sols.criterion(predicted == labels, judged)
+    expected = [recall_score(labels, each, average="macro") for each in predicted]
     assert list(found) == ["criterion", *CONDITIONS]
-    assert list(found.values()) == pytest.approx([np.mean(expected), *expected])
+    assert list(found.values())[1:] == pytest.approx(expected)
+    mahli = judged["camera"].eq("MH") & judged["label"].isin([8, 9])
+    one = [
+        recall_score(labels[mahli], each[mahli], labels=[8, 9], average="macro")
+        for each in predicted
+    ]
+    assert found["criterion"] == pytest.approx(np.mean([*expected, np.mean(one)]))
+    other = judged["camera"] != "MH"
+    alone = later_sols.criterion((predicted == labels)[:, other], judged[other])
+    assert alone["criterion"] == pytest.approx(np.mean([*alone.values()][1:]))
+
+
+def test_a_difference_is_that_of_the_criteria_and_its_interval_follows_the_sols(
+    judged: pd.DataFrame,
+) -> None:
+    rng, folds = np.random.default_rng(1), [judged, judged[::2]]
+    first, second = ([rng.random((len(CONDITIONS), len(f))) < 0.7 for f in folds] for _ in "ab")
+    found, (low, high) = later_sols.difference(first, second, folds)
+    criteria = [
+        np.mean(
+            [later_sols.criterion(*pair)["criterion"] for pair in zip(each, folds, strict=True)]
+        )
+        for each in (first, second)
+    ]
+    assert found == pytest.approx(criteria[0] - criteria[1])
+    assert low < found < high
+    assert later_sols.difference(first, first, folds)[1].tolist() == [0, 0]
+    sols, by_hand = judged["sol"].unique(), []
+    for _ in range(500):
+        drawn = rng.choice(sols, len(sols))
+        rows = np.concatenate([np.flatnonzero(judged["sol"] == sol) for sol in drawn])
+        one, other = (
+            later_sols.criterion(each[0][:, rows], judged.iloc[rows])["criterion"]
+            for each in (first, second)
+        )
+        by_hand.append(one - other)
+    interval = later_sols.difference(first[:1], second[:1], [judged])[1]
+    assert interval == pytest.approx(np.percentile(by_hand, [2.5, 97.5]), abs=0.02)
+    assert np.ptp(interval) > 0.08
 
 
 def test_log_loss_at_the_best_temperature_with_classes_weighted_equally() -> None:

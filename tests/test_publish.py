@@ -156,11 +156,16 @@ def test_a_run_on_another_data_set_is_published_beside(project: Path, splits: tu
 
 
 def test_tables_show_what_the_predictions_give(project: Path) -> None:
-    (project / "RESULTS.md").write_text(page(*TABLES, "drift", "selection", "costs"))
-    (paths.RESULTS / ledger.SELECTION).write_text(
+    (project / "RESULTS.md").write_text(page(*TABLES, "drift", "selection", "comparisons", "costs"))
+    (paths.RESULTS / "selection.csv").write_text(
         "time,commit,preset,settings,criterion,early,grey,log loss,wall_s\n"
         "now,abc,laptop,{},0.8,0.7,0.9,,120\n"
         'now,abc,laptop,"{""seed"": 1}",0.85,0.8,0.9,0.51,60\n'
+    )
+    (paths.RESULTS / "comparisons.csv").write_text(
+        "commit,preset,settings,seeds,difference,low,high,criterion,early,log loss,wall_s\n"
+        "abc,laptop,{},3,,,,0.8,0.7,0.5,120\n"
+        'abc,laptop,"{""balance"": 0}",3,-0.01,-0.03,0.012,0.79,0.8,0.51,60\n'
     )
     run = paths.RUNS / "laptop" / "predictions.csv"
     test = json.loads(run.with_name("metrics.json").read_text())["splits"]["test"]
@@ -185,6 +190,8 @@ def test_tables_show_what_the_predictions_give(project: Path) -> None:
         f"| {pair['true']} | {pair['predicted']} | {pair['count']} | {pair['share']:.1%} |",
         "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 0.510 | 1 | abc |\n"
         "| `laptop`: none | 80.0% | 70.0% | 90.0% | – | 2 | abc |",
+        "| `laptop`: none | 3 | – | 80.0% | 70.0% | 0.500 | 2 | abc |\n"
+        "| `laptop`: balance 0 | 3 | -1.0% (-3.0% to +1.2%) | 79.0% | 80.0% | 0.510 | 1 | abc |",
         "**Not measured**: run `make bench`.\n",
     ]
     text = (project / "RESULTS.md").read_text()

@@ -76,6 +76,16 @@ def test_conditions() -> None:
     assert (farther[15:17, 15:17] == 200).all() and (farther[10:12, 15:17] == 0).all()
 
 
+def test_a_tilted_plane_is_seen_in_perspective() -> None:
+    lines = np.zeros((201, 201, 3), np.uint8)
+    lines[:, [40, 160]] = 255  # 60 pixels from the center; the eye is 402 away
+    view = fit_view(lines, 201, Condition(tilt=30))[100, :, 0].astype(float)
+    for side, half in ((-1, slice(None, 100)), (1, slice(100, None))):
+        expected = 100 + 60 * side * np.cos(np.pi / 6) * 402 / (402 + side * 60 * 0.5)
+        place = np.average(np.arange(201)[half], weights=view[half])
+        assert place == pytest.approx(expected, abs=0.3)
+
+
 @pytest.mark.parametrize(
     ("settings", "rng", "expected"),
     [

@@ -16,6 +16,13 @@ OPTIONS = {
         "type": lambda text: from_user(text).absolute(),
         "help": "folder of msl-v2.1, for images of no class of msl-v1",
     },
+    "seeds": {
+        "type": int,
+        "choices": range(1, 21),
+        "metavar": "NUMBER",
+        "default": 3,
+        "help": "networks of each recipe, 1 to 20 (default: %(default)s)",
+    },
     "set": {
         "dest": "settings",
         "metavar": "NAME=VALUE",

@@ -14,6 +14,8 @@ from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS, parameters_of
 from tools.results import CLASSIFIERS, Result, read_json
 
 MAX_BURSTS, MAX_CONFUSIONS = 15, 8  # rows of their tables
+COMPARISONS = "comparisons.csv"  # recipes on later sols, see tools.compare
+SELECTION = "selection.csv"  # those of an earlier criterion and one seed; a frozen record
 
 
 class NotMeasured(Exception):
@@ -89,22 +91,27 @@ def _verdicts(test: pd.DataFrame, classes: tuple) -> pd.DataFrame:
     return counted.sort_values("errors", ascending=False, kind="stable").reset_index()
 
 
-def _selection_values(_: dict) -> dict:
-    if not (paths.RESULTS / ledger.SELECTION).is_file():
-        raise NotMeasured("`make compare`")
-    table = pd.read_csv(paths.RESULTS / ledger.SELECTION).sort_values("criterion", ascending=False)
-    first, last = table.columns.get_loc("criterion"), table.columns.get_loc("log loss")
-    rows = table.to_dict("records")
-    for row in rows:
-        settings = json.loads(row["settings"])
-        row["changes"] = [f"{name} {json.dumps(value)}" for name, value in settings.items()]
-    return {"shares": list(table.columns[first:last]), "rows": rows}
+def _comparison_values(name: str) -> Callable[[dict], dict]:
+    """Return a function to the values of the table of a file of recipes, the best first."""
+
+    def values(_: dict) -> dict:
+        if not (paths.RESULTS / name).is_file():
+            raise NotMeasured("`make compare`")
+        table = pd.read_csv(paths.RESULTS / name).sort_values("criterion", ascending=False)
+        first, last = table.columns.get_loc("criterion"), table.columns.get_loc("log loss")
+        rows = table.to_dict("records")
+        for row in rows:
+            settings = json.loads(row["settings"])
+            row["changes"] = [f"{name} {json.dumps(value)}" for name, value in settings.items()]
+        return {"shares": list(table.columns[first:last]), "rows": rows}
+
+    return values
 
 
 def _rank_values(published: dict[str, Result]) -> dict:
     """Return the recipes that have both a comparison and test scores, by rising criterion."""
     rows = pd.read_csv(paths.RESULTS / "ranked_recipes.csv")
-    criteria = pd.read_csv(paths.RESULTS / ledger.SELECTION).set_index("time")["criterion"]
+    criteria = pd.read_csv(paths.RESULTS / SELECTION).set_index("time")["criterion"]
     rows["criterion"] = rows["compared"].map(criteria)
     own = ledger.recipe_digest(_default_run(published).record)
     lines = [row for row in ledger.rows() if row["dataset"] == "msl-v1"]
@@ -148,7 +155,8 @@ VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     "verdicts": _rows_of(_verdicts),
     "confusions": _rows_of(_confusions),
     "drift": _rows_of(lambda test, _: metrics.calibration_over_sols(test)),
-    "selection": _selection_values,
+    "selection": _comparison_values(SELECTION),
+    "comparisons": _comparison_values(COMPARISONS),
     "ranks": _rank_values,
     "b7": lambda _: {"cost": _stored("b7_cost.json", "`make gpu-cost`")},
     "b7-gpu": _b7_gpu_values,

@@ -18,7 +18,6 @@ from marsclf.evaluation.predictions import read_predictions, run_record
 from marsclf.files import sha256_of
 
 NAME = "test_ledger.csv"
-SELECTION = "selection.csv"  # validation results of recipes; holds no test figures
 FIGURES = ("accuracy", "macro_f1", "ece")
 
 

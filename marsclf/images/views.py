@@ -42,6 +42,7 @@ class Condition:
 
     turn: float = 0.0  # degrees, clockwise
     zoom: float = 1.0  # magnification about the center
+    tilt: float = 0.0  # degrees by which the view, as a plane, is turned about its vertical axis
     gain: float = 1.0  # factor of all values
     grey: bool = False  # whether the color is removed
 
@@ -65,9 +66,22 @@ def fit_view(image: np.ndarray, size: int, condition: Condition = WHOLE_IMAGE) -
     # Rounded, so that a quarter turn moves pixels without blurring them.
     matrix = np.round(_rotation(condition.turn), 12) * condition.zoom
     view = _warp(image, size, matrix, shift=np.zeros(2))
+    if condition.tilt:
+        view = _tilted(view, condition.tilt)
     if condition.grey:
         view = np.repeat((view @ LUMA).round().astype(np.uint8)[..., np.newaxis], 3, axis=2)
     return view if condition.gain == 1 else np.clip(view * condition.gain, 0, 255).astype(np.uint8)
+
+
+def _tilted(view: np.ndarray, degrees: float) -> np.ndarray:
+    """Return the view as a plane looks at an angle, from twice its side away."""
+    size, angle = len(view), np.deg2rad(degrees)
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (size - 1) / 2
+    nearness = 2 * size / (2 * size + corners[:, :1] * np.sin(angle))
+    seen = corners * [np.cos(angle), 1] * nearness
+    points = (np.float32(each + (size - 1) / 2) for each in (corners, seen))
+    homography = cv2.getPerspectiveTransform(*points)
+    return cv2.warpPerspective(view, homography, (size, size), borderMode=cv2.BORDER_REFLECT_101)
 
 
 def random_view(
