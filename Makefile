@@ -69,8 +69,8 @@ lint: environment ## check style, format and imports
 check-data: environment ## list every fault of the data [DATA_DIR]
 	$(BIN)/python -m marsclf check-data $(DATA_OPTION)
 
-compare: environment ## compare a recipe on later sols, without the test split [PRESET DATA_DIR SET]
-	$(BIN)/python -m tools.compare $(PRESET_OPTION) $(DATA_OPTION) $(SET_OPTIONS)
+compare: environment ## compare a recipe on later sols, without the test split [PRESET DATA_DIR SET SEEDS]
+	$(BIN)/python -m tools.compare $(PRESET_OPTION) $(DATA_OPTION) $(SET_OPTIONS) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: environment ## measure what the work costs, in about half an hour [DATA_DIR]
 	$(BIN)/python -m tools.bench $(DATA_OPTION)

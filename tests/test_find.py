@@ -5,7 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from marsclf.classify.find import find_images, list_images
+from marsclf.errors import MarsclfError
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -74,3 +77,6 @@ def test_a_list_on_standard_input_and_no_image_twice(tmp_path, monkeypatch) -> N
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
     expected = ["c.jpg", "a b.jpg", os.fsdecode(b"caf\xe9.jpg")]
     assert list(list_images(["c.jpg", "-", "*.jpg"])) == expected
+    for wrong in ("d.jpg", "folder", "*.png"):
+        with pytest.raises(MarsclfError, match="check the spelling"):
+            list(list_images(["c.jpg", wrong]))

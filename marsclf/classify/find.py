@@ -14,8 +14,13 @@ def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[s
     """Yield the path of each image once, as find_images does.
 
     The source "-" stands for standard input, one path per line. Raises MarsclfError if there is no
-    image.
+    image, and for a source that does not exist; a path on standard input may be missing.
     """
+    for source in sources:
+        exists = source == "-" or os.path.lexists(source)
+        if not exists and next(glob.iglob(source, recursive=True), None) is None:
+            remedy = "check the spelling of this file, folder or pattern"
+            raise MarsclfError(f"There is no {source}: {remedy}.")
     # One folder has no duplicates, so the paths of a large archive are not kept in memory.
     may_repeat = len(sources) > 1 or not os.path.isdir(sources[0])
     known: set[str] = set()
