@@ -50,12 +50,16 @@ ladder: environment ## the reference reproduced, its faults corrected one by one
 	$(BIN)/python -m marsclf run --preset ladder $(DATA_OPTION)
 
 lab: environment ## open the notebooks in JupyterLab [LAB_OPTIONS]
+	@case "$$(id -u) $(LAB_OPTIONS)" in *--allow-root*|[!0]*) ;; *) echo "error: JupyterLab does not start" \
+		"for root by itself: make lab LAB_OPTIONS=--allow-root" >&2; exit 1 ;; esac
 	$(BIN)/jupyter lab --ServerApp.root_dir=$(call quote,$(CURDIR)) --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
 
 html: environment ## web pages of a run's notebooks, in runs/PRESET/html [PRESET]
-	@ls $(RUN_DIR)/*.ipynb >/dev/null 2>&1 || { echo "error: There are no executed notebooks in" \
-		$(RUN_DIR): run \`make run PRESET=$(call quote,$(PRESET))\`. >&2; exit 1; }
-	$(BIN)/jupyter nbconvert --log-level=WARN --to html --embed-images \
+	@ls $(RUN_DIR)/*.ipynb >/dev/null 2>&1 || { runs=$$(ls runs/*/*.ipynb 2>/dev/null | cut -d / -f 2 | uniq); \
+		echo "error: There are no executed notebooks in" $(RUN_DIR): \
+		run \`make run PRESET=$(call quote,$(PRESET))\`$${runs:+, or set PRESET to one of: $$runs}. >&2; exit 1; }
+	$(BIN)/jupyter nbconvert --log-level=WARN --to html --embed-images --template=folded \
+		--TemplateExporter.extra_template_basedirs=tools/templates/html \
 		--output-dir=$(RUN_DIR)/html $(RUN_DIR)/*.ipynb
 
 test: verify ## all tests, after verify
@@ -111,10 +115,13 @@ environment:
 		exit 1; \
 	fi; \
 	echo "Making the environment in $(VENV) with $$suitable; this takes some minutes, once."; \
+	show='/^(Collecting|Installing)/ { printf "\r\033[K%.70s", $$0; fflush() } END { printf "\r\033[K" }'; \
+	[ -t 1 ] || show='END { }'; \
 	rm -rf $(VENV) && \
 	"$$suitable" -m venv $(VENV) && \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--require-hashes -r requirements.lock && \
+	{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+		--require-hashes -r requirements.lock && touch $(STAMP).installed; } | awk "$$show" && \
+	rm $(STAMP).installed 2>/dev/null && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation -e . && \
 	{ echo "$$here"; cat requirements.lock; } > $(STAMP).new && mv $(STAMP).new $(STAMP)

@@ -197,19 +197,29 @@ def test_own_images_in_mixed_precision_to_the_end(project, sample_dataset, tmp_p
     assert set(table["predicted"]) <= {*names.values()}
 
 
-def test_error_analysis_of_the_published_predictions_alone(smoke_run, project, tmp_path) -> None:
-    published = project / "results" / "laptop" / "predictions.csv.gz"
-    published.parent.mkdir(parents=True)
-    published.write_bytes(gzip.compress((smoke_run[0] / "predictions.csv").read_bytes()))
-    try:
-        printed, pictures = execute("03_error_analysis", project, tmp_path)
-    finally:
-        shutil.rmtree(project / "results")
-    drawn = figures_of("03", left_out=NEED_IMAGES | {"reliability_before"})
-    assert names_in(tmp_path / "figures") == drawn and pictures == len(drawn)
-    assert SAMPLE_NOTICE not in printed  # nothing says what the predictions are of
-    assert str(tmp_path / "predictions.csv") in printed and "published predictions" in printed
-    assert "375 predictions in predictions.csv.gz" in printed
+def test_error_analysis_takes_the_published_predictions_or_those_of_the_newest_run(
+    smoke_run: tuple[Path, str], project: Path, tmp_path: Path
+) -> None:
+    root, output = tmp_path / "project", tmp_path / "by hand"
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs"))
+    published, told = root / "results" / "laptop", root / "results" / "classifiers" / "parts"
+    for folder in (published, told):
+        folder.mkdir(parents=True)
+    predictions = (smoke_run[0] / "predictions.csv").read_bytes()
+    (published / "predictions.csv.gz").write_bytes(gzip.compress(predictions))
+    table = pd.DataFrame({"known": [True, True, False], "familiarity": [0.9, 0.7, 0.1]})
+    table.assign(class_name=["wheel", "drill", "Sun"]).to_csv(told / "familiarity.csv.gz")
+    printed, pictures = execute("03_error_analysis", root, output, dataset="msl-v1")
+    drawn = figures_of("03", left_out=NEED_IMAGES | {"reliability_before"}) | {"03_familiarity.png"}
+    assert names_in(output / "figures") == drawn and pictures == len(drawn)
+    assert SAMPLE_NOTICE not in printed and "these are the published predictions" in printed
+    assert "Run laptop, data set msl-v1, 375 predictions" in printed
+    run = root / "runs" / "mine"
+    run.mkdir(parents=True)
+    for name in ("predictions.csv", "metrics.json"):
+        shutil.copy(smoke_run[0] / name, run)
+    printed, _ = execute("03_error_analysis", root, output)
+    assert "Run mine, data set sample, 375 predictions" in printed and "published" not in printed
 
 
 def test_classify_new_images(sample_dir: Path, project: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -131,6 +132,8 @@ def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> C
 
     name, size = f"classifier-{digest[:32]}-{NETWORK_VERSION}", metadata["image_size"]
     engine = stored_predictor(name, (None, size, size, 3), cache)
+    if engine is None and sys.stderr.isatty():
+        print("Preparing the network for this computer, once: 10 to 20 s ...", file=sys.stderr)
     return Classifier(
         image_size=size,
         zooms=tuple(metadata["zooms"]),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from marsclf import paths
 from marsclf.data.dataset import SPLITS
 from marsclf.data.msl import MSL_V1
 from marsclf.data.product_id import parse_product_id
@@ -83,6 +84,12 @@ def read_predictions(path: Path) -> pd.DataFrame:
         return _complete(table[columns].astype({"label": int, "predicted": int}))
     except MarsclfError as error:
         raise MarsclfError(f"{path} lacks the columns group and sequence, but {error}.") from None
+
+
+def newest_predictions(run_dir: Path) -> Path | None:
+    """Return the newest predictions.csv of the run in `run_dir` and of those in runs/, if any."""
+    files = [run_dir / "predictions.csv", *paths.RUNS.glob("*/predictions.csv")]
+    return max(filter(Path.is_file, files), key=lambda file: file.stat().st_mtime, default=None)
 
 
 def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:
