@@ -11,7 +11,6 @@ from tiny_project import enter_project
 from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.pipeline.presets import parameters_of
-from marsclf.training.later_sols import CONDITIONS
 from marsclf.training.recipe import Recipe
 from tools import compare
 from tools.tables import COMPARISONS
@@ -32,10 +31,10 @@ def test_compare(name, sample_dataset, tmp_path, monkeypatch) -> None:
         trained.append((recipe.seed, train, judged))
         return recipe
 
-    def judge(recipe: Recipe, root: Path, rows: pd.DataFrame) -> np.ndarray:
+    def judge(recipe: Recipe, root: Path, rows: pd.DataFrame, conditions: dict) -> np.ndarray:
         """Every second image is right, under each condition, and all of them with balance 0.5."""
         right = (np.arange(len(rows)) % 2 == 1) | (recipe.balance == 0.5)
-        return np.tile(np.eye(25)[np.where(right, rows["label"], 0)], (len(CONDITIONS), 1, 1))
+        return np.tile(np.eye(25)[np.where(right, rows["label"], 0)], (len(conditions), 1, 1))
 
     monkeypatch.setattr(compare, "data_of", lambda _: "msl-v1")
     monkeypatch.setattr(compare, "open_dataset", lambda *_: dataset)

@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss, recall_score
 
 from marsclf.images.views import Condition
 from marsclf.training import later_sols, sampling, train
-from marsclf.training.later_sols import CONDITIONS, FOLDS
+from marsclf.training.later_sols import COMPARED, CONDITIONS, FOLDS
 
 
 def make_index(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
@@ -49,10 +49,10 @@ def judged() -> pd.DataFrame:
 def test_the_criterion_is_the_mean_recall_of_the_classes(judged: pd.DataFrame) -> None:
     """Ground and horizon of MAHLI count as one more condition."""
     rng, labels = np.random.default_rng(0), judged["label"].to_numpy()
-    predicted = np.where(rng.random((len(CONDITIONS), 90)) < 0.7, labels, 2)
+    predicted = np.where(rng.random((len(COMPARED), 90)) < 0.7, labels, 2)
     found = later_sols.criterion(predicted == labels, judged)
     expected = [recall_score(labels, each, average="macro") for each in predicted]
-    assert list(found) == ["criterion", *CONDITIONS]
+    assert list(found) == ["criterion", *COMPARED]
     assert list(found.values())[1:] == pytest.approx(expected)
     mahli = judged["camera"].eq("MH") & judged["label"].isin([8, 9])
     one = [
@@ -69,7 +69,7 @@ def test_a_difference_is_that_of_the_criteria_and_its_interval_follows_the_sols(
     judged: pd.DataFrame,
 ) -> None:
     rng, folds = np.random.default_rng(1), [judged, judged[::2]]
-    first, second = ([rng.random((len(CONDITIONS), len(f))) < 0.7 for f in folds] for _ in "ab")
+    first, second = ([rng.random((len(COMPARED), len(f))) < 0.7 for f in folds] for _ in "ab")
     found, (low, high) = later_sols.difference(first, second, folds)
     criteria = [
         np.mean(

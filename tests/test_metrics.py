@@ -109,6 +109,23 @@ def test_interval_of_bursts_is_wider_than_of_single_images() -> None:
         assert high - low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(number), rel=0.1)
 
 
+def test_several_intervals_at_once_are_those_of_each_alone() -> None:
+    random = np.random.default_rng(0)
+    correct, groups, counted = (
+        random.random(80) < 0.7,
+        np.arange(80) // 4,
+        random.random((80, 3)) < 0.8,
+    )
+    found = metrics.bootstrap_over_groups(correct, groups, counted)
+    counted[:, 1] = True
+    assert found.shape == (2, 3)
+    again = metrics.bootstrap_over_groups(correct, groups, counted)
+    np.testing.assert_allclose(again[:, 1], metrics.bootstrap_over_groups(correct, groups))
+    np.testing.assert_array_equal(again[:, ::2], found[:, ::2])
+    shares = metrics.bootstrap_over_groups(counted, groups)
+    np.testing.assert_allclose(shares[:, 0], metrics.bootstrap_over_groups(counted[:, 0], groups))
+
+
 def test_calibration_bins_hold_their_upper_end() -> None:
     confidence = np.array([0.0, 1 / 15, 0.2, 0.2001, 1.0])
     counts = metrics.calibration_bins(confidence, np.ones(5, bool))["count"]

@@ -16,7 +16,15 @@ from marsclf.data.open import open_dataset
 from marsclf.errors import MarsclfError
 from marsclf.pipeline.presets import LADDERS, data_of, parameters_of
 from marsclf.provenance import commit
-from marsclf.training.later_sols import FOLDS, criterion, difference, fold, judge, log_loss
+from marsclf.training.later_sols import (
+    COMPARED,
+    FOLDS,
+    criterion,
+    difference,
+    fold,
+    judge,
+    log_loss,
+)
 from marsclf.training.recipe import Recipe
 from marsclf.training.train import pseudo_labels, train_networks
 from tools.command import make_main
@@ -93,7 +101,7 @@ def evaluate(
             guessed = pseudo_labels(networks, dataset.root, judged, recipe.self_training)
             rows = pd.concat([train, guessed])
             networks = train_networks(seeded, dataset.root, rows, *data)
-        probabilities = judge(networks, dataset.root, judged)
+        probabilities = judge(networks, dataset.root, judged, COMPARED)
         right.append(probabilities.argmax(axis=-1) == labels)
         losses.append(log_loss(probabilities, labels))
         score = criterion(right[-1], judged)["criterion"]

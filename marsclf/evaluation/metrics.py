@@ -72,20 +72,36 @@ def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
     return as_predictions(predictions, softmax(means))
 
 
-def bootstrap_over_groups(correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def bootstrap_over_groups(
+    correct: np.ndarray, groups: np.ndarray, counted: np.ndarray | None = None
+) -> np.ndarray:
     """Return the 95 % interval [low, high] of the accuracy from resampling complete groups.
 
     Images of one group, such as a sol, are not independent, so it is the unit that is drawn: the
     percentile interval of a cluster bootstrap (Efron and Tibshirani 1993, chapters 8 and 13).
+
+    Args:
+        correct: whether each image is right, for one accuracy (n,) or for several (n, k).
+        groups: of each image (n,).
+        counted: which images count for each accuracy (n, k), at least one. None: all of them.
+
+    Returns (2,), for several accuracies (2, k).
     """
     number = np.unique(groups, return_inverse=True)[1]
-    hits, images = np.bincount(number, weights=correct), np.bincount(number)
+    every = np.ones(correct.shape) if counted is None else counted.astype(float)
+    every, right = every.reshape(len(number), -1), correct.reshape(len(number), -1)
+    hits, images = (
+        pd.DataFrame(each).groupby(number).sum().to_numpy() for each in (right * every, every)
+    )
     # RandomState, because NumPy promises that its stream never changes; default_rng's may.
     random, accuracies = np.random.RandomState(0), []
     for _ in range(RESAMPLES):  # one at a time: there may be as many groups as images
         drawn = random.randint(len(images), size=len(images), dtype="i8")
-        accuracies.append(hits[drawn].sum() / images[drawn].sum())
-    return np.percentile(accuracies, [2.5, 97.5])
+        times = np.bincount(drawn, minlength=len(images))
+        of = times @ images
+        accuracies.append(np.where(of > 0, times @ hits / np.maximum(of, 1), np.nan))
+    interval = np.nanpercentile(accuracies, [2.5, 97.5], axis=0)
+    return interval if correct.ndim == 2 or counted is not None else interval[:, 0]
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:

@@ -91,6 +91,18 @@ def _title(predictions: pd.DataFrame, finding: str) -> str:
     return f"{name} split, {len(predictions):,} images: {finding}"
 
 
+def _groups(predictions: pd.DataFrame) -> str:
+    """Return what is resampled for an interval."""
+    return "sols" if "sol" in predictions else "groups"
+
+
+def _letter(panels: Sequence[Axes]) -> None:
+    """Put a letter before the title of each panel."""
+    place = matplotlib.rcParams["axes.titlelocation"]
+    for letter, axes in zip("abcdefgh", panels, strict=False):
+        axes.set_title(f"({letter}) {axes.get_title(place)}")
+
+
 def _short(name: str) -> str:
     """Return a name, cut where it is long, for a place where it need not be unique."""
     return name if len(name) <= 24 else f"{name[:23]}…"
@@ -125,16 +137,29 @@ def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]
 
 
 def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Chart the percentage of wrong predictions in each class, with its errors and images."""
+    """Chart the percentage of wrong predictions in each class, with its 95 % interval."""
     table, note = _first_classes(predictions, classes, "recall", ascending=True)
-    names = [f"{row.class_name} ({row.errors} of {row.support})" for row in table.itertuples()]
-    overall = 100 * (predictions["label"] != predictions["predicted"]).mean()
-    rates = 100 * (1 - table["recall"])
-    fig, axes = new_figure(1.5 + 0.28 * len(table))
-    bars(axes, [f"{rate:.0f}%" for rate in rates], x=rates, y=names, color=RED)
+    wrong = (predictions["label"] != predictions["predicted"]).to_numpy()
+    rates, overall = 100 * (1 - table["recall"]), 100 * wrong.mean()
+    names = [
+        f"{row.class_name}: {rate:.0f}% ({row.errors} of {row.support})"
+        for row, rate in zip(table.itertuples(), rates, strict=True)
+    ]
+    labels, groups = predictions["label"].to_numpy(), predictions["group"].to_numpy()
+    low, high = 100 * metrics.bootstrap_over_groups(
+        wrong, groups, labels[:, None] == [*table.index]
+    )
+    several = predictions.groupby("label")["group"].nunique().loc[table.index] > 1
+    fig, axes = new_figure(1.7 + 0.28 * len(table))
+    seaborn.barplot(x=rates, y=names, color=RED, saturation=1, errorbar=None, ax=axes)
+    place = np.flatnonzero(several)
+    over = f"95% interval over {_groups(predictions)}, where there are several"
+    if len(place):
+        axes.hlines(place, low[place], high[place], color="black", label=over)
     axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
     axes.legend(loc="lower right")
-    axes.set(xlim=(0, 108), xlabel=f"wrong predictions, % of the class{note}", ylabel="")
+    axes.set(xlabel=f"wrong predictions, % of the class{note}", ylabel="")
+    axes.set(xlim=(0, 101), ylim=(len(table) - 0.5, -0.5))
     axes.set_title(_title(predictions, "error rate per class"))
     return fig
 
@@ -183,37 +208,53 @@ def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> F
 def reliability_diagram(predictions: pd.DataFrame, note: str = "") -> Figure:
     """Chart accuracy and number of images in 15 bins of confidence; `note` joins the title."""
     correct = (predictions["label"] == predictions["predicted"]).to_numpy()
-    table = metrics.calibration_bins(predictions["confidence"].to_numpy(), correct)
+    confidence = predictions["confidence"].to_numpy()
+    table = metrics.calibration_bins(confidence, correct)
     edges = np.linspace(0, 1, len(table) + 1)
+    filled = np.flatnonzero(table["count"])
+    inside = (confidence[:, None] > edges[filled]) & (confidence[:, None] <= edges[filled + 1])
+    interval = metrics.bootstrap_over_groups(correct, predictions["group"].to_numpy(), inside)
     fig, (upper, lower) = new_figure(6.5, nrows=2, sharex=True, height_ratios=[3, 1])
     options = {"x": edges[:-1], "bins": edges.tolist(), "color": BLUE, "alpha": 1}
     seaborn.histplot(weights=table["accuracy"].fillna(0), ax=upper, **options)
     seaborn.histplot(weights=table["count"], ax=lower, **options)
     upper.axline((0, 0), slope=1, ls="--", color="black", label="perfectly calibrated")
     style = {"color": ORANGE, "marker": "D", "s": 50, "zorder": 3, "clip_on": False}
-    style["label"] = "bin, at its mean confidence"
+    style["label"] = f"bin, at its mean confidence, with 95% interval over {_groups(predictions)}"
     seaborn.scatterplot(table, x="confidence", y="accuracy", ax=upper, **style)
+    upper.vlines(table["confidence"].iloc[filled], *interval, color="black", zorder=2.5)
     upper.legend(loc="upper left")
     error = metrics.summarize(predictions)["ece"]
     upper.set_title(_title(predictions, f"expected calibration error {error:.3f}{note}"))
     upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
     lower.set(xlabel="confidence of the prediction", ylabel="images")
+    _letter([upper, lower])
     return fig
 
 
 def coverage_accuracy(predictions: pd.DataFrame, threshold: float = metrics.THRESHOLD) -> Figure:
-    """Chart coverage and the accuracy of covered images by confidence threshold, and mark one."""
-    correct = predictions["label"] == predictions["predicted"]
-    covered = {at: predictions["confidence"] >= at for at in (*np.linspace(0, 1, 201), threshold)}
-    percentages = {at: (correct[rows].mean(), rows.mean()) for at, rows in covered.items()}
-    curves = 100 * pd.DataFrame(percentages, index=["accuracy of the covered images", "coverage"])
+    """Chart coverage and the accuracy of covered images by confidence threshold, and mark one.
+
+    Both have their 95 % interval.
+    """
+    correct = (predictions["label"] == predictions["predicted"]).to_numpy()
+    confidence, groups = predictions["confidence"].to_numpy(), predictions["group"].to_numpy()
+    levels = np.linspace(0, confidence.max(), 101)
+    covered = confidence[:, None] >= levels
+    right = (correct[:, None] & covered).sum(axis=0) / covered.sum(axis=0)
     fig, axes = new_figure(5)
-    seaborn.lineplot(curves.T, palette=[BLUE, ORANGE], ax=axes)
+    for name, color, line, shares, interval in (
+        ("accuracy of the covered images", BLUE, "-", right, (correct, groups, covered)),
+        ("coverage", ORANGE, "--", covered.mean(axis=0), (covered, groups)),
+    ):
+        axes.plot(levels, 100 * shares, color=color, linestyle=line, label=name)
+        band = 100 * metrics.bootstrap_over_groups(*interval)
+        axes.fill_between(levels, *band, color=color, alpha=0.2, linewidth=0)
     axes.axvline(threshold, color="black", linewidth=1, linestyle=":")
-    axes.legend(loc="lower left")
-    accuracy, coverage = curves[threshold]
-    finding = f"at {threshold:g}, {coverage:.1f}% covered"
-    finding += f", {accuracy:.1f}% of them right" if coverage else ""
+    axes.legend(loc="lower left", title=f"with 95% interval over {_groups(predictions)}")
+    shown = confidence >= threshold
+    finding = f"at {threshold:g}, {shown.mean():.1%} covered"
+    finding += f", {correct[shown].mean():.1%} of them right" if shown.any() else ""
     axes.set(xlabel="confidence threshold", ylabel="%", xlim=(0, 1), ylim=(0, 102))
     axes.set_title(_title(predictions, finding))
     return fig
@@ -238,6 +279,7 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     finding = f"half of the {per_sol.sum()} errors fall on {half} of {len(per_sol)} sols"
     upper.set(xlabel="images", ylabel="", title=_title(predictions, finding))
     lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
+    _letter([upper, lower])
     return fig
 
 
@@ -269,6 +311,8 @@ def learning_curves(history: Sequence[dict]) -> Figure:
         axes.legend()
     best = table["val_accuracy"].max()
     panels[0].set_title(f"{len(table)} epochs, best validation accuracy {best:.1%}")
+    panels[1].set_title("both are judged on random views")
+    _letter(panels)
     return fig
 
 
@@ -288,6 +332,7 @@ def ladder(rungs: Sequence[tuple[str, dict]]) -> Figure:
         axes.set(xlabel=f"{column.replace('_f', '-F')}, %", ylabel="")
     seaborn.move_legend(panels[1], "center left", bbox_to_anchor=(1, 0.5), title=None)
     panels[0].set_title("Each step fixes one more fault of the original recipe")
+    _letter(panels)
     return fig
 
 

@@ -7,7 +7,7 @@ class weights. MAHLI's ground and horizons count once more: it photographs groun
 later sols, and a slope in the sun looks like a horizon.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,14 @@ CONDITIONS = {
     "zoomed out": Condition(zoom=0.5),
     "turned 90": Condition(turn=90),
     "turned 180": Condition(turn=180),
+    "bright": Condition(gain=1.6),
+    "grey": Condition(grey=True),
+}
+# The temperature of a run is fitted under those above; recipes are compared under all of these.
+COMPARED = CONDITIONS | {
     "from the side": Condition(tilt=40),
     "turned 90, from the side": Condition(turn=90, tilt=40),
-    "bright": Condition(gain=1.6),
     "overexposed": Condition(gain=2.5),
-    "grey": Condition(grey=True),
 }
 
 
@@ -47,24 +50,29 @@ def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return train, spread_over_groups(later[later["label"].isin(train["label"])])
 
 
-def judge(networks: "list[TrainedNetwork]", root: Path, rows: pd.DataFrame) -> np.ndarray:
+def judge(
+    networks: "list[TrainedNetwork]",
+    root: Path,
+    rows: pd.DataFrame,
+    conditions: Mapping[str, Condition] = CONDITIONS,
+) -> np.ndarray:
     """Return the probabilities under each condition, (conditions, rows, classes)."""
     from marsclf.training.train import predict
 
-    return np.stack([predict(networks, root, rows, how) for how in CONDITIONS.values()])
+    return np.stack([predict(networks, root, rows, how) for how in conditions.values()])
 
 
 def criterion(right: np.ndarray, judged: pd.DataFrame) -> dict[str, float]:
     """Return "criterion", and the mean class recall under each condition by its name.
 
     Args:
-        right: whether an image was right under a condition, or how often, (conditions, rows).
+        right: whether an image was right under each of COMPARED, or how often, (conditions, rows).
         judged: the rows of `fold`.
     """
     recalls = [right[:, judged["label"] == label].mean(axis=1) for label in set(judged["label"])]
     weights, members = _parts(judged)
     of_parts = [right[:, rows].mean() for rows in members]
-    named = dict(zip(CONDITIONS, np.mean(recalls, axis=0).tolist(), strict=True))
+    named = dict(zip(COMPARED, np.mean(recalls, axis=0).tolist(), strict=True))
     return {"criterion": float(weights @ of_parts)} | named
 
 
@@ -100,7 +108,7 @@ def _parts(judged: pd.DataFrame) -> tuple[np.ndarray, list[np.ndarray]]:
     These are the classes and, with the weight of one more condition, the two of MAHLI.
     """
     members = [(judged["label"] == label).to_numpy() for label in np.unique(judged["label"])]
-    weights = np.full(len(members), len(CONDITIONS) / len(members))
+    weights = np.full(len(members), len(COMPARED) / len(members))
     mahli = [
         (judged["camera"].eq("MH") & judged["class_name"].eq(name)).to_numpy()
         for name in ("ground", "horizon")
