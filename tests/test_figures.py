@@ -152,8 +152,8 @@ def test_ladder_shows_each_rung_and_the_interval_in_test() -> None:
 
 def test_only_sample_data_is_stamped(tmp_path: Path) -> None:
     fig, _ = figures.new_figure(2)
-    plain = pixels_of(figures.save_figure(fig, tmp_path / "new", "plain.png", sample=False))
-    stamped = pixels_of(figures.save_figure(fig, tmp_path / "new", "stamped.png", sample=True))
+    plain = pixels_of(figures.save_figure(fig, tmp_path / "new", "plain.png"))
+    stamped = pixels_of(figures.save_figure(fig, tmp_path / "new", "stamped.png", "sample"))
     assert len(list((tmp_path / "new").iterdir())) == 2
     assert plain.shape == (400, 1800, 3) and (plain[0, 0] == 255).all()
     assert (np.abs(plain - stamped) > 30).mean() > 0.01
@@ -164,13 +164,16 @@ def test_gallery_places_each_image_under_its_title(tmp_path: Path) -> None:
     red[..., 0], blue[..., 2] = 255, 255
     fig = figures.gallery([red, None, blue[:, :20]], ["red", "", "blue"], 2, "Two of three")
     assert [axes.get_title(loc="left") for axes in fig.axes] == ["red", "", "blue", ""]
-    pixels = pixels_of(figures.save_figure(fig, tmp_path, "gallery.png", sample=False))
+    pixels = pixels_of(figures.save_figure(fig, tmp_path, "gallery.png"))
     for channel, width, height in ((0, 900, 600), (2, 450, 900)):
         others = np.delete(pixels, channel, axis=2).sum(axis=2)
         y, x = np.nonzero((pixels[..., channel] > 200) & (others < 100))
         assert x.min() < 20 and np.ptp(x) == pytest.approx(width, rel=0.05)
         assert np.ptp(y) == pytest.approx(height, rel=0.05)
         assert (y.min() < len(pixels) / 2) == (channel == 0)
+    credited = pixels_of(figures.save_figure(fig, tmp_path, "credited.png", "msl-v1"))
+    y, _ = np.nonzero((credited != pixels).any(axis=2))
+    assert y.min() > pixels.shape[0] - 60  # in the margin at the bottom, over no image
 
 
 def test_heatmap_overlay_is_bright_where_the_heatmap_is() -> None:
@@ -185,7 +188,7 @@ def test_a_personal_matplotlibrc_changes_no_figure(tmp_path: Path) -> None:
         figures.set_style()
         fig, axes = figures.new_figure(2)
         axes.set_title("5 % of $n$")
-        return figures.png_of(fig, sample=False)
+        return figures.png_of(fig)
 
     expected = png()
     personal = {"text.usetex": True, "savefig.bbox": "tight", "font.size": 30}

@@ -107,7 +107,7 @@ def test_every_figure_is_wide_and_stamped(smoke_run: tuple[Path, str], tmp_path:
         assert width >= 1500 and height >= 300
         # The letters of the stamp darken what is beneath them.
         empty = Figure((figures.WIDTH_INCHES, height * figures.WIDTH_INCHES / width))
-        letters = gray_pixels(figures.save_figure(empty, tmp_path, name, sample=True)) < 180
+        letters = gray_pixels(figures.save_figure(empty, tmp_path, name, "sample")) < 180
         assert letters.any() and np.percentile(pixels[letters], 99) < 190, name
 
 

@@ -34,7 +34,7 @@ def explore(folder: Path, choices: dict) -> bytes:
         figure.suptitle(str(choice))
         return figure
 
-    widgets.explore(draw, choices, "which", "b", folder=folder, name="x.png", sample=False)
+    widgets.explore(draw, choices, "which", "b", folder=folder, name="x.png", dataset="")
     return (folder / "x.png").read_bytes()
 
 

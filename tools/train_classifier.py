@@ -113,7 +113,7 @@ def train_classifier(
     if outside:
         figures.set_style()
         chart = figures.familiarity(familiar)
-        figures.save_figure(chart, paths.FIGURES / labels, "familiarity.png", sample=False)
+        figures.save_figure(chart, paths.FIGURES / labels, "familiarity.png")
     write_documents(update_documents(read_published()))
     print(f"{paths.CLASSIFIERS[labels]}: {record['out_of_fold']}")
 

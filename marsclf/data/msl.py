@@ -73,6 +73,7 @@ MSL_V2 = PublishedDataSet(
         "Wheel tracks",
     ),
 )  # fmt: skip
+IMAGE_CREDIT = "Images: NASA/JPL-Caltech/MSSS"
 PUBLISHED = {published.name: published for published in (MSL_V1, MSL_V2)}
 
 # A path that cannot lead out of its folder on any system, and a label.

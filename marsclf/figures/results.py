@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from marsclf.data.msl import IMAGE_CREDIT, PUBLISHED
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
 from marsclf.files import replace_atomically
@@ -45,21 +46,28 @@ def set_style() -> None:
     seaborn.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95, rc=sizes)
 
 
-def save_figure(fig: Figure, folder: Path, name: str, sample: bool) -> Path:
+def save_figure(fig: Figure, folder: Path, name: str, dataset: str = "") -> Path:
     """Save `fig` as the PNG file `name` in `folder` (see `png_of`) and return its path."""
     with replace_atomically(folder / name) as temporary:
-        temporary.write_bytes(png_of(fig, sample))
+        temporary.write_bytes(png_of(fig, dataset))
     return folder / name
 
 
-def png_of(fig: Figure, sample: bool) -> bytes:
-    """Return `fig` as PNG; with `sample`, "sample data" is stamped across it every 5 inches."""
+def png_of(fig: Figure, dataset: str = "") -> bytes:
+    """Return `fig` as PNG.
+
+    For the data set "sample", this is stamped across it every 5 inches; images of a published one
+    get their credit.
+    """
     stamps = max(1, round(fig.get_figheight() / 5))
     # Black letters with a white outline show on charts and on photographs.
     style = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 60, "alpha": 0.35}
     style["path_effects"] = [patheffects.withStroke(linewidth=4, foreground="white")]
-    for number in range(stamps if sample else 0):
+    for number in range(stamps if dataset == "sample" else 0):
         fig.text(0.5, (number + 0.5) / stamps, "sample data", zorder=10, **style)
+    if dataset in PUBLISHED and any(axes.images for axes in fig.axes):
+        place = {"x": 0.997, "y": 0.03 / fig.get_figheight(), "ha": "right", "va": "bottom"}
+        fig.text(s=IMAGE_CREDIT, fontsize=8, color="dimgray", **place)
     drawn, small = BytesIO(), BytesIO()
     fig.savefig(drawn, format="png", dpi=WIDTH_PIXELS / fig.get_figwidth())
     # 256 colors halve the file; photographs need dithering.
@@ -352,12 +360,14 @@ def gallery(
 
     None leaves a tile empty. A long title may extend over neighbors without a title.
     """
-    tile, head = WIDTH_INCHES / columns, 0.4  # inches; head: room for the figure's title
+    tile = WIDTH_INCHES / columns
+    head, foot = 0.4, 0.2  # inches; room for the figure's title, and for the image credit
     above = 0.1 + 0.13 * (1 + max(text.count("\n") for text in titles))  # room for tile titles
     rows = -(-len(images) // columns)
-    height = head + rows * (tile + above)
+    height = head + rows * (tile + above) + foot
     fig = Figure(figsize=(WIDTH_INCHES, height))
-    fig.subplots_adjust(0.003, 0, 0.997, 1 - (head + above) / height, 0.04, above / tile)
+    edges = 0.003, foot / height, 0.997, 1 - (head + above) / height
+    fig.subplots_adjust(*edges, 0.04, above / tile)
     panels = fig.subplots(rows, columns, squeeze=False, subplot_kw={"anchor": "NW"}).flat
     for axes, image, text in zip_longest(panels, images, titles, fillvalue=None):
         axes.set_axis_off()

@@ -24,7 +24,7 @@ def explore(
 
     `draw` returns the figure of a choice. The control is a slider if all choices are numbers, else
     a menu; `label` and the keys of `choices` are its texts. `start` is the key of the choice that
-    is saved; `saved` are the arguments of `save_figure`: folder, name, and sample.
+    is saved; `saved` are the arguments of `save_figure`: folder, name, and dataset.
     """
     path = save_figure(draw(choices[start]), **saved)
     if not _in_jupyterlab():
@@ -38,7 +38,7 @@ def explore(
     control.layout.width = "500px"
 
     def show(text: str) -> None:
-        display(Image(png_of(draw(choices[text]), saved["sample"]), width=PAGE_WIDTH))
+        display(Image(png_of(draw(choices[text]), saved["dataset"]), width=PAGE_WIDTH))
 
     display(ipywidgets.interactive(show, text=control))
 
@@ -53,7 +53,7 @@ def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | No
         shown = chosen.head(most_shown)
         print(f"{len(chosen):,} images chosen, the first {len(shown)} shown")
         if len(shown):
-            display(shown, Image(png_of(thumbnails(shown), sample=False), width=PAGE_WIDTH))
+            display(shown, Image(png_of(thumbnails(shown)), width=PAGE_WIDTH))
 
     classes = [("all classes", None), *((name, name) for name in counts(table).index)]
     between = ipywidgets.FloatRangeSlider(value=(0, 1), max=1, step=0.01, continuous_update=False)
