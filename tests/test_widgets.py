@@ -1,5 +1,6 @@
 """Notebook controls, and the tables and figures behind them."""
 
+import os
 import re
 from pathlib import Path
 
@@ -63,14 +64,16 @@ def test_chooser(shown: list, classified: pd.DataFrame, capsys: pytest.CaptureFi
     menu, confidence, flag, _ = widgets.chooser(classified, 2).children
     assert [name for name, _ in menu.options] == ["all classes", "wheel", "ground"]
     menu.value = "wheel"
-    assert shown[-2]["confidence"].tolist() == [0.35, 0.95] and isinstance(shown[-1], Image)
+    assert shown[-1].data["confidence"].tolist() == [0.35, 0.95] and isinstance(shown[-2], Image)
     confidence.value = (0.5, 1.0)
-    assert shown[-2]["confidence"].tolist() == [0.95]
+    assert shown[-1].data["confidence"].tolist() == [0.95]
     confidence.value = (0.96, 1.0)
     printed = re.findall(r"(\d) images chosen, the first (\d)", capsys.readouterr().out)
     assert printed == [("3", "2"), ("2", "2"), ("1", "1"), ("0", "0")]
     confidence.value, flag.value = (0.0, 1.0), True
-    assert shown[-2]["confidence"].tolist() == [0.35]
+    assert shown[-1].data["confidence"].tolist() == [0.35]
+    page = shown[-1].to_html()
+    assert os.sep not in re.findall("<td.*?>(.*?)</td>", page)[0] and "nan" not in page.lower()
 
 
 def test_counts_select_and_thumbnails(classified: pd.DataFrame) -> None:

@@ -149,7 +149,7 @@ def _b7_gpu_values(published: dict[str, Result]) -> dict:
 VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     **dict.fromkeys(("headline", "results", "runs", "seeds", "ladder"), _result_values),
     **dict.fromkeys(("costs", "first", "archive"), _bench_values),
-    "classifiers": _classifier_values,
+    **dict.fromkeys(("classifiers", "familiarity"), _classifier_values),
     "classes": _rows_of(lambda *test: metrics.per_class(*test).query("support > 0")),
     "bursts": _rows_of(_bursts),
     "verdicts": _rows_of(_verdicts),

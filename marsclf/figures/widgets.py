@@ -9,6 +9,7 @@ import ipywidgets
 import pandas as pd
 from IPython.display import Image, display
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import metrics
@@ -43,8 +44,13 @@ def explore(
     display(ipywidgets.interactive(show, text=control))
 
 
-def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | None:
-    """Return controls that filter a table of `predict`, or None outside JupyterLab."""
+def chooser(
+    table: pd.DataFrame, most_shown: int, dataset: str = ""
+) -> ipywidgets.interactive | None:
+    """Return controls that filter a table of `predict`, or None outside JupyterLab.
+
+    `dataset` is that of `png_of`.
+    """
     if not _in_jupyterlab():
         return None
 
@@ -53,10 +59,11 @@ def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | No
         shown = chosen.head(most_shown)
         print(f"{len(chosen):,} images chosen, the first {len(shown)} shown")
         if len(shown):
-            display(shown, Image(png_of(thumbnails(shown)), width=PAGE_WIDTH))
+            display(Image(png_of(thumbnails(shown), dataset), width=PAGE_WIDTH), styled(shown))
 
     classes = [("all classes", None), *((name, name) for name in counts(table).index)]
     between = ipywidgets.FloatRangeSlider(value=(0, 1), max=1, step=0.01, continuous_update=False)
+    between.layout.width = "500px"
     menu = ipywidgets.Dropdown(options=classes, description="class")
     flags = [("all images", None), ("familiar", False), ("unfamiliar", True)]
     flag = ipywidgets.Dropdown(options=flags, description="familiarity")
@@ -66,6 +73,13 @@ def chooser(table: pd.DataFrame, most_shown: int) -> ipywidgets.interactive | No
 def _in_jupyterlab() -> bool:
     """Tell whether a Jupyter server started this kernel; a papermill run has none."""
     return "JPY_SESSION_NAME" in os.environ
+
+
+def styled(rows: pd.DataFrame) -> Styler:
+    """Return rows of a table of `predict` as a page shows them: file names, and what fits."""
+    shown = rows.assign(path=rows["path"].map(os.path.basename)).dropna(axis=1, how="all")
+    shown = shown.drop(columns=["runner_up_confidence", "familiarity"], errors="ignore")
+    return shown.rename(columns={"path": "file"}).style.hide().format(precision=2, na_rep="–")
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
