@@ -98,12 +98,14 @@ def test_make_calls_the_tools_with_options_that_they_have(module: str) -> None:
 def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path) -> None:
     write_program(make_environment(checkout) / "jupyter", '#!/bin/sh\necho "$@"\nenv\n')
     personal = {"MALLOC_TOP_PAD_": "7", "JUPYTER_PATH": "/home/me", "KERAS_BACKEND": "torch"}
-    ended = make(checkout, "lab", "LAB_OPTIONS=--no-browser --port=9000", **personal)
+    ended = make(checkout, "lab", "LAB_OPTIONS=--allow-root --port=9000", **personal)
     expected = KERNEL_ENVIRONMENT | {"MALLOC_TOP_PAD_": "7"}  # the user's own takes precedence
     # But not over what the notebooks depend on.
     expected |= {"JUPYTER_PATH": f"{checkout / 'marsclf' / 'jupyter'}:/home/me"}
     expected |= {"KERAS_BACKEND": "tensorflow"}
-    assert "--no-browser --port=9000" in ended.stdout
+    assert "--allow-root --port=9000" in ended.stdout
+    refused = make(checkout, "lab")
+    assert ("make lab LAB_OPTIONS=--allow-root" in refused.stderr) is (os.geteuid() == 0)
     assert {f"{name}={value}" for name, value in expected.items()} <= {*ended.stdout.splitlines()}
 
 
