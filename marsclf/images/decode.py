@@ -88,16 +88,17 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
     """Return the picture of a file that is not a TIFF, and its EXIF orientation."""
     content = stream.read()
     with Image.open(BytesIO(content), formats=(kind,)) as image, scaling.one_if_large(*image.size):
-        # Pillow fills in missing pixels without a word, so stricter decoders look for damage.
-        if kind == "JPEG" and (damage := _jpeg_damage(content)):
-            raise MarsclfError(f"the image data is damaged: {damage}")
-        # Of 16-bit color, Pillow keeps the upper bytes only.
+        # Pillow fills in missing pixels without a word, so these two have stricter decoders. Of
+        # 16-bit color in PNG, it keeps the upper bytes only.
         values = imagecodecs.png_decode(content) if kind == "PNG" else None
-        image.draft(None, scaling.shrunk_size(*image.size))  # a JPEG may be decoded at a fraction
-        image.load()
+        rgb = _decode_jpeg(content, *scaling.shrunk_size(*image.size)) if kind == "JPEG" else None
+        if rgb is None:
+            image.load()
         orientation = 1
         with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
             orientation = image.getexif().get(ORIENTATION, 1)
+        if rgb is not None:
+            return scaling.shrunk(rgb), orientation
         if values is None and image.mode == "I;16":  # JPEG 2000
             values = np.asarray(image)
         if values is not None and values.dtype == np.uint16:
@@ -112,13 +113,17 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
         return scaling.shrunk(np.asarray(image.convert("RGB"))), orientation
 
 
-def _jpeg_damage(content: bytes) -> str | None:
-    """Return what is wrong with the pixel data of a JPEG; Pillow fills in pixels without a word."""
-    try:  # strict: libjpeg's warnings are errors; an eighth of the size is faster
-        simplejpeg.decode_jpeg(content, "GRAY", fastdct=True, fastupsample=True, min_factor=8)
+def _decode_jpeg(content: bytes, width: int, height: int) -> np.ndarray | None:
+    """Return a JPEG as RGB, at a fraction of its size if that is still as large as asked for.
+
+    None if this decoder cannot (CMYK, for one). Raises MarsclfError if the pixel data is damaged.
+    """
+    try:  # strict: libjpeg's warnings are errors
+        return simplejpeg.decode_jpeg(content, "RGB", min_width=width, min_height=height)
     except ValueError as error:
-        return str(error) if re.match("Corrupt|Premature", str(error)) else None
-    return None
+        if re.match("Corrupt|Premature", str(error)):
+            raise MarsclfError(f"the image data is damaged: {error}") from None
+        return None
 
 
 def _upright(rgb: np.ndarray, orientation: int) -> np.ndarray:
