@@ -163,9 +163,9 @@ def test_gallery_places_each_image_under_its_title(tmp_path: Path) -> None:
     red, blue = np.zeros((2, 40, 60, 3), np.uint8)
     red[..., 0], blue[..., 2] = 255, 255
     fig = figures.gallery([red, None, blue[:, :20]], ["red", "", "blue"], 2, "Two of three")
-    assert [axes.get_title(loc="left") for axes in fig.axes] == ["red", "", "blue", ""]
+    assert [axes.get_title(loc="left") for axes in fig.axes] == ["red", "", "blue"]
     pixels = pixels_of(figures.save_figure(fig, tmp_path, "gallery.png"))
-    for channel, width, height in ((0, 900, 600), (2, 450, 900)):
+    for channel, width, height in ((0, 600, 400), (2, 300, 600)):
         others = np.delete(pixels, channel, axis=2).sum(axis=2)
         y, x = np.nonzero((pixels[..., channel] > 200) & (others < 100))
         assert x.min() < 20 and np.ptp(x) == pytest.approx(width, rel=0.05)
@@ -173,7 +173,16 @@ def test_gallery_places_each_image_under_its_title(tmp_path: Path) -> None:
         assert (y.min() < len(pixels) / 2) == (channel == 0)
     credited = pixels_of(figures.save_figure(fig, tmp_path, "credited.png", "msl-v1"))
     y, _ = np.nonzero((credited != pixels).any(axis=2))
-    assert y.min() > pixels.shape[0] - 60  # in the margin at the bottom, over no image
+    assert y.min() > pixels.shape[0] - 40  # in the margin at the bottom, over no image
+
+
+def test_a_gallery_of_groups_with_a_scale() -> None:
+    tiles = [np.zeros((9, 9, 3), np.uint8)] * 6
+    *tiles, scale = figures.gallery(tiles, ["x"] * 6, 6, "Three pairs", 2, "evidence").axes
+    edges = [axes.get_position().intervalx for axes in tiles]
+    gaps = [after[0] - before[1] for before, after in zip(edges, edges[1:], strict=False)]
+    assert min(gaps[1::2]) > 3 * max(gaps[::2]) and edges[-1][1] < 1
+    assert [text.get_text() for text in scale.texts] == ["0", "1  evidence"]
 
 
 def test_heatmap_overlay_is_bright_where_the_heatmap_is() -> None:

@@ -36,7 +36,7 @@ FIGURES = {
     "error_rate_per_class errors_by_camera_and_sol errors_per_class gradcam_right gradcam_wrong "
     "mistakes_by_pair reliability reliability_before",
     "04": "as_read ladder",
-    "05": "thumbnails",
+    "05": "thumbnails gradcam",
 }
 NEED_IMAGES = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
 
@@ -233,7 +233,7 @@ def test_classify_new_images(sample_dir: Path, project: Path, tmp_path: Path) ->
     assert "31 images" in printed and "1 could not be read" in printed
     assert "30 images chosen, the first 8 shown" in printed
     assert SAMPLE_NOTICE not in printed
-    assert names_in(tmp_path / "figures") == figures_of("05") and pictures == 1
+    assert names_in(tmp_path / "figures") == figures_of("05") and pictures == 2
     assert "broken.jpg" in (tmp_path / "05_classify_new_images.ipynb").read_text()
 
 

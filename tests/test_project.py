@@ -1,13 +1,16 @@
 """The files around the code: versions, Makefile, license, citation, links."""
 
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from tiny_project import stamp_environment
@@ -142,6 +145,19 @@ def test_the_citation_has_the_version_and_the_license() -> None:
 
 
 DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "CONTRIBUTING.md", "docs/archive-scale.md"]
+DOCUMENTS += ["examples/README.md"]
+
+
+def test_the_readme_shows_what_predict_prints_for_the_examples() -> None:
+    text = re.search(r"```csv\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    command = [sys.executable, "-m", "marsclf", "predict", "examples/"]
+    environment = os.environ | {"MARSCLF_CACHE_DIR": str(paths.CACHE)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
+    shown, printed = (pd.read_csv(io.BytesIO(part)) for part in (text.encode(), done.stdout))
+    # Another kind of processor may change the last digits.
+    pd.testing.assert_frame_equal(shown, printed, atol=2e-3, rtol=0)
+    assert printed["predicted"].nunique() > 4 and printed["uncertain"].any()
+    assert printed["unfamiliar"].tolist() == [name == "1290" for name in printed["path"].str[9:13]]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

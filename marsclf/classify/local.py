@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,6 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from marsclf.classify import classifier_file, parts
@@ -162,26 +162,33 @@ def _classify(
 
 
 def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: Path) -> None:
-    """Save a Grad-CAM overlay of the first zoom as JPEG for each image that was read.
+    """Save the first zoom of each image that was read, and beside it Grad-CAM's overlay, as JPEG.
 
     The file name contains the class, and eight digits for the path, because files in several
     folders may share a name. Neither name need be one that a file can have.
     """
-    from marsclf.figures.results import heatmap_overlay
+    from marsclf.figures.results import EVIDENCE, gallery, heatmap_overlay, set_style
     from marsclf.networks.gradcam import gradcam
 
-    read = [(path, row.predicted) for path, row in batch if row.predicted]
+    read = [(path, row) for path, row in batch if row.predicted]
     if not read:
         return
+    set_style()
     views = np.stack([classifier.views(path)[0] for path, _ in read])
-    classes = np.array([classifier.classes.index(name) for _, name in read])
+    classes = np.array([classifier.classes.index(row.predicted) for _, row in read])
     heatmaps = gradcam(classifier.network(), views, classes)
-    for (path, predicted), view, heatmap in zip(read, views, heatmaps, strict=True):
+    for (path, row), view, heatmap in zip(read, views, heatmaps, strict=True):
         digits = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
-        names = [re.sub(r"[^A-Za-z0-9_-]+", "_", s)[:100] for s in (Path(path).stem, predicted)]
+        names = [re.sub(r"[^A-Za-z0-9_-]+", "_", s)[:100] for s in (Path(path).stem, row.predicted)]
         target = folder / f"{names[0]}.{digits}.{names[1]}.jpg"
+        images, title = (
+            [view, heatmap_overlay(view, heatmap)],
+            f"{row.predicted}, {row.confidence:.2f}",
+        )
+        figure = gallery(images, ["the image", "the evidence"], 2, title, scale=EVIDENCE)
         try:
-            Image.fromarray(heatmap_overlay(view, heatmap)).save(target, quality=90)
+            with warnings.catch_warnings(action="ignore"):  # no font has every script
+                figure.savefig(target, dpi=100)
         except OSError as error:
             raise MarsclfError(f"{target} cannot be written ({error.strerror}).") from None
 

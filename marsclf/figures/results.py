@@ -1,8 +1,8 @@
 """Charts of predictions and training, galleries, and how every figure is styled and saved.
 
-All figures are 9 inches wide and saved at 1,800 pixels, so text is legible at half that width.
-They are independent of pyplot, so none stays open. `predictions` are rows of one split, `classes`
-the names of its classes, by id.
+All figures are 9 inches wide; charts are saved at 1,800 pixels, so text is legible at half that
+width. They are independent of pyplot, so none stays open. `predictions` are rows of one split,
+`classes` the names of its classes, by id.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,8 @@ from marsclf.files import replace_atomically
 from marsclf.images.decode import read_rgb
 
 WIDTH_INCHES, WIDTH_PIXELS = 9.0, 1800
+PHOTO_PIXELS = 1200  # width of figures with images, whose files grow with the pixels
+HEAT, EVIDENCE = "inferno", "evidence for the class, relative"  # colors and scale of heatmaps
 MAX_ROWS, MAX_CELLS = 60, 40  # classes in a bar chart; in a matrix with the counts in its cells
 BLUE, ORANGE, GREEN, RED = seaborn.color_palette("colorblind").as_hex()[:4]
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -42,8 +44,9 @@ CAMERA_NAMES = {"MH": "MAHLI", "ML": "Mastcam left", "MR": "Mastcam right"}
 def set_style() -> None:
     """Set fonts, grid, and palette for all charts made afterwards, ignoring a matplotlibrc."""
     matplotlib.rcdefaults()
-    sizes = {"figure.dpi": 80, "axes.titlesize": 12.5, "axes.titlelocation": "left"}
-    seaborn.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95, rc=sizes)
+    style = {"figure.dpi": 80, "axes.titlesize": 12.5, "axes.titlelocation": "left"}
+    style["text.parse_math"] = False  # the name of a class may hold dollar signs
+    seaborn.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95, rc=style)
 
 
 def save_figure(fig: Figure, folder: Path, name: str, dataset: str = "") -> Path:
@@ -68,15 +71,10 @@ def png_of(fig: Figure, dataset: str = "") -> bytes:
     if dataset in PUBLISHED and any(axes.images for axes in fig.axes):
         place = {"x": 0.997, "y": 0.03 / fig.get_figheight(), "ha": "right", "va": "bottom"}
         fig.text(s=IMAGE_CREDIT, fontsize=8, color="dimgray", **place)
-    drawn, small = BytesIO(), BytesIO()
-    fig.savefig(drawn, format="png", dpi=WIDTH_PIXELS / fig.get_figwidth())
-    # 256 colors halve the file; photographs need dithering.
-    image = Image.open(drawn).convert("RGB")
-    reduced = image.quantize(256)
-    if image.getcolors(20_000) is None:
-        reduced = image.quantize(palette=reduced)
-    reduced.save(small, format="png", optimize=True)
-    return small.getvalue()
+    drawn = BytesIO()
+    width = PHOTO_PIXELS if any(axes.images for axes in fig.axes) else WIDTH_PIXELS
+    fig.savefig(drawn, format="png", dpi=width / fig.get_figwidth())
+    return drawn.getvalue()
 
 
 def new_figure(height: float, **options: object) -> tuple[Figure, Any]:
@@ -354,32 +352,49 @@ def tile(path: str | Path) -> np.ndarray | None:
 
 
 def gallery(
-    images: Sequence[np.ndarray | None], titles: Sequence[str], columns: int, title: str
+    images: Sequence[np.ndarray | None],
+    titles: Sequence[str],
+    columns: int,
+    title: str,
+    together: int = 0,
+    scale: str = "",
 ) -> Figure:
     """Lay out RGB images (H, W, 3; uint8) in rows of `columns` tiles, each under its title.
 
-    None leaves a tile empty. A long title may extend over neighbors without a title.
+    None leaves a tile empty. A long title may extend over neighbors without a title. A wider gap
+    follows every `together` columns. `scale` is the name of what `heatmap_overlay` shows.
     """
-    tile = WIDTH_INCHES / columns
+    edge, gap, wider = 0.03, 0.05, 0.25 if together else 0.0  # inches
+    wide_gaps = (columns - 1) // together if together else 0
+    tile = (WIDTH_INCHES - 2 * edge - gap * (columns - 1) - wider * wide_gaps) / columns
     head, foot = 0.4, 0.2  # inches; room for the figure's title, and for the image credit
     above = 0.1 + 0.13 * (1 + max(text.count("\n") for text in titles))  # room for tile titles
     rows = -(-len(images) // columns)
     height = head + rows * (tile + above) + foot
     fig = Figure(figsize=(WIDTH_INCHES, height))
-    edges = 0.003, foot / height, 0.997, 1 - (head + above) / height
-    fig.subplots_adjust(*edges, 0.04, above / tile)
-    panels = fig.subplots(rows, columns, squeeze=False, subplot_kw={"anchor": "NW"}).flat
-    for axes, image, text in zip_longest(panels, images, titles, fillvalue=None):
+    for number, (image, text) in enumerate(zip_longest(images, titles)):
+        row, column = divmod(number, columns)
+        left = edge + column * (tile + gap) + (column // together * wider if together else 0)
+        bottom = height - head - (row + 1) * (tile + above)
+        place = left / WIDTH_INCHES, bottom / height, tile / WIDTH_INCHES, tile / height
+        axes = fig.add_axes(place, anchor="NW")
         axes.set_axis_off()
         axes.set_title(text or "", loc="left", fontsize=8, pad=4)
         if image is not None:
             axes.imshow(image)
     fig.suptitle(title, x=0.005, y=1 - 0.06 / height, ha="left", va="top", fontsize=12.5)
+    if scale:
+        bar = fig.add_axes((0.03, 0.05 / height, 0.2, 0.1 / height))
+        bar.imshow(np.linspace(0, 1, 256)[np.newaxis], cmap=HEAT, aspect="auto")
+        bar.set_axis_off()
+        for x, text, side in ((-0.02, "0", "right"), (1.02, f"1  {scale}", "left")):
+            style = {"ha": side, "va": "center", "fontsize": 8}
+            bar.text(x, 0.5, text, transform=bar.transAxes, **style)
     return fig
 
 
 def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     """Blend a heatmap (h, w; 0 to 1), enlarged, half and half into `image` (H, W, 3; uint8)."""
     larger = cv2.resize(heatmap, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    colors = matplotlib.colormaps["inferno"](larger, bytes=True)[..., :3]
+    colors = matplotlib.colormaps[HEAT](larger, bytes=True)[..., :3]
     return cv2.addWeighted(image, 0.5, np.ascontiguousarray(colors), 0.5, 0)

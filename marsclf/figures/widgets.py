@@ -131,10 +131,15 @@ def mistaken_pairs(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[st
 def mistakes(
     predictions: pd.DataFrame, root: Path, pair: tuple[str, str], classes: Sequence[str]
 ) -> Figure:
-    """Lay out up to 24 images below `root` of one class predicted as another, surest first."""
+    """Lay out up to 24 images below `root` of one class predicted as another, surest first.
+
+    Every group (sol) has its turn before any shows a second image.
+    """
     label, predicted = map(classes.index, pair)
     rows = predictions.query("label == @label and predicted == @predicted")
-    shown = rows.sort_values("confidence", ascending=False, kind="stable").head(MAX_TILES)
+    shown = rows.sort_values("confidence", ascending=False, kind="stable")
+    turns = shown.groupby("group").cumcount().sort_values(kind="stable")
+    shown = shown.loc[turns.index].head(MAX_TILES)
     titles = shown["confidence"].map("{:.2f}".format)
     if "sol" in shown:
         titles = "sol " + shown["sol"].astype(str) + ", " + titles
