@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -132,15 +131,19 @@ def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> C
 
     name, size = f"classifier-{digest[:32]}-{NETWORK_VERSION}", metadata["image_size"]
     engine = stored_predictor(name, (None, size, size, 3), cache)
-    if engine is None and sys.stderr.isatty():
-        print("Preparing the network for this computer, once: 10 to 20 s ...", file=sys.stderr)
+    if engine is None:
+        from rich.console import Console
+
+        text = "Preparing the network for this processor, once: about 15 s"
+        with Console(stderr=True, force_jupyter=False).status(text):  # nothing but in a terminal
+            engine = make_predictor(networks()[1], cache, name=name)
     return Classifier(
         image_size=size,
         zooms=tuple(metadata["zooms"]),
         temperature=metadata["calibration"]["temperature"],
         classes=tuple(metadata["classes"]),
         training=metadata["training"],
-        engine=engine or make_predictor(networks()[1], cache, name=name),
+        engine=engine,
         network=lambda: networks()[0],
     )
 
