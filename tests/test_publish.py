@@ -21,7 +21,7 @@ from marsclf.evaluation.predictions import read_predictions
 from marsclf.files import write_json
 from tools import publish, results, verify
 
-PARAMETERS = {"seed": 0, "test_zooms": [1.0], "learn_from": ["train"], "self_training": 0.0}
+PARAMETERS = {"seed": 0, "test_zooms": [1.0]}
 TRAINING = {"preset": "laptop", "seed": 0, "commit": "0" * 40, "data_digest": MSL_V1.digest}
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
 NAMES = [f"rock {number}" for number in range(25)]

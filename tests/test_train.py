@@ -63,9 +63,8 @@ def test_the_fields_are_the_parameters_of_the_notebook() -> None:
     [{"head_epochs": 0}, {"head_batch_size": 0}, {"finetune_epochs": -1}, {"finetune_patience": 0}]
     + [{"finetune_learning_rate": float("nan")}, {"views": -1}, {"finetune_ema": 1.0}]
     + [{"head_hidden": -1}, {"head_dropout": 1.0}, {"label_smoothing": 1.1}, {"weight_decay": -1}]
-    + [{"seed": -1}, {"self_training": -0.1}, {"self_training": 1.1}, {"temperature": 0.0}]
+    + [{"seed": -1}, {"temperature": 0.0}]
     + [{"ensemble": [{"seed": 1}]}, {"test_zooms": []}, {"test_zooms": [20.0]}]
-    + [{"learn_from": splits} for splits in ([], ["test"], ["train", "test"], ["val"])]
     + [{"augmentation": {"zoom": -1}}, {"augmentation": {"zom": 1}}, {"finetune_blocks": ["b7"]}],
 )
 def test_unusable_values_are_refused(changed: dict) -> None:
@@ -243,16 +242,6 @@ def test_a_batch_that_exceeds_the_memory_is_divided(
     fits = 0
     with pytest.raises(MarsclfError, match="1 images at once in stage head: lower image_size"):
         train.train_network(*arguments)
-
-
-def test_pseudo_labels_are_the_most_confident_predictions(trained, sample_dataset, rows) -> None:
-    root, unlabeled = sample_dataset.root, rows[1].assign(label=24, class_name="wheel")
-    probabilities = train.predict([trained], root, unlabeled)
-    found = train.pseudo_labels([trained], root, unlabeled, 0.6)
-    best = sorted(sorted(range(10), key=lambda row: -probabilities[row].max())[:6])
-    assert found["path"].tolist() == unlabeled["path"].iloc[best].tolist()
-    assert found["label"].tolist() == probabilities[best].argmax(axis=1).tolist()
-    assert len(train.pseudo_labels([trained], root, unlabeled, 1)) == 10
 
 
 def test_one_network_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:

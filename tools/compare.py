@@ -26,7 +26,7 @@ from marsclf.training.later_sols import (
     log_loss,
 )
 from marsclf.training.recipe import Recipe
-from marsclf.training.train import pseudo_labels, train_networks
+from marsclf.training.train import train_networks
 from tools.command import make_main
 from tools.documents import store
 from tools.tables import COMPARISONS
@@ -94,13 +94,8 @@ def evaluate(
     """
     labels, right, losses = judged["label"].to_numpy(), [], []
     for seed in range(recipe.seed, recipe.seed + seeds):
-        seeded, rows = replace(recipe, seed=seed), train
-        data = (judged, len(dataset.classes))
-        networks = train_networks(seeded, dataset.root, rows, *data)
-        if recipe.self_training:
-            guessed = pseudo_labels(networks, dataset.root, judged, recipe.self_training)
-            rows = pd.concat([train, guessed])
-            networks = train_networks(seeded, dataset.root, rows, *data)
+        data = dataset.root, train, judged, len(dataset.classes)
+        networks = train_networks(replace(recipe, seed=seed), *data)
         probabilities = judge(networks, dataset.root, judged, COMPARED)
         right.append(probabilities.argmax(axis=-1) == labels)
         losses.append(log_loss(probabilities, labels))

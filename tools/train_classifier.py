@@ -61,7 +61,7 @@ def train_classifier(
     started, parameters, code = time.monotonic(), parameters_of(preset), commit()
     recipe = Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
     dataset = open_dataset(data_dir, data_of(preset))
-    if dataset.name not in LABELS or recipe.ensemble or recipe.self_training:
+    if dataset.name not in LABELS or recipe.ensemble:
         reason = f"It is made from one network and {' or '.join(LABELS)}"
         raise MarsclfError(f"{reason}, not by {preset} from {dataset.name} in {dataset.root}.")
     outside = open_dataset(outside_dir, "msl-v2.1") if dataset.name == "msl-v1" else None

@@ -36,8 +36,6 @@ class Recipe:
     finetune_ema: float
     ensemble: list[int]
     test_zooms: list[float]
-    self_training: float
-    learn_from: list[str]
     temperature: float | None
 
     @property
@@ -49,16 +47,14 @@ class Recipe:
         trained = ("head", "finetune") if self.finetune_epochs else ("head",)
         settings = ("epochs", "batch_size", "learning_rate", "patience")
         positive = [f"{stage}_{name}" for stage in trained for name in settings]
-        splits = "['train'] or ['train', 'val']"
         known = [field.name for field in fields(Augmentation)]
         for names, is_usable, rule in (
             (["seed", "views", "head_hidden", "weight_decay"], lambda x: x >= 0, "0 or more"),
             (positive, lambda x: x > 0, "above 0"),
             (["head_dropout", "finetune_ema"], lambda x: 0 <= x < 1, "at least 0 and below 1"),
-            (["label_smoothing", "self_training"], lambda x: 0 <= x <= 1, "from 0 to 1"),
+            (["label_smoothing"], lambda x: 0 <= x <= 1, "from 0 to 1"),
             (["temperature"], lambda x: x is None or x > 0, "None or above 0"),
             (["ensemble"], lambda x: all(type(seed) is int for seed in x), "a list of seeds"),
-            (["learn_from"], lambda x: {"train"} <= set(x) <= {"train", "val"}, splits),
             (["finetune_blocks"], set(BLOCKS).issuperset, f"a list of {', '.join(BLOCKS)}"),
             (["augmentation"], set(known).issuperset, f"a mapping of {', '.join(known)}"),
         ):

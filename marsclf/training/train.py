@@ -184,20 +184,6 @@ def fit_stage(
         model.set_weights(untrained)
 
 
-def pseudo_labels(
-    networks: list[TrainedNetwork], root: Path, rows: pd.DataFrame, share: float
-) -> pd.DataFrame:
-    """Return the rows that the networks are most confident of, labeled by them (Lee 2013).
-
-    Labels in `rows` are not used. `share` is the part of the rows to return, 0 to 1.
-    """
-    unlabeled = rows.drop(columns=["label", "class_name"])
-    probabilities = predict(networks, root, unlabeled)
-    order = np.argsort(-probabilities.max(axis=1), kind="stable")
-    chosen = np.sort(order[: round(share * len(rows))])
-    return unlabeled.iloc[chosen].assign(label=probabilities[chosen].argmax(axis=1))
-
-
 def predict(
     networks: list[TrainedNetwork],
     root: Path,
