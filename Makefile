@@ -35,7 +35,7 @@ lab compare classifier: export MALLOC_TOP_PAD_ ?= 67108864
 TEST_OPTIONS := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run smoke ladder lab html test lint check-data compare bench gpu-cost classifier publish verify lock clean environment
+.PHONY: help run smoke ladder lab html test lint check-data compare bench gpu-cost classifier publish site verify lock clean environment
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ classifier: environment ## train one of the library's classifiers on all labels 
 
 publish: environment ## copy a run's results into the repository [PRESET]
 	$(BIN)/python -m tools.publish $(PRESET_OPTION)
+
+site: environment ## web page in docs/, from the published run of the default preset
+	$(BIN)/python -m tools.site
 
 verify: environment ## recompute every published number
 	$(BIN)/python -m tools.verify

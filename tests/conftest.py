@@ -113,7 +113,8 @@ def project(shared: Path) -> Path:
     root = shared / "project"
     without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     with FileLock(shared / "lock"):
-        for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS):
+        examples = paths.PROJECT_ROOT / "examples"
+        for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS, examples):
             if not (root / folder.name).exists():
                 shutil.copytree(folder, root / folder.name, ignore=without)
     return root

@@ -65,12 +65,13 @@ def _fill(file: Path, published: dict[str, Result]) -> str:
             raise MarsclfError(f"{file}: no end marker follows {marker}.")
         if name not in VALUES:
             raise MarsclfError(f"{file}: there is no template for {marker}.")
-        parts += [text[end : first.start()], f"{marker}\n", _render(name, published)]
+        parts += [text[end : first.start()], f"{marker}\n", render(name, published)]
         end = second.start()
     return "".join([*parts, text[end:]])
 
 
-def _render(name: str, published: dict[str, Result]) -> str:
+def render(name: str, published: dict[str, Result]) -> str:
+    """Return a table as Markdown, or what to run where its numbers are not measured."""
     try:
         return TEMPLATES.get_template(f"{name}.md").render(VALUES[name](published))
     except NotMeasured as remedy:
