@@ -35,23 +35,24 @@ def export(options: Namespace) -> int:
         from marsclf.networks.onnx_file import save_onnx
         from marsclf.networks.pinned import keras
 
-        # On a GPU, more would be rounded before the networks are compared.
-        with keras.device("cpu:0"), replace_atomically(file) as temporary:
+        with keras.device("cpu:0"):  # a GPU would round more before the networks are compared
             model, _ = classifier_file.build_network(options.model, weights, metadata)
             last, temperature = model.layers[-1], metadata["calibration"]["temperature"]
             last.set_weights([weight / temperature for weight in last.get_weights()])
-            if suffix == ".keras":
-                model.save(temporary)
-                with zipfile.ZipFile(temporary, "a") as archive:
-                    archive.writestr(METADATA, json.dumps(info, indent=1))
-            else:
-                save = save_onnx if suffix == ".onnx" else save_openvino
-                save(model, temporary, info)
-                check_export(temporary, model)
-            if suffix == ".xml":
-                with replace_atomically(file.with_suffix(".bin")) as binary:
-                    temporary.with_suffix(".bin").rename(binary)
-                    file.unlink(missing_ok=True)  # if killed now, no old network has new weights
+            with replace_atomically(file) as temporary:
+                if suffix == ".keras":
+                    model.save(temporary)
+                    with zipfile.ZipFile(temporary, "a") as archive:
+                        archive.writestr(METADATA, json.dumps(info, indent=1))
+                else:
+                    save = save_onnx if suffix == ".onnx" else save_openvino
+                    save(model, temporary, info)
+                    check_export(temporary, model)
+                if suffix == ".xml":
+                    with replace_atomically(file.with_suffix(".bin")) as binary:
+                        temporary.with_suffix(".bin").rename(binary)
+                        # If killed here, no old network has the new weights.
+                        file.unlink(missing_ok=True)
     return 0
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from marsclf.classify import classifier_file, parts
 from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
+from marsclf.classify.report import write_report
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
@@ -136,8 +137,6 @@ def _print_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
 
 
 def _write_report(pairs: Iterable[tuple[str, Row]], page: Path, options: Namespace) -> None:
-    from marsclf.classify.report import write_report
-
     print("Writing the report ...", file=sys.stderr)
     training = classifier_file.read(options.model)[1]["training"]
     write_report(pairs, page, training.get("dataset"), options.threshold)
