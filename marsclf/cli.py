@@ -10,16 +10,7 @@ from marsclf.errors import MarsclfError, run_command
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status: see run_command, and 3 for unreadable images."""
     options = _parser().parse_args(arguments)
-
-    def command() -> int:
-        if options.command in (_run, _check_data) and not paths.NOTEBOOKS.is_dir():
-            raise MarsclfError(
-                "This is the library alone, which can predict and export; run the other commands "
-                "in a copy of the repository, which has the notebooks and presets."
-            )
-        return options.command(options)
-
-    return run_command(command)
+    return run_command(lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,11 +19,10 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "classify images; the exit status is 0, or 3 if some could not be read"
     predict = commands.add_parser("predict", help=text, description=text)
-    add = predict.add_argument
-    a_path, text = {"type": paths.from_user}, ".csv or .parquet (default: CSV on standard output)"
-    sources = "file, folder, 'a/**/*.jpg', or - for a list"
-    add("sources", type=os.path.expanduser, metavar="PATH", nargs="+", help=sources)
-    add("--output", help=text, **a_path)
+    add, a_path = predict.add_argument, {"type": paths.from_user}
+    text = "file, folder, 'a/**/*.jpg', or - for a list"
+    add("sources", type=os.path.expanduser, metavar="PATH", nargs="+", help=text)
+    add("--output", help=".csv or .parquet (default: CSV on standard output)", **a_path)
     add("--threshold", type=float, default=0.9, help="less confidence is uncertain (default: 0.9)")
     add("--explain", help="folder for overlays that show which pixels support the class", **a_path)
     add("--report", help=".html page with a thumbnail of each image, and filters", **a_path)
@@ -76,27 +66,27 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(options: argparse.Namespace) -> int:
     from marsclf.classify.local import predict
 
-    _choose_model(options)
-    return predict(options)
+    return predict(_with_model(options))
 
 
 def _export(options: argparse.Namespace) -> int:
     from marsclf.classify.export import export
 
-    _choose_model(options)
-    return export(options)
+    return export(_with_model(options))
 
 
-def _choose_model(options: argparse.Namespace) -> None:
+def _with_model(options: argparse.Namespace) -> argparse.Namespace:
     options.model = options.model or paths.CLASSIFIERS[options.labels]
     if options.weights:
         from marsclf.classify.classifier_file import read
         from marsclf.networks.backbones import install_weights
 
         install_weights(read(options.model)[1]["backbone"], options.weights)
+    return options
 
 
 def _run(options: argparse.Namespace) -> int:
+    _check_repository()
     from marsclf.pipeline.presets import parameters_of, parse_settings
     from marsclf.pipeline.run import run
 
@@ -110,6 +100,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_data(options: argparse.Namespace) -> int:
+    _check_repository()
     from marsclf.data.open import find_faults, locate
 
     root = locate(options.data_dir)
@@ -121,3 +112,11 @@ def _check_data(options: argparse.Namespace) -> int:
     faults = find_faults(root)
     print("\n".join([*faults, f"{root}: {len(faults)} fault{'s' * (len(faults) != 1)}"]))
     return 1 if faults else 0
+
+
+def _check_repository() -> None:
+    if not paths.NOTEBOOKS.is_dir():
+        raise MarsclfError(
+            "This is the library alone, which can predict and export; run the other commands in a "
+            "copy of the repository, which has the notebooks and presets."
+        )

@@ -4,6 +4,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ import pandas as pd
 from marsclf import paths
 from marsclf.classify import classifier_file
 from marsclf.classify.find import find_images
-from marsclf.classify.table import Row, check_threshold, make_row, table
+from marsclf.classify.table import DECIMALS, FAMILIAR, Row, check_threshold, printable, table
+from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool, with_temperature
 from marsclf.evaluation.metrics import THRESHOLD
@@ -91,19 +93,12 @@ class Classifier:
         with warnings.catch_warnings():
             ignore_decoder_warnings()
             for output, (number, item) in zip(outputs, waiting, strict=True):
-                probabilities, familiarity = np.split(output, [len(self.classes)])
-                calibrated = with_temperature(probabilities.astype(np.float64), self.temperature)
-                path = item if isinstance(item, str) else None
-                error = errors.pop(number, None)
-                row = make_row(path, threshold, self.classes, calibrated, familiarity, error)
-                yield item, row
+                yield item, self._row(item, output, errors.pop(number, None), threshold)
 
     def views(self, source: str | np.ndarray) -> np.ndarray:
         """Return the network's inputs for an image, one per zoom: uint8 (zooms, size, size, 3)."""
         image = source if isinstance(source, np.ndarray) else read_rgb(source)
-        return np.stack(
-            [fit_view(image, self.image_size, Condition(zoom=zoom)) for zoom in self.zooms]
-        )
+        return np.stack([fit_view(image, self.image_size, Condition(zoom=z)) for z in self.zooms])
 
     def _predict_views(self, views: np.ndarray) -> np.ndarray:
         """Return pooled probabilities (n, classes) for the views (n, zooms, size, size, 3).
@@ -113,6 +108,32 @@ class Classifier:
         outputs = self.engine(views.reshape(-1, *views.shape[2:])).reshape(*views.shape[:2], -1)
         probabilities, familiarity = np.split(outputs, [len(self.classes)], axis=-1)
         return np.concatenate([pool(probabilities, axis=1), familiarity[:, 0]], axis=-1)
+
+    def _row(self, item: object, output: np.ndarray, error: str | None, threshold: float) -> Row:
+        """Return the row of an item: its error, or else what its pooled output says."""
+        row = Row(printable(item) if isinstance(item, str) else None)
+        with suppress(MarsclfError):  # not a product id
+            product = parse_product_id(f"{Path(row.path or '').stem}.JPG")
+            row = row._replace(sol=product.sol, camera=product.camera)
+        if error:
+            return row._replace(error=printable(error))
+        probabilities, familiarity = np.split(output.astype(np.float64), [len(self.classes)])
+        probabilities = with_temperature(probabilities, self.temperature)
+        second, first = np.argsort(probabilities, kind="stable")[-2:]
+        # Round first, so that the flags agree with the numbers in the table.
+        confidence, other, *known = (
+            round(float(value), DECIMALS)
+            for value in (probabilities[first], probabilities[second], *familiarity)
+        )
+        return row._replace(
+            predicted=self.classes[first],
+            confidence=confidence,
+            runner_up=self.classes[second],
+            runner_up_confidence=other,
+            uncertain=confidence < threshold,
+            familiarity=known[0] if known else None,
+            unfamiliar=known[0] < FAMILIAR if known else None,
+        )
 
 
 def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> Classifier:

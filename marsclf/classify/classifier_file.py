@@ -30,17 +30,15 @@ from safetensors.numpy import save_file
 from marsclf.errors import MarsclfError
 from marsclf.files import regular_file, replace_atomically
 from marsclf.images.views import check_zooms
+from marsclf.networks.specs import BLOCKS
 
 if TYPE_CHECKING:  # Keras takes seconds to load, and reading a file does not need it
     import keras
 
     from marsclf.training.familiarity import Familiarity
 
-FORMAT, VERSION = "marsclf-classifier", 1
-METADATA = "marsclf"
-MAX_CLASSES = 1000
+FORMAT, VERSION, METADATA = "marsclf-classifier", 1, "marsclf"
 FAMILIARITY = "familiarity/"
-BLOCK = "None|stem|block[1-7]|top"
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict, str]:
@@ -69,11 +67,6 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict, str]:
     return weights, metadata, digest
 
 
-def has_familiarity(weights: dict[str, np.ndarray]) -> bool:
-    """Tell whether these weights include a unit that gives the familiarity of an image."""
-    return any(key.startswith(FAMILIARITY) for key in weights)
-
-
 def build_network(
     file: Path, weights: dict[str, np.ndarray], metadata: dict
 ) -> tuple["keras.Model", "keras.Model"]:
@@ -89,7 +82,8 @@ def build_network(
     backbone = build_backbone(metadata["backbone"], metadata["image_size"])
     width, classes = backbone.output_shape[1], len(metadata["classes"])
     model = join(backbone, build_head(width, metadata["head_hidden"], 0.0, classes))
-    complete = with_familiarity(model) if has_familiarity(weights) else model
+    has_unit = any(key.startswith(FAMILIARITY) for key in weights)
+    complete = with_familiarity(model) if has_unit else model
     learned = _learned(complete, metadata["first_learning_block"])
     for key in [*learned, *weights]:
         if key not in weights or key not in learned or weights[key].shape != learned[key].shape:
@@ -118,7 +112,7 @@ def save_classifier(
     Raises MarsclfError for weights that float16 cannot hold, if BatchNorm was trained, and for
     classes that the file cannot hold.
     """
-    from marsclf.networks.backbones import BLOCKS, build_backbone
+    from marsclf.networks.backbones import build_backbone
     from marsclf.training.familiarity import with_familiarity
 
     size = model.input_shape[1]
@@ -134,17 +128,18 @@ def save_classifier(
                 raise MarsclfError(f"The weights {key} are too large for float16, or not finite.")
     if lost := {*changed} - {*weights}:
         raise MarsclfError(f"The weights {min(lost)} have changed, but BatchNorm must be frozen.")
-    if not _are_classes([*classes]) or len(classes) != model.output_shape[1]:
-        raise MarsclfError(f"The classes {[*classes]!r:.150} do not fit the model.")
-    hidden = [layer.units for layer in model.layers if layer.name == "head_hidden"]
+    classes = list(classes)
+    if not _are_classes(classes) or len(classes) != model.output_shape[1]:
+        raise MarsclfError(f"The classes {classes!r:.150} do not fit the model.")
+    hidden = (layer.units for layer in model.layers if layer.name == "head_hidden")
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "backbone": backbone,
         "image_size": size,
-        "head_hidden": hidden[0] if hidden else 0,
+        "head_hidden": next(hidden, 0),
         "first_learning_block": first,
-        "classes": [*classes],
+        "classes": classes,
         "zooms": list(zooms),
         "calibration": {"kind": "temperature", "temperature": temperature},
         "training": training,
@@ -155,8 +150,6 @@ def save_classifier(
 
 def _learned(model: "keras.Model", first: str | None) -> dict[str, "keras.Variable"]:
     """Return the weights that a file holds: blocks from `first` up, no BatchNorm, and the rest."""
-    from marsclf.networks.backbones import BLOCKS
-
     blocks = BLOCKS[BLOCKS.index(first) :] if first else ()
     parts = ("head_", "probabilities/", FAMILIARITY, *blocks)
     every = _variables(model).items()
@@ -176,10 +169,10 @@ def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
 
 def _are_classes(names: object) -> bool:
     """Tell whether these are different names that can be printed, in a reasonable number."""
-    if not isinstance(names, list) or not 2 <= len(names) <= MAX_CLASSES:
+    if not isinstance(names, list) or not 2 <= len(names) <= 1000:
         return False
-    texts = {name for name in names if isinstance(name, str) and name.strip()}
-    return len(texts) == len(names) and all(name.isprintable() for name in texts)
+    different = {n for n in names if isinstance(n, str) and n.strip() and n.isprintable()}
+    return len(different) == len(names)
 
 
 def _check(metadata: dict) -> None:
@@ -193,7 +186,7 @@ def _check(metadata: dict) -> None:
         "backbone": isinstance(values["backbone"], str),
         "image_size": isinstance(size, int) and 32 <= size <= 1024,
         "head_hidden": isinstance(units, int) and 0 <= units <= 8192,
-        "first_learning_block": re.fullmatch(BLOCK, str(values["first_learning_block"])),
+        "first_learning_block": values["first_learning_block"] in (None, *BLOCKS),
         "classes": _are_classes(values["classes"]),
         "kind": values["kind"] == "temperature",
         "temperature": isinstance(temperature, int | float) and 0.01 <= temperature <= 100,

@@ -8,16 +8,11 @@ import json
 import sys
 import zipfile
 from argparse import Namespace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from marsclf.classify import classifier_file
 from marsclf.classify.local import quiet_libraries
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
-
-if TYPE_CHECKING:  # Keras takes seconds to load
-    import keras
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "keras": ".keras"}
 METADATA = "marsclf.json"  # in a .keras file, which is a zip archive
@@ -33,16 +28,31 @@ def export(options: Namespace) -> int:
     if file.suffix != suffix or file.is_dir() or file.with_suffix(".bin").is_dir():
         raise MarsclfError(f"--format {options.format} writes a {suffix} file, not {file}.")
     weights, metadata, _ = classifier_file.read(options.model)
+    info = _describe(metadata)
     print(f"Exporting {metadata['backbone']} ...", file=sys.stderr)
     with quiet_libraries():
+        from marsclf.networks.engine import check_export, save_openvino
+        from marsclf.networks.onnx_file import save_onnx
         from marsclf.networks.pinned import keras
 
         with keras.device("cpu:0"):  # a GPU would round more before the networks are compared
             model, _ = classifier_file.build_network(options.model, weights, metadata)
-            last = model.layers[-1]
-            temperature = metadata["calibration"]["temperature"]
+            last, temperature = model.layers[-1], metadata["calibration"]["temperature"]
             last.set_weights([weight / temperature for weight in last.get_weights()])
-            _write(model, file, _describe(metadata))
+            with replace_atomically(file) as temporary:
+                if suffix == ".keras":
+                    model.save(temporary)
+                    with zipfile.ZipFile(temporary, "a") as archive:
+                        archive.writestr(METADATA, json.dumps(info, indent=1))
+                else:
+                    save = save_onnx if suffix == ".onnx" else save_openvino
+                    save(model, temporary, info)
+                    check_export(temporary, model)
+                if suffix == ".xml":
+                    with replace_atomically(file.with_suffix(".bin")) as binary:
+                        temporary.with_suffix(".bin").rename(binary)
+                        # If killed here, no old network has the new weights.
+                        file.unlink(missing_ok=True)
     return 0
 
 
@@ -60,22 +70,3 @@ def _describe(metadata: dict) -> dict[str, str]:
         "pooling": "softmax of the mean, over the zooms, of the logarithms of the probabilities",
         "training": json.dumps(metadata["training"]),
     }
-
-
-def _write(model: "keras.Model", file: Path, info: dict[str, str]) -> None:
-    with replace_atomically(file) as temporary:
-        if file.suffix == SUFFIXES["keras"]:
-            model.save(temporary)
-            with zipfile.ZipFile(temporary, "a") as archive:
-                archive.writestr(METADATA, json.dumps(info, indent=1))
-            return
-        from marsclf.networks.engine import check_export, save_openvino
-        from marsclf.networks.onnx_file import save_onnx
-
-        save = save_onnx if file.suffix == SUFFIXES["onnx"] else save_openvino
-        save(model, temporary, info)
-        check_export(temporary, model)
-        if save is save_openvino:
-            with replace_atomically(file.with_suffix(".bin")) as weights:
-                temporary.with_suffix(".bin").rename(weights)
-                file.unlink(missing_ok=True)  # if killed now, no old network has new weights

@@ -18,13 +18,12 @@ def list_images(sources: list[str], leave_out: Path | None = None) -> Iterator[s
     """
     for source in sources:
         exists = source == "-" or os.path.lexists(source)
-        if not exists and next(glob.iglob(source, recursive=True), None) is None:
+        if not exists and not any(glob.iglob(source, recursive=True)):
             remedy = "check the spelling of this file, folder or pattern"
             raise MarsclfError(f"There is no {source}: {remedy}.")
     # One folder has no duplicates, so the paths of a large archive are not kept in memory.
     may_repeat = len(sources) > 1 or not os.path.isdir(sources[0])
-    known: set[str] = set()
-    path = None
+    known, path = set(), None
     for path in find_images(_read_lists(sources), leave_out):
         if path not in known:
             yield path
@@ -65,7 +64,7 @@ def _read_lists(sources: list[str]) -> Iterator[str]:
 
 
 def _walk(top: str, visited: set[str]) -> Iterator[str]:
-    unreadable: list[OSError] = []
+    unreadable = []
     for folder, folders, files in os.walk(top, onerror=unreadable.append, followlinks=True):
         if os.path.realpath(folder) in visited:
             folders.clear()  # do not enter them

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from marsclf.classify import classifier_file, parts
 from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
+from marsclf.classify.report import write_report
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
@@ -36,23 +37,23 @@ def predict(options: Namespace) -> int:
     there is no image, and if an option or the output cannot be used.
     """
     _check(options)
-    started, output = time.monotonic(), options.output
+    started, output, report = time.monotonic(), options.output, options.report
     partial = output and parts.partial_of(output)
     if options.resume and os.path.exists(output) and not os.path.exists(partial):
-        if options.report:
+        if report:
             raise MarsclfError(f"{output} is complete: leave out --resume to make a report.")
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return 0
     try:
-        with replace_atomically(options.report) if options.report else nullcontext() as page:
-            counts, done = _write_table(options, page) if output else _print_table(options, page)
+        with replace_atomically(report) if report else nullcontext() as page:
+            counts, done = (_write_table if output else _print_table)(options, page)
     except KeyboardInterrupt:
         if not (partial and partial.exists()):
             raise
         print(f"error: interrupted; --resume continues from {partial}.", file=sys.stderr)
         return 130
-    _report(counts, done, time.monotonic() - started)
-    for kind, path in (("Table", output), ("Report", options.report)):
+    _summarize(counts, done, time.monotonic() - started)
+    for kind, path in (("Table", output), ("Report", report)):
         if path:
             print(f"{kind}: {path}", file=sys.stderr)
     return 3 if counts[None, None, None] else 0
@@ -136,8 +137,6 @@ def _print_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
 
 
 def _write_report(pairs: Iterable[tuple[str, Row]], page: Path, options: Namespace) -> None:
-    from marsclf.classify.report import write_report
-
     print("Writing the report ...", file=sys.stderr)
     training = classifier_file.read(options.model)[1]["training"]
     write_report(pairs, page, training.get("dataset"), options.threshold)
@@ -162,11 +161,7 @@ def _classify(
 
 
 def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: Path) -> None:
-    """Save the first zoom of each image that was read, and beside it Grad-CAM's overlay, as JPEG.
-
-    The file name contains the class, and eight digits for the path, because files in several
-    folders may share a name. Neither name need be one that a file can have.
-    """
+    """Save each image that was read, at its first zoom, beside Grad-CAM's overlay, as JPEG."""
     from marsclf.figures.results import EVIDENCE, gallery, heatmap_overlay, set_style
     from marsclf.networks.gradcam import gradcam
 
@@ -178,14 +173,13 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
     classes = np.array([classifier.classes.index(row.predicted) for _, row in read])
     heatmaps = gradcam(classifier.network(), views, classes)
     for (path, row), view, heatmap in zip(read, views, heatmaps, strict=True):
+        # Files in several folders may share a name, and a class may have a name that no file can.
         digits = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
         names = [re.sub(r"[^A-Za-z0-9_-]+", "_", s)[:100] for s in (Path(path).stem, row.predicted)]
         target = folder / f"{names[0]}.{digits}.{names[1]}.jpg"
-        images, title = (
-            [view, heatmap_overlay(view, heatmap)],
-            f"{row.predicted}, {row.confidence:.2f}",
-        )
-        figure = gallery(images, ["the image", "the evidence"], 2, title, scale=EVIDENCE)
+        pictures = {"the image": view, "the evidence": heatmap_overlay(view, heatmap)}
+        title = f"{row.predicted}, {row.confidence:.2f}"
+        figure = gallery([*pictures.values()], [*pictures], 2, title, scale=EVIDENCE)
         try:
             with warnings.catch_warnings(action="ignore"):  # no font has every script
                 figure.savefig(target, dpi=100)
@@ -206,11 +200,12 @@ def quiet_libraries() -> Iterator[None]:
             os.dup2(terminal.fileno(), 2)
 
 
-def _report(counts: Counter, done: int, seconds: float) -> None:
-    """Print the summary: how many images, how fast, how many of each class."""
-    images, errors, classes = counts.total(), counts[None, None, None], Counter()
+def _summarize(counts: Counter, done: int, seconds: float) -> None:
+    """Print how many images there are, of each kind and class, and how fast they were."""
+    classes: Counter = Counter()
     for (name, *_), number in counts.items():
         classes[name] += number
+    images, errors = classes.total(), classes.pop(None, 0)
     uncertain = sum(number for (_, flag, _), number in counts.items() if flag)
     told = [flag * number for (*_, flag), number in counts.items() if flag is not None]
     unfamiliar = f"{sum(told):,} are unfamiliar. " if told else ""
@@ -220,6 +215,5 @@ def _report(counts: Counter, done: int, seconds: float) -> None:
         f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second.",
         file=sys.stderr,
     )
-    del classes[None]
     for name, number in classes.most_common():
         print(f"{number:>12,}  {name}", file=sys.stderr)

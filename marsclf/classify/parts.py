@@ -25,8 +25,7 @@ from marsclf.classify.table import WRITERS, Row, count, read_parquet, write_parq
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, write_json
 
-LIST, RUN = "_list", "run.json"
-PART = "part-*.parquet"
+LIST, RUN, PART = "_list", "run.json", "part-*.parquet"
 
 
 def partial_of(output: Path) -> Path:
@@ -38,12 +37,11 @@ def partial_of(output: Path) -> Path:
 def open_parts(
     output: Path, images: Iterator[str], settings: dict, size: int, resume: bool
 ) -> Iterator[Path]:
-    """Yield the folder with the list of images in parts; only one process at a time can open it.
+    """Yield the folder with the list of images, `size` per part; one process at a time opens it.
 
-    A stopped run is continued if `resume` is true, without reading `images`, and if `settings` (as
-    JSON) equal its own; otherwise the images are listed, `size` per part. Raises MarsclfError if
-    the output cannot be written, also within the `with` block; if another process writes it; and
-    if OUTPUT.partial belongs to another run or to something else.
+    With `resume`, a stopped run whose `settings` (as JSON) are equal is continued, without reading
+    `images`. Raises MarsclfError if the output cannot be written, also within the `with` block, if
+    another process writes it, and if OUTPUT.partial belongs to another run or to something else.
     """
     folder = partial_of(output)
     lock = output.with_name(f".{output.name}.lock")
@@ -89,18 +87,11 @@ def write_part(folder: Path, name: str, rows: Iterable[Row]) -> None:
 def read_pairs(folder: Path) -> Iterator[tuple[str, Row]]:
     """Yield the paths of the images in the finished parts, with their rows."""
     for path in sorted(folder.glob(PART)):
-        yield from zip(read_paths(folder, path.name), _read_part(path), strict=True)
-
-
-def _read_part(path: Path) -> list[Row]:
-    try:
-        return read_parquet(path)
-    except (OSError, pyarrow.ArrowException):
-        raise MarsclfError(f"{path} is damaged: remove it and add --resume.") from None
+        yield from zip(read_paths(folder, path.name), read_parquet(path), strict=True)
 
 
 def finish(folder: Path, output: Path) -> Counter:
-    """Turn the finished parts into the output and return the counts of its rows.
+    """Turn the parts into the output and return the counts of its rows.
 
     An output with a suffix becomes one file, one without becomes a folder of the parts.
     """
@@ -108,7 +99,7 @@ def finish(folder: Path, output: Path) -> Counter:
 
     def parts() -> Iterator[list[Row]]:
         for path in sorted(folder.glob(PART)):
-            rows = _read_part(path)
+            rows = read_parquet(path)
             counts.update(count(rows))
             yield rows
 
@@ -130,14 +121,13 @@ def _list_images(
     folder: Path, images: Iterator[str], settings: dict, size: int, resume: bool
 ) -> None:
     """Make the folder with the list of images, complete or not at all, unless it is to be kept."""
-    record, is_stopped = folder / LIST / RUN, any(folder.glob(PART))
+    record = folder / LIST / RUN
     if os.path.lexists(folder) and not record.exists():
         raise MarsclfError(f"{folder} holds something else: move it, or rename the output.")
-    if is_stopped and not resume:
-        raise MarsclfError(
-            f"{folder} is from a run that was stopped: add --resume to continue it, or remove it."
-        )
-    if is_stopped:
+    if any(folder.glob(PART)):
+        if not resume:
+            remedy = "add --resume to continue it, or remove it"
+            raise MarsclfError(f"{folder} is from a run that was stopped: {remedy}.")
         if json.loads(record.read_text(encoding="utf-8")) != settings:
             raise MarsclfError(
                 f"{folder} is from other images, or from another classifier or threshold: remove "
@@ -147,8 +137,7 @@ def _list_images(
     with replace_atomically(folder) as temporary:
         (temporary / LIST).mkdir(parents=True)
         batches = iter(lambda: list(itertools.islice(images, size)), [])
-        for number, batch in enumerate(batches):
-            # As bytes, because a file name need not be valid UTF-8.
+        for number, batch in enumerate(batches):  # bytes, as a name need not be valid UTF-8
             table = pyarrow.table({"path": [os.fsencode(path) for path in batch]})
             parquet.write_table(table, temporary / LIST / f"part-{number:06d}.parquet")
         write_json(temporary / LIST / RUN, settings)

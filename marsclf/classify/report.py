@@ -3,10 +3,10 @@
 import base64
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from string import Template
 
@@ -20,12 +20,7 @@ from marsclf.provenance import cores
 TEMPLATE = Path(__file__).with_name("report.html")
 SIDE, QUALITY = 128, 70  # of a thumbnail: longer side, pixels; JPEG quality, percent
 AT_ONCE = 256  # thumbnails in memory
-KINDS = CERTAIN, UNCERTAIN, UNFAMILIAR, UNREADABLE = (  # in the order of the page
-    "certain",
-    "uncertain",
-    "unfamiliar",
-    "unreadable",
-)
+KINDS = ("certain", "uncertain", "unfamiliar", "unreadable")  # in the order of the page
 
 Pair = tuple[str, Row]  # path and row of an image
 
@@ -44,7 +39,7 @@ def write_report(pairs: Iterable[Pair], file: Path, dataset: str, threshold: flo
     def section(pair: Pair) -> tuple[int, int, str]:
         """Return where the section of an image is, and its title."""
         kind, name = _kind(pair[1]), pair[1].predicted
-        return (0, -classes[name], name) if kind == CERTAIN else (KINDS.index(kind), 0, kind)
+        return (0, -classes[name], name) if kind == "certain" else (KINDS.index(kind), 0, kind)
 
     pairs.sort(key=lambda pair: (section(pair), -(pair[1].confidence or 0)))
     links = [f'<a href="#{kind}">{kinds[kind]:,} {kind}</a>' for kind in KINDS if kinds[kind]]
@@ -57,7 +52,12 @@ def write_report(pairs: Iterable[Pair], file: Path, dataset: str, threshold: flo
         classes=_options(classes),
         kinds=_options(kinds),
     )
-    with file.open("w", encoding="utf-8") as page, ThreadPoolExecutor(cores()) as pool:
+    with (
+        warnings.catch_warnings(),
+        file.open("w", encoding="utf-8") as page,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
+        ignore_decoder_warnings()
         page.write(start)
         for (kind, _, title), images in groupby(pairs, section):
             anchor = f' id="{KINDS[kind]}"' if kind else ""
@@ -65,17 +65,18 @@ def write_report(pairs: Iterable[Pair], file: Path, dataset: str, threshold: flo
                 f'<section data-kind="{KINDS[kind]}"{anchor}><h2>{escape(title)} <output></output>'
                 '</h2>\n<div class="grid">\n'
             )
-            page.writelines(_figures([*images], pool))
+            while batch := list(islice(images, AT_ONCE)):
+                page.writelines(pool.map(_figure, batch))
             page.write("</div></section>\n")
         page.write(end)
 
 
 def _kind(row: Row) -> str:
     if row.error:
-        return UNREADABLE
+        return "unreadable"
     if row.unfamiliar:
-        return UNFAMILIAR
-    return UNCERTAIN if row.uncertain else CERTAIN
+        return "unfamiliar"
+    return "uncertain" if row.uncertain else "certain"
 
 
 def _options(counts: Counter) -> str:
@@ -83,13 +84,6 @@ def _options(counts: Counter) -> str:
         f'<option value="{escape(name)}">{escape(name)} ({counts[name]:,})</option>'
         for name in sorted(counts)
     )
-
-
-def _figures(pairs: list[Pair], pool: ThreadPoolExecutor) -> Iterator[str]:
-    with warnings.catch_warnings():
-        ignore_decoder_warnings()
-        for start in range(0, len(pairs), AT_ONCE):
-            yield from pool.map(_figure, pairs[start : start + AT_ONCE])
 
 
 def _figure(pair: Pair) -> str:

@@ -1,21 +1,18 @@
 """The output of `predict`: one row per image, and the files that hold the rows.
 
-To add or change an output column, edit `Row` and `make_row`; all else follows from `Row`.
+To add or change an output column, edit `Row` and `Classifier._row`; all else follows from `Row`.
 """
 
 import csv
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow
 from pyarrow import parquet
 
-from marsclf.data.product_id import parse_product_id
 from marsclf.errors import MarsclfError
 
 DECIMALS = 6  # of a confidence; the engine's own error is about 1e-6
@@ -44,46 +41,12 @@ COLUMNS = {name: _DTYPES[kind] for name, kind in Row.__annotations__.items()}
 _SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 
 
-def make_row(
-    path: str | None,
-    threshold: float,
-    classes: tuple,
-    probabilities: np.ndarray,
-    familiarity: np.ndarray,
-    error: str | None,
-) -> Row:
-    """Return the row of an image: its error, or else what its outputs say.
-
-    These are the calibrated probabilities (classes,) and the familiarity, (1,) or, if the
-    classifier has not learned it, (0,).
-    """
-    row = Row(path and printable(path), error=error and printable(error))
-    with suppress(MarsclfError):  # not a product id
-        product = parse_product_id(f"{Path(path or '').stem}.JPG")
-        row = row._replace(sol=product.sol, camera=product.camera)
-    if error:
-        return row
-    second, first = np.argsort(probabilities, kind="stable")[-2:]
-    # Round first, so that `uncertain` agrees with the confidence in the table.
-    confidence = round(float(probabilities[first]), DECIMALS)
-    for value in familiarity:
-        known = round(float(value), DECIMALS)
-        row = row._replace(familiarity=known, unfamiliar=known < FAMILIAR)
-    return row._replace(
-        predicted=classes[first],
-        confidence=confidence,
-        runner_up=classes[second],
-        runner_up_confidence=round(float(probabilities[second]), DECIMALS),
-        uncertain=confidence < threshold,
-    )
-
-
 def table(rows: Iterable[Row]) -> pd.DataFrame:
     """Return rows as a DataFrame with the types of COLUMNS."""
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def count(rows: list[Row]) -> Counter:
+def count(rows: Iterable[Row]) -> Counter:
     """Count the rows by predicted class, `uncertain` and `unfamiliar`; all None with an error."""
     return Counter((row.predicted, row.uncertain, row.unfamiliar) for row in rows)
 
@@ -120,8 +83,11 @@ def write_parquet(parts: Iterable[list[Row]], path: Path) -> None:
 
 
 def read_parquet(path: Path) -> list[Row]:
-    """Read what write_parquet wrote."""
-    return [Row(**row) for row in parquet.read_table(path).to_pylist()]
+    """Read what write_parquet wrote; raise MarsclfError if the file is damaged."""
+    try:
+        return [Row(**row) for row in parquet.read_table(path).to_pylist()]
+    except (OSError, pyarrow.ArrowException):
+        raise MarsclfError(f"{path} is damaged: remove it and add --resume.") from None
 
 
 WRITERS = {".csv": write_csv, ".parquet": write_parquet}

@@ -4,6 +4,7 @@ A file that cannot be read raises MarsclfError with a reason short enough for a 
 can make this module exhaust the memory, hang, or run a program.
 """
 
+import logging
 import re
 import warnings
 from contextlib import suppress
@@ -15,11 +16,11 @@ import imagecodecs
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from tifffile import COMPRESSION, TiffFile, TiffPage
 
 from marsclf.errors import MarsclfError
 from marsclf.images import scaling
 from marsclf.images.pds import read_pds
-from marsclf.images.tiff import ORIENTATION, read_tiff
 
 # What the content of each format begins with.
 FORMATS = {
@@ -36,6 +37,10 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".gif", ".bmp"),
     *(".jp2", ".j2k", ".jpf", ".jpx", ".img"),
 )
+TIFF_CHANNELS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3}
+UNASSOCIATED_ALPHA = 2  # colors that are not multiplied by their opacity yet
+ORIENTATION, GDAL_NODATA = 274, 42113  # tags
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it logs every odd tag
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
@@ -45,9 +50,8 @@ def read_rgb(path: str | Path) -> np.ndarray:
     applied. Numbers of more than 8 bits are scaled as `to_8_bit` describes. A file with several
     pictures gives the first. Images of more than 20 megapixels are shrunk to that size.
 
-    Raises:
-        MarsclfError: the file cannot be read, is not such an image, is damaged, or has more than
-            100 megapixels. The text is the reason alone; callers add the path.
+    Raises MarsclfError if the file cannot be read, is not such an image, is damaged, or has more
+    than 100 megapixels. The text is the reason alone; callers add the path.
     """
     path, kind = Path(path), "PDS"
     try:
@@ -62,7 +66,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
             if kind is None:
                 raise MarsclfError(f"it is not an image of a known format ({', '.join(FORMATS)})")
             stream.seek(0)
-            return _upright(*(read_tiff(stream) if kind == "TIFF" else _read(stream, kind)))
+            return _upright(*(_read_tiff(stream) if kind == "TIFF" else _read(stream, kind)))
     except MarsclfError:
         raise
     except Image.DecompressionBombError:
@@ -97,20 +101,19 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
         orientation = 1
         with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
             orientation = image.getexif().get(ORIENTATION, 1)
-        if rgb is not None:
-            return scaling.shrunk(rgb), orientation
-        if values is None and image.mode == "I;16":  # JPEG 2000
+        if image.mode == "I;16" and values is None:  # JPEG 2000
             values = np.asarray(image)
         if values is not None and values.dtype == np.uint16:
             values = scaling.shrunk(values)
             if values.ndim == 3 and values.shape[2] in (2, 4):
-                values, alpha = values[..., :-1], values[..., -1:]
-                values = np.ma.masked_array(values, np.broadcast_to(alpha == 0, values.shape))
+                values = _without_transparent(values[..., :-1], values[..., -1:])
             return scaling.to_8_bit(values), orientation
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        return scaling.shrunk(np.asarray(image.convert("RGB"))), orientation
+        if rgb is None:
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+            rgb = np.asarray(image.convert("RGB"))
+        return scaling.shrunk(rgb), orientation
 
 
 def _decode_jpeg(content: bytes, width: int, height: int) -> np.ndarray | None:
@@ -124,6 +127,52 @@ def _decode_jpeg(content: bytes, width: int, height: int) -> np.ndarray | None:
         if re.match("Corrupt|Premature", str(error)):
             raise MarsclfError(f"the image data is damaged: {error}") from None
         return None
+
+
+def _read_tiff(stream: BinaryIO) -> tuple[np.ndarray, int]:
+    """Return the first picture of a TIFF file, of any number type, and its EXIF orientation."""
+    with TiffFile(stream) as file:
+        page = file.pages.first
+        colors, numbers = (getattr(x, "name", x) for x in (page.photometric, page.sampleformat))
+        if colors == "YCBCR" and page.compression == COMPRESSION.JPEG:
+            colors = "RGB"  # tifffile converts it
+        extra = page.samplesperpixel - TIFF_CHANNELS.get(colors, 99)
+        if extra not in (0, 1) or page.imagedepth > 1:  # one more channel may be opacity
+            kind = f"{page.samplesperpixel} channels, {page.imagedepth} layers and {colors} colors"
+            raise MarsclfError(f"TIFF images with {kind} are not supported")
+        if page.dtype is None or page.dtype.kind not in "buif":
+            kind = f"{page.bitspersample}-bit {numbers}"
+            raise MarsclfError(f"TIFF images of {kind} are not supported")
+        with scaling.one_if_large(page.imagewidth, page.imagelength):
+            size = max(page.size, page.tilewidth * page.tilelength) * page.dtype.itemsize
+            if size > scaling.MAX_BYTES:
+                raise MarsclfError(f"the image takes over {scaling.MAX_BYTES:,} bytes")
+            rgb = scaling.shrunk(_decode_tiff(page, colors))
+        return rgb, page.tags.valueof(ORIENTATION, default=1)
+
+
+def _decode_tiff(page: TiffPage, colors: str) -> np.ndarray:
+    values = page.asarray(maxworkers=1)
+    if page.axes[0] == "S":  # separate planes
+        values = np.moveaxis(values, 0, -1)
+    values = values.reshape(*values.shape[:2], -1)
+    values = values if values.dtype == np.uint8 else scaling.shrunk(values)
+    values, extra = np.split(values, [TIFF_CHANNELS[colors]], axis=2)
+    if colors == "PALETTE":
+        values = (page.colormap.T[values[..., 0]] // 256).astype(np.uint8)
+    elif page.bitspersample < 8:
+        values = values * np.uint8(255 // (2**page.bitspersample - 1))
+    if page.extrasamples[:1] == (UNASSOCIATED_ALPHA,):
+        values = _without_transparent(values, extra)
+    with suppress(ValueError):  # not a number
+        no_data = float(page.tags.valueof(GDAL_NODATA, default="").strip("\0"))
+        values = np.ma.masked_equal(values, no_data, copy=False)
+    rgb = scaling.to_8_bit(values)
+    return 255 - rgb if colors == "MINISWHITE" else rgb
+
+
+def _without_transparent(values: np.ndarray, alpha: np.ndarray) -> np.ma.MaskedArray:
+    return np.ma.masked_array(values, np.broadcast_to(alpha == 0, values.shape))
 
 
 def _upright(rgb: np.ndarray, orientation: int) -> np.ndarray:

@@ -30,23 +30,18 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
     valid, values = ~np.ma.getmaskarray(values), np.ma.getdata(values)
     if values.dtype != np.uint8:
         valid &= np.abs(values) < NO_DATA_FROM  # false for NaN
-        values = _scaled(values, valid)
+        known = values[valid] if valid.any() else np.zeros(1)
+        if np.issubdtype(values.dtype, np.integer) and known.max() < 2**16:
+            low, high = 0, next(2**b - 1 for b in (8, 10, 12, 14, 16) if known.max() < 2**b)
+        else:
+            low, high = np.percentile(known, (0.5, 99.5))
+        spread = float(high) - float(low)
+        factor = 255 / spread if spread > 1e-30 else 0.0  # an image of one value is black
+        with np.errstate(all="ignore"):  # pixels without data
+            scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
+            values = np.clip(scaled, 0, 255).round().astype(np.uint8)
     values = np.where(valid, values, np.uint8(0)).reshape(*values.shape[:2], -1)
     return values if values.shape[2] == 3 else np.repeat(values, 3, axis=2)
-
-
-def _scaled(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Return the values as uint8; only the valid ones determine the scale."""
-    known = values[valid] if valid.any() else np.zeros(1)
-    if np.issubdtype(values.dtype, np.integer) and known.max() < 2**16:
-        low, high = 0, next(2**b - 1 for b in (8, 10, 12, 14, 16) if known.max() < 2**b)
-    else:
-        low, high = np.percentile(known, (0.5, 99.5))
-    spread = float(high) - float(low)
-    factor = 255 / spread if spread > 1e-30 else 0.0  # an image of one value is black
-    with np.errstate(all="ignore"):  # pixels without data
-        scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(factor)
-        return np.clip(scaled, 0, 255).round().astype(np.uint8)
 
 
 def check_file(path: Path) -> None:
@@ -62,8 +57,7 @@ def check_file(path: Path) -> None:
 
 def one_if_large(width: int, height: int) -> AbstractContextManager:
     """Return what holds up other threads with large images, if the image is large itself."""
-    is_large = shrunk_size(width, height) != (width, height)
-    return one_at_a_time if is_large else nullcontext()
+    return nullcontext() if shrunk_size(width, height) == (width, height) else one_at_a_time
 
 
 def shrunk_size(width: int, height: int) -> tuple[int, int]:
