@@ -51,8 +51,8 @@ def chooser(
     if not _in_jupyterlab():
         return None
 
-    def show(predicted: str | None, confidence: tuple[float, float], flag: bool | None) -> None:
-        chosen = select(table, predicted, *confidence, flag)
+    def show(predicted: str | None, confidence: tuple, familiarity: bool | None) -> None:
+        chosen = select(table, predicted, *confidence, familiarity)
         shown = chosen.head(most_shown)
         print(f"{len(chosen):,} images chosen, the first {len(shown)} shown")
         if len(shown):
@@ -63,8 +63,7 @@ def chooser(
     between = ipywidgets.FloatRangeSlider(**options, continuous_update=False)
     menu = ipywidgets.Dropdown(options=classes, description="class")
     flags = [("all images", None), ("familiar", False), ("unfamiliar", True)]
-    flag = ipywidgets.Dropdown(options=flags, description="familiarity")
-    return ipywidgets.interactive(show, predicted=menu, confidence=between, flag=flag)
+    return ipywidgets.interactive(show, predicted=menu, confidence=between, familiarity=flags)
 
 
 def _in_jupyterlab() -> bool:
