@@ -22,8 +22,7 @@ from marsclf.pipeline.presets import SET_BY_RUN, notebook_parameters
 from marsclf.training import train
 from marsclf.training.batches import RandomBatches
 from marsclf.training.checkpoints import Checkpoints
-from marsclf.training.features import view_features
-from marsclf.training.fresh_views import FreshViews
+from marsclf.training.features import FreshViews, view_features
 from marsclf.training.recipe import Recipe
 from marsclf.training.stages import build_head, join
 from marsclf.training.train import TrainedNetwork

@@ -57,22 +57,18 @@ def save_figure(fig: Figure, folder: Path, name: str, dataset: str = "") -> Path
 
 
 def png_of(fig: Figure, dataset: str = "") -> bytes:
-    """Return `fig` as PNG.
-
-    For the data set "sample", this is stamped across it every 5 inches; images of a published one
-    get their credit.
-    """
+    """Return `fig` as PNG, stamped if it is of "sample"; images of a published one get a credit."""
     stamps = max(1, round(fig.get_figheight() / 5))
     # Black letters with a white outline show on charts and on photographs.
     style = {"ha": "center", "va": "center", "rotation": 25, "fontsize": 60, "alpha": 0.35}
     style["path_effects"] = [patheffects.withStroke(linewidth=4, foreground="white")]
     for number in range(stamps if dataset == "sample" else 0):
         fig.text(0.5, (number + 0.5) / stamps, "sample data", zorder=10, **style)
-    if dataset in PUBLISHED and any(axes.images for axes in fig.axes):
+    has_images, drawn = any(axes.images for axes in fig.axes), BytesIO()
+    if dataset in PUBLISHED and has_images:
         place = {"x": 0.997, "y": 0.03 / fig.get_figheight(), "ha": "right", "va": "bottom"}
         fig.text(s=IMAGE_CREDIT, fontsize=8, color="dimgray", **place)
-    drawn = BytesIO()
-    width = PHOTO_PIXELS if any(axes.images for axes in fig.axes) else WIDTH_PIXELS
+    width = PHOTO_PIXELS if has_images else WIDTH_PIXELS
     fig.savefig(drawn, format="png", dpi=width / fig.get_figwidth())
     return drawn.getvalue()
 
@@ -97,16 +93,9 @@ def _title(predictions: pd.DataFrame, finding: str) -> str:
     return f"{name} split, {len(predictions):,} images: {finding}"
 
 
-def _groups(predictions: pd.DataFrame) -> str:
-    """Return what is resampled for an interval."""
-    return "sols" if "sol" in predictions else "groups"
-
-
-def _letter(panels: Sequence[Axes]) -> None:
-    """Put a letter before the title of each panel."""
-    place = matplotlib.rcParams["axes.titlelocation"]
-    for letter, axes in zip("abcdefgh", panels, strict=False):
-        axes.set_title(f"({letter}) {axes.get_title(place)}")
+def _interval(predictions: pd.DataFrame) -> str:
+    """Return the name of an interval, with what is resampled for it."""
+    return f"95% interval over {'sols' if 'sol' in predictions else 'groups'}"
 
 
 def _short(name: str) -> str:
@@ -137,8 +126,8 @@ def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]
         axes.margins(x=0.3)  # room for the legend
     axes.legend(axes.containers, ["images", "wrong predictions"], loc="lower right")
     errors = (predictions["label"] != predictions["predicted"]).sum()
-    axes.set(xlabel=f"images{note}", ylabel="")
-    axes.set_title(_title(predictions, f"{errors:,} wrong ({errors / len(predictions):.1%})"))
+    title = _title(predictions, f"{errors:,} wrong ({errors / len(predictions):.1%})")
+    axes.set(xlabel=f"images{note}", ylabel="", title=title)
     return fig
 
 
@@ -148,25 +137,21 @@ def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> F
     wrong = (predictions["label"] != predictions["predicted"]).to_numpy()
     rates, overall = 100 * (1 - table["recall"]), 100 * wrong.mean()
     names = [
-        f"{row.class_name}: {rate:.0f}% ({row.errors} of {row.support})"
-        for row, rate in zip(table.itertuples(), rates, strict=True)
+        f"{row.class_name}: {100 * (1 - row.recall):.0f}% ({row.errors} of {row.support})"
+        for row in table.itertuples()
     ]
-    labels, groups = predictions["label"].to_numpy(), predictions["group"].to_numpy()
-    low, high = 100 * metrics.bootstrap_over_groups(
-        wrong, groups, labels[:, None] == [*table.index]
-    )
+    of_class = predictions["label"].to_numpy()[:, None] == table.index.to_numpy()
+    low, high = 100 * metrics.bootstrap_over_groups(wrong, predictions["group"], of_class)
     several = predictions.groupby("label")["group"].nunique().loc[table.index] > 1
     fig, axes = new_figure(1.7 + 0.28 * len(table))
     seaborn.barplot(x=rates, y=names, color=RED, saturation=1, errorbar=None, ax=axes)
-    place = np.flatnonzero(several)
-    over = f"95% interval over {_groups(predictions)}, where there are several"
-    if len(place):
+    if len(place := np.flatnonzero(several)):
+        over = f"{_interval(predictions)}, where there are several"
         axes.hlines(place, low[place], high[place], color="black", label=over)
     axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
     axes.legend(loc="lower right")
-    axes.set(xlabel=f"wrong predictions, % of the class{note}", ylabel="")
-    axes.set(xlim=(0, 101), ylim=(len(table) - 0.5, -0.5))
-    axes.set_title(_title(predictions, "error rate per class"))
+    axes.set(xlabel=f"wrong predictions, % of the class{note}", ylabel="", xlim=(0, 101))
+    axes.set(ylim=(len(table) - 0.5, -0.5), title=_title(predictions, "error rate per class"))
     return fig
 
 
@@ -198,16 +183,18 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figur
 def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
     table = metrics.commonest_confusions(predictions, classes).head(12)
-    of = [f"{row.share:.0%} of {_short(row.true)}" for row in table.itertuples()]
-    labels = [f"{number} ({share})" for number, share in zip(table["count"], of, strict=True)]
-    pairs = [fill(f"{row.true} → {row.predicted}", 50) for row in table.itertuples()]
+    pairs = [fill(f"{true} → {said}", 50) for true, said in table[["true", "predicted"]].values]
+    labels = [
+        f"{number} ({share:.0%} of {_short(true)})"
+        for true, _, number, share in table.itertuples(index=False)
+    ]
     fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
     bars(axes, labels, x=table["count"], y=pairs, color=RED)
     axes.margins(x=0.35)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     errors = (predictions["label"] != predictions["predicted"]).sum()
-    axes.set(xlabel="images (true class → predicted class)", ylabel="")
-    axes.set_title(_title(predictions, f"{table['count'].sum()} of {errors} errors shown"))
+    title = _title(predictions, f"{table['count'].sum()} of {errors} errors shown")
+    axes.set(xlabel="images (true class → predicted class)", ylabel="", title=title)
     return fig
 
 
@@ -226,38 +213,34 @@ def reliability_diagram(predictions: pd.DataFrame, note: str = "") -> Figure:
     seaborn.histplot(weights=table["count"], ax=lower, **options)
     upper.axline((0, 0), slope=1, ls="--", color="black", label="perfectly calibrated")
     style = {"color": ORANGE, "marker": "D", "s": 50, "zorder": 3, "clip_on": False}
-    style["label"] = f"bin, at its mean confidence, with 95% interval over {_groups(predictions)}"
+    style["label"] = f"bin, at its mean confidence, with {_interval(predictions)}"
     seaborn.scatterplot(table, x="confidence", y="accuracy", ax=upper, **style)
     upper.vlines(table["confidence"].iloc[filled], *interval, color="black", zorder=2.5)
     upper.legend(loc="upper left")
-    error = metrics.summarize(predictions)["ece"]
-    upper.set_title(_title(predictions, f"expected calibration error {error:.3f}{note}"))
+    finding = f"expected calibration error {metrics.summarize(predictions)['ece']:.3f}{note}"
     upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
-    lower.set(xlabel="confidence of the prediction", ylabel="images")
-    _letter([upper, lower])
+    upper.set_title("(a) " + _title(predictions, finding))
+    lower.set(xlabel="confidence of the prediction", ylabel="images", title="(b)")
     return fig
 
 
 def coverage_accuracy(predictions: pd.DataFrame, threshold: float = metrics.THRESHOLD) -> Figure:
-    """Chart coverage and the accuracy of covered images by confidence threshold, and mark one.
-
-    Both have their 95 % interval.
-    """
+    """Chart coverage and accuracy of the covered images by threshold, with 95% intervals."""
     correct = (predictions["label"] == predictions["predicted"]).to_numpy()
-    confidence, groups = predictions["confidence"].to_numpy(), predictions["group"].to_numpy()
+    confidence = predictions["confidence"].to_numpy()
     levels = np.linspace(0, confidence.max(), 101)
     covered = confidence[:, None] >= levels
-    right = (correct[:, None] & covered).sum(axis=0) / covered.sum(axis=0)
     fig, axes = new_figure(5)
-    for name, color, line, shares, interval in (
-        ("accuracy of the covered images", BLUE, "-", right, (correct, groups, covered)),
-        ("coverage", ORANGE, "--", covered.mean(axis=0), (covered, groups)),
+    for name, color, line, right, counted in (
+        ("accuracy of the covered images", BLUE, "-", correct[:, None], covered),
+        ("coverage", ORANGE, "--", covered, np.ones_like(covered)),
     ):
-        axes.plot(levels, 100 * shares, color=color, linestyle=line, label=name)
-        band = 100 * metrics.bootstrap_over_groups(*interval)
+        shares = 100 * (right & counted).sum(axis=0) / counted.sum(axis=0)
+        axes.plot(levels, shares, color=color, linestyle=line, label=name)
+        band = 100 * metrics.bootstrap_over_groups(right, predictions["group"], counted)
         axes.fill_between(levels, *band, color=color, alpha=0.2, linewidth=0)
     axes.axvline(threshold, color="black", linewidth=1, linestyle=":")
-    axes.legend(loc="lower left", title=f"with 95% interval over {_groups(predictions)}")
+    axes.legend(loc="lower left", title=f"with {_interval(predictions)}")
     shown = confidence >= threshold
     finding = f"at {threshold:g}, {shown.mean():.1%} covered"
     finding += f", {correct[shown].mean():.1%} of them right" if shown.any() else ""
@@ -283,9 +266,8 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     per_sol = table.groupby("sol")["wrong"].sum().sort_values(ascending=False)
     half = (per_sol.cumsum().shift(fill_value=0) < per_sol.sum() / 2).sum()
     finding = f"half of the {per_sol.sum()} errors fall on {half} of {len(per_sol)} sols"
-    upper.set(xlabel="images", ylabel="", title=_title(predictions, finding))
-    lower.set(xlabel="sol (Martian day since landing)", ylabel="images")
-    _letter([upper, lower])
+    upper.set(xlabel="images", ylabel="", title="(a) " + _title(predictions, finding))
+    lower.set(xlabel="sol (Martian day since landing)", ylabel="images", title="(b)")
     return fig
 
 
@@ -316,9 +298,8 @@ def learning_curves(history: Sequence[dict]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     best = table["val_accuracy"].max()
-    panels[0].set_title(f"{len(table)} epochs, best validation accuracy {best:.1%}")
-    panels[1].set_title("both are judged on random views")
-    _letter(panels)
+    panels[0].set_title(f"(a) {len(table)} epochs, best validation accuracy {best:.1%}")
+    panels[1].set_title("(b) both are judged on random views")
     return fig
 
 
@@ -337,8 +318,8 @@ def ladder(rungs: Sequence[tuple[str, dict]]) -> Figure:
         seaborn.pointplot(table, x=values, y="rung", ax=axes, **BY_SPLIT, **options)
         axes.set(xlabel=f"{column.replace('_f', '-F')}, %", ylabel="")
     seaborn.move_legend(panels[1], "center left", bbox_to_anchor=(1, 0.5), title=None)
-    panels[0].set_title("Each step fixes one more fault of the original recipe")
-    _letter(panels)
+    panels[0].set_title("(a) Each step fixes one more fault of the original recipe")
+    panels[1].set_title("(b)")
     return fig
 
 
@@ -364,9 +345,10 @@ def gallery(
     None leaves a tile empty. A long title may extend over neighbors without a title. A wider gap
     follows every `together` columns. `scale` is the name of what `heatmap_overlay` shows.
     """
-    edge, gap, wider = 0.03, 0.05, 0.25 if together else 0.0  # inches
-    wide_gaps = (columns - 1) // together if together else 0
-    tile = (WIDTH_INCHES - 2 * edge - gap * (columns - 1) - wider * wide_gaps) / columns
+    together = together or columns
+    edge, gap, wider = 0.03, 0.05, 0.25  # inches
+    gaps = gap * (columns - 1) + wider * ((columns - 1) // together)
+    tile = (WIDTH_INCHES - 2 * edge - gaps) / columns
     head, foot = 0.4, 0.2  # inches; room for the figure's title, and for the image credit
     above = 0.1 + 0.13 * (1 + max(text.count("\n") for text in titles))  # room for tile titles
     rows = -(-len(images) // columns)
@@ -374,7 +356,7 @@ def gallery(
     fig = Figure(figsize=(WIDTH_INCHES, height))
     for number, (image, text) in enumerate(zip_longest(images, titles)):
         row, column = divmod(number, columns)
-        left = edge + column * (tile + gap) + (column // together * wider if together else 0)
+        left = edge + column * (tile + gap) + column // together * wider
         bottom = height - head - (row + 1) * (tile + above)
         place = left / WIDTH_INCHES, bottom / height, tile / WIDTH_INCHES, tile / height
         axes = fig.add_axes(place, anchor="NW")
@@ -387,9 +369,9 @@ def gallery(
         bar = fig.add_axes((0.03, 0.05 / height, 0.2, 0.1 / height))
         bar.imshow(np.linspace(0, 1, 256)[np.newaxis], cmap=HEAT, aspect="auto")
         bar.set_axis_off()
-        for x, text, side in ((-0.02, "0", "right"), (1.02, f"1  {scale}", "left")):
-            style = {"ha": side, "va": "center", "fontsize": 8}
-            bar.text(x, 0.5, text, transform=bar.transAxes, **style)
+        style = {"va": "center", "fontsize": 8, "transform": bar.transAxes}
+        bar.text(-0.02, 0.5, "0", ha="right", **style)
+        bar.text(1.02, 0.5, f"1  {scale}", ha="left", **style)
     return fig
 
 

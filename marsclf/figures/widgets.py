@@ -16,6 +16,7 @@ from marsclf.evaluation import metrics
 from marsclf.figures.results import gallery, png_of, save_figure, tile
 
 COLUMNS, MAX_TILES, PAGE_WIDTH = 6, 24, 900  # width in pixels
+WIDE = {"width": "500px"}
 
 
 def explore(
@@ -31,12 +32,11 @@ def explore(
     if not _in_jupyterlab():
         display(Image(path, width=PAGE_WIDTH))
         return
-    options = {"options": list(choices), "value": start, "description": label}
+    options = {"options": [*choices], "value": start, "description": label, "layout": WIDE}
     if all(isinstance(choice, int | float) for choice in choices.values()):
         control = ipywidgets.SelectionSlider(**options, continuous_update=False)
     else:
         control = ipywidgets.Dropdown(**options)
-    control.layout.width = "500px"
 
     def show(text: str) -> None:
         display(Image(png_of(draw(choices[text]), saved["dataset"]), width=PAGE_WIDTH))
@@ -47,27 +47,23 @@ def explore(
 def chooser(
     table: pd.DataFrame, most_shown: int, dataset: str = ""
 ) -> ipywidgets.interactive | None:
-    """Return controls that filter a table of `predict`, or None outside JupyterLab.
-
-    `dataset` is that of `png_of`.
-    """
+    """Return controls that filter `predict`'s table, in JupyterLab only; `dataset`: see png_of."""
     if not _in_jupyterlab():
         return None
 
-    def show(predicted: str | None, confidence: tuple[float, float], flag: bool | None) -> None:
-        chosen = select(table, predicted, *confidence, flag)
+    def show(predicted: str | None, confidence: tuple, familiarity: bool | None) -> None:
+        chosen = select(table, predicted, *confidence, familiarity)
         shown = chosen.head(most_shown)
         print(f"{len(chosen):,} images chosen, the first {len(shown)} shown")
         if len(shown):
             display(Image(png_of(thumbnails(shown), dataset), width=PAGE_WIDTH), styled(shown))
 
     classes = [("all classes", None), *((name, name) for name in counts(table).index)]
-    between = ipywidgets.FloatRangeSlider(value=(0, 1), max=1, step=0.01, continuous_update=False)
-    between.layout.width = "500px"
+    options = {"value": (0, 1), "max": 1, "step": 0.01, "layout": WIDE}
+    between = ipywidgets.FloatRangeSlider(**options, continuous_update=False)
     menu = ipywidgets.Dropdown(options=classes, description="class")
     flags = [("all images", None), ("familiar", False), ("unfamiliar", True)]
-    flag = ipywidgets.Dropdown(options=flags, description="familiarity")
-    return ipywidgets.interactive(show, predicted=menu, confidence=between, flag=flag)
+    return ipywidgets.interactive(show, predicted=menu, confidence=between, familiarity=flags)
 
 
 def _in_jupyterlab() -> bool:
@@ -98,10 +94,7 @@ def select(
     most: float = 1.0,
     unfamiliar: bool | None = None,
 ) -> pd.DataFrame:
-    """Return rows of one class (None: all), lowest confidence first; MarsclfError if none is.
-
-    `unfamiliar` selects the rows with that flag (None: all).
-    """
+    """Return rows by class and flag (None: any), surest last; MarsclfError if no row has it."""
     found = counts(table).index
     if predicted not in (None, *found):
         raise MarsclfError(f"No image is of class {predicted!r}: choose one of {', '.join(found)}.")
@@ -124,8 +117,8 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
 def mistaken_pairs(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return pairs of true and predicted class by texts such as "ground → horizon (59)"."""
     table = metrics.commonest_confusions(predictions, classes)
-    columns = zip(table["true"], table["predicted"], table["count"], strict=True)
-    return {f"{true} → {predicted} ({n})": (true, predicted) for true, predicted, n in columns}
+    rows = table[["true", "predicted", "count"]].itertuples(index=False)
+    return {f"{true} → {predicted} ({n})": (true, predicted) for true, predicted, n in rows}
 
 
 def mistakes(

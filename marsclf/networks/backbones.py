@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pooch
 
@@ -20,9 +19,7 @@ TIMEOUT = (5, 30)  # seconds to connect to a server, and to wait for its next by
 
 
 def build_backbone(
-    name: str,
-    image_size: int | tuple[int, int] | None = None,
-    weights: Literal["imagenet"] | None = "imagenet",
+    name: str, image_size: int | tuple[int, int] | None = None, weights: str | None = "imagenet"
 ) -> keras.Model:
     """Build the backbone `name` (a key of SPECS) with ImageNet or, with None, random weights.
 

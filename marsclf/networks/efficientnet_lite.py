@@ -37,7 +37,6 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-CONVOLUTION = {"padding": "same", "use_bias": False}
 
 
 def build_efficientnet_lite(image_size: tuple[int, int], pretrained: bool = True) -> keras.Model:
@@ -49,37 +48,32 @@ def build_efficientnet_lite(image_size: tuple[int, int], pretrained: bool = True
     """
     inputs = keras.Input((*image_size, 3), name="image")
     x = layers.Rescaling(1 / 128, offset=-127 / 128, name="stem_rescaling")(inputs)
-    x = _convolve(x, layers.Conv2D(32, 3, strides=2, name="stem_conv", **CONVOLUTION))
+    x = _convolve(x, layers.Conv2D, "stem_conv", 32, 3, 2)
     for stage, (repeats, kernel, stride, expansion, filters) in enumerate(STAGES, start=1):
-        for i in range(repeats):
-            name = f"block{stage}{'abcd'[i]}_"
-            x = _block(x, name, kernel, stride if i == 0 else 1, expansion, filters)
-    x = _convolve(x, layers.Conv2D(1280, 1, name="top_conv", **CONVOLUTION))
+        for repeat in "abcd"[:repeats]:
+            start, width, name = x, x.shape[-1], f"block{stage}{repeat}_"
+            if expansion != 1:
+                x = _convolve(x, layers.Conv2D, name + "expand_conv", width * expansion, 1)
+            step = stride if repeat == "a" else 1
+            x = _convolve(x, layers.DepthwiseConv2D, name + "dwconv", kernel, step)
+            x = _convolve(x, layers.Conv2D, name + "project_conv", filters, 1, activate=False)
+            if step == 1 and width == filters:
+                x = layers.Add(name=name + "add")([x, start])
+    x = _convolve(x, layers.Conv2D, "top_conv", 1280, 1)
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     model = keras.Model(inputs, x, name="efficientnet_lite0")
     if pretrained:
-        _load_weights(model, _read_state_dict(_published_file()))
+        _load_weights(model, _published_file())
     return model
 
 
-def _block(
-    x: Any, name: str, kernel: int, stride: int, expansion: int, filters: int
+def _convolve(
+    x: keras.KerasTensor, kind: type, name: str, *sizes: int, activate: bool = True
 ) -> keras.KerasTensor:
-    inputs, width = x, x.shape[-1]
-    if expansion != 1:
-        expand = layers.Conv2D(width * expansion, 1, name=name + "expand_conv", **CONVOLUTION)
-        x = _convolve(x, expand)
-    depthwise = layers.DepthwiseConv2D(kernel, stride, name=name + "dwconv", **CONVOLUTION)
-    x = _convolve(x, depthwise)
-    project = layers.Conv2D(filters, 1, name=name + "project_conv", **CONVOLUTION)
-    x = _convolve(x, project, activate=False)
-    return layers.Add(name=name + "add")([x, inputs]) if stride == 1 and width == filters else x
-
-
-def _convolve(x: Any, convolution: keras.Layer, activate: bool = True) -> keras.KerasTensor:
-    """Apply a convolution, batch normalization and, with `activate`, ReLU6."""
-    prefix = re.sub("(dw)?conv$", "", convolution.name)
-    x = layers.BatchNormalization(epsilon=1e-3, name=prefix + "bn")(convolution(x))
+    """Apply a convolution of a kind and sizes, batch normalization and, with `activate`, ReLU6."""
+    x = kind(*sizes, padding="same", use_bias=False, name=name)(x)
+    prefix = re.sub("(dw)?conv$", "", name)
+    x = layers.BatchNormalization(epsilon=1e-3, name=prefix + "bn")(x)
     return layers.ReLU(max_value=6, name=prefix + "activation")(x) if activate else x
 
 
@@ -119,19 +113,13 @@ class _TensorUnpickler(pickle.Unpickler):
         return self.storages.setdefault(key, np.empty(count, dtype))
 
 
-def _read_state_dict(content: bytes) -> dict[str, np.ndarray]:
-    """Read a PyTorch state dict into arrays by name, in the order of the layers."""
-    stream, storages = io.BytesIO(content), {}
-    pickles = [_TensorUnpickler(stream, storages).load() for _ in range(5)]
-    _magic, _protocol, _system, state, keys = pickles
+def _load_weights(model: keras.Model, state_dict: bytes) -> None:
+    """Give the model's layers the weights of a PyTorch file, which are in the same order."""
+    stream, storages = io.BytesIO(state_dict), {}
+    *_, state, keys = (_TensorUnpickler(stream, storages).load() for _ in range(5))
     for key in keys:
         stream.read(8)  # the number of elements, which the pickle gives too
         stream.readinto(storages[key])
-    return state
-
-
-def _load_weights(model: keras.Model, state: dict[str, np.ndarray]) -> None:
-    """Give the layers of `model` the weights in `state`, which has them in the same order."""
     # At the end are the weights of ImageNet's classes, which the model lacks.
     arrays = (a for name, a in state.items() if not name.endswith("num_batches_tracked"))
     for layer in model.layers:

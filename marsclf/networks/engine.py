@@ -49,9 +49,8 @@ def network_digest(model: "keras.Model") -> str:
     described.pop("compile_config", None)  # the training settings are not part of the network
     config = json.dumps(described, sort_keys=True, default=str)
     # Keras numbers the layers that it names itself by what was built before.
-    config = re.sub(
-        r'"(input_layer|rescaling|normalization|keras_tensor)_\d+(CLONE)?"', r'"\1"', config
-    )
+    numbered = r'"(input_layer|rescaling|normalization|keras_tensor)_\d+(CLONE)?"'
+    config = re.sub(numbered, r'"\1"', config)
     return sha256_of(config.encode(), *(np.ascontiguousarray(w) for w in model.get_weights()))
 
 
@@ -87,10 +86,10 @@ def make_predictor(
             name = name or network_digest(model)[:32]
             predict = stored_predictor(name, model.input_shape, cache)
             if predict is None:  # missing or damaged
-                with replace_atomically(_folder(name, cache)) as folder:
+                with replace_atomically(cache / "networks" / name) as folder:
                     save_openvino(model, folder / NETWORK)
                     check_export(folder / NETWORK, model, sample)
-                predict = _compile(_folder(name, cache) / NETWORK, model.input_shape)
+                predict = _compile(cache / "networks" / name / NETWORK, model.input_shape)
             return predict
         except Exception as error:  # OpenVINO's errors have no common base class
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -112,7 +111,7 @@ def stored_predictor(
     Does not load Keras. `input_shape` is the model's, such as (None, 224, 224, 3).
     """
     with suppress(Exception):
-        return _compile(_folder(name, cache) / NETWORK, input_shape)
+        return _compile(cache / "networks" / name / NETWORK, input_shape)
     return None
 
 
@@ -137,10 +136,6 @@ def predict_each(
             ahead.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
 
 
-def _folder(name: str, cache: Path) -> Path:
-    return cache / "networks" / name
-
-
 def save_openvino(model: "keras.Model", file: Path, info: Mapping[str, str] | None = None) -> None:
     """Write a Keras model as `file`, an .xml, with the weights in a .bin beside it.
 
@@ -161,10 +156,7 @@ def save_openvino(model: "keras.Model", file: Path, info: Mapping[str, str] | No
 
 
 def check_export(file: Path, model: "keras.Model", sample: np.ndarray | None = None) -> None:
-    """Raise MarsclfError if the network in `file`, .xml or .onnx, gives other outputs than Keras.
-
-    They are compared for `sample` or for images of noise, see LARGEST_DIFFERENCE.
-    """
+    """Raise MarsclfError if `file`, .xml or .onnx, and Keras differ for `sample` or for noise."""
     if sample is None:
         shape = (4, *model.input_shape[1:])
         sample = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -172,9 +164,8 @@ def check_export(file: Path, model: "keras.Model", sample: np.ndarray | None = N
     expected = model.predict_on_batch(sample)
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     if not difference < LARGEST_DIFFERENCE:
-        raise MarsclfError(
-            f"{file.name}: OpenVINO's outputs differ from Keras's by {difference:.1e}."
-        )
+        fault = f"OpenVINO's outputs differ from Keras's by {difference:.1e}"
+        raise MarsclfError(f"{file.name}: {fault}.")
 
 
 def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
@@ -183,8 +174,8 @@ def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
     core = openvino.Core()
     network = core.read_model(file)
     network.reshape([1, *input_shape[1:]])
-    streams = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cores()}
-    compiled = core.compile_model(network, "CPU", {**streams, "INFERENCE_PRECISION_HINT": "f32"})
+    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(network, "CPU", options | {"NUM_STREAMS": cores()})
     threads = threading.local()
 
     def predict(inputs: np.ndarray) -> np.ndarray:

@@ -58,47 +58,42 @@ def _add_layer(add: Callable[..., str], layer: keras.Layer, x: str, *others: str
     """Add the nodes of a layer, for tensors (n, channels, height, width); return its output."""
     weights = layer.get_weights()
     match type(layer).__name__:
-        case "Dropout":
-            return x
+        case "Dropout" | "Activation":
+            pass
         case "Rescaling":
-            return add("Add", add("Mul", x, _channels(layer.scale)), _channels(layer.offset))
+            x = add("Add", add("Mul", x, _channels(layer.scale)), _channels(layer.offset))
         case "Normalization":
-            centered = add("Sub", x, _channels(weights[0]))
-            return add("Div", centered, _channels(np.sqrt(weights[1])))
+            x = add("Sub", x, _channels(weights[0]))
+            x = add("Div", x, _channels(np.sqrt(weights[1])))
         case "ZeroPadding2D":
             (top, bottom), (left, right) = layer.padding
-            return add("Pad", x, np.array([0, 0, top, left, 0, 0, bottom, right]))
+            x = add("Pad", x, np.array([0, 0, top, left, 0, 0, bottom, right]))
         case "Conv2D" | "DepthwiseConv2D" as kind:
             depthwise = kind == "DepthwiseConv2D"
             kernel = weights[0].transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
             options = {"strides": layer.strides, "group": len(kernel) if depthwise else 1}
             options["auto_pad"] = {"same": "SAME_UPPER", "valid": "VALID"}[layer.padding]
-            return _activate(add, layer, add("Conv", x, kernel, *weights[1:], **options))
+            x = add("Conv", x, kernel, *weights[1:], **options)
         case "BatchNormalization":
-            return add("BatchNormalization", x, *weights, epsilon=layer.epsilon)
+            x = add("BatchNormalization", x, *weights, epsilon=layer.epsilon)
         case "ReLU":  # ReLU6
-            return add("Clip", x, np.array(0, "float32"), np.array(layer.max_value, "float32"))
-        case "Activation":
-            return _activate(add, layer, x)
+            x = add("Clip", x, np.array(0, "float32"), np.array(layer.max_value, "float32"))
         case "Add":
-            return add("Add", x, *others)
+            x = add("Add", x, *others)
         case "Multiply":
-            return add("Mul", x, *others)
+            x = add("Mul", x, *others)
         case "GlobalAveragePooling2D":
-            return add("Flatten", add("GlobalAveragePool", x))
+            x = add("Flatten", add("GlobalAveragePool", x))
         case "Reshape":  # (n, channels) to (n, 1, 1, channels), for squeeze-and-excitation
-            return add("Reshape", x, np.array([-1, layer.target_shape[-1], 1, 1]))
+            x = add("Reshape", x, np.array([-1, layer.target_shape[-1], 1, 1]))
         case "Dense":
-            return _activate(add, layer, add("Gemm", x, *weights))
+            x = add("Gemm", x, *weights)
         case kind:
             raise NotImplementedError(f"the layer {layer.name} of kind {kind}")
-
-
-def _activate(add: Callable[..., str], layer: keras.Layer, x: str) -> str:
-    name = layer.activation.__name__
-    if name == "silu":
+    activation = getattr(layer, "activation", keras.activations.linear).__name__
+    if activation == "silu":
         return add("Mul", x, add("Sigmoid", x))
-    return x if name == "linear" else add(OPERATORS[name], x)
+    return x if activation == "linear" else add(OPERATORS[activation], x)
 
 
 def _channels(values: Any) -> np.ndarray:

@@ -13,24 +13,16 @@ import numpy as np
 from marsclf.files import sha256_of
 from marsclf.networks.pinned import keras
 from marsclf.provenance import cores
-from marsclf.training.features import Features, apply_network
-from marsclf.training.fresh_views import FreshViews
+from marsclf.training.features import Features, FreshViews, apply_network
 
 
 class Examples(NamedTuple):
-    """Features or fresh views, with what a training needs of them.
+    """Features or fresh views, with what a training needs of them."""
 
-    Attributes:
-        features: `features[rows]` returns the network's inputs for these rows, (rows, ...).
-        labels: class ids (n,), from 0 to classes - 1.
-        shares: how often each is drawn (n,), sum 1.
-        classes: how many there are.
-    """
-
-    features: Features | FreshViews | np.ndarray
-    labels: np.ndarray
-    shares: np.ndarray
-    classes: int
+    features: Features | FreshViews | np.ndarray  # [rows] gives a network's inputs (rows, ...)
+    labels: np.ndarray  # class ids (n,), from 0 to classes - 1
+    shares: np.ndarray  # how often each is drawn (n,), sum 1
+    classes: int  # how many there are
 
     def after(self, network: keras.Model | None) -> "Examples":
         """Return these examples with the network's outputs as features, held in memory."""
@@ -68,10 +60,7 @@ class Batches(keras.utils.PyDataset):
 
 
 class RandomBatches(Batches):
-    """Batches of examples that are drawn with replacement, by their shares, for every epoch.
-
-    Equal seed and epoch give equal batches.
-    """
+    """Batches drawn by shares, with replacement; equal seed and epoch give equal batches."""
 
     def __init__(self, examples: Examples, batch_size: int, epoch_size: int, seed: int) -> None:
         super().__init__(examples, batch_size)

@@ -11,9 +11,7 @@ from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of, write_json
 from marsclf.networks.engine import network_digest
 from marsclf.networks.pinned import keras
-from marsclf.training.batches import Batches, RandomBatches
-
-History = list[dict]
+from marsclf.training.batches import Batches
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -23,25 +21,18 @@ class Checkpoints(keras.callbacks.Callback):
     patience when a run is resumed, and SwapEMAWeights rounds the weights. Pass `resume(model)` to
     `fit` as `initial_epoch`. When `fit` ends, the model has the weights of the epoch with the
     lowest validation loss (without validation, of the last): their EMA, where the optimizer
-    averages them.
-
-    Attributes:
-        history: one record per epoch: stage, epoch, and loss and accuracy on both splits.
-        folder: of the weights; nothing needs it once the model is saved.
+    averages them. `history` has one record per epoch: stage, epoch, and loss and accuracy on both
+    splits. Nothing needs the weights in `folder` once the model is saved. `batches` have a seed
+    and a method that draws those of an epoch, as RandomBatches have.
     """
 
     def __init__(
-        self,
-        stage: str,
-        batches: RandomBatches,
-        validation: Batches | None,
-        epochs: int,
-        patience: int,
+        self, stage: str, batches: Batches, validation: Batches | None, epochs: int, patience: int
     ) -> None:
         super().__init__()
         self.stage, self.batches, self.validation = stage, batches, validation
         self.epochs, self.patience = epochs, patience
-        self.history: History = []
+        self.history: list[dict] = []
 
     def resume(self, model: keras.Model) -> int:
         """Load the last epoch of an identical training, if any; return the epoch to start with.
@@ -54,11 +45,11 @@ class Checkpoints(keras.callbacks.Callback):
         optimizer = compiled["optimizer"]["config"]
         for config in (optimizer, optimizer.get("inner_optimizer", {}).get("config", {})):
             config.pop("name", None)  # numbered by Keras in the order of creation
-        described = [self.stage, self.epochs, self.patience, compiled]
         trained = [variable.path for variable in model.trainable_variables]
+        described = [[self.stage, self.epochs, self.patience, compiled], trained]
         key = sha256_of(
             network_digest(model).encode(),
-            json.dumps([described, trained], sort_keys=True, default=str).encode(),
+            json.dumps(described, sort_keys=True, default=str).encode(),
             self.batches.digest().encode(),
             self.validation.digest().encode() if self.validation else b"",
         )
@@ -81,15 +72,13 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Validate the averaged weights if the optimizer averages them."""
-        if self._uses_ema():
-            self.newest = [variable.numpy() for variable in self.model.trainable_variables]
-            self._average()
+        self.newest = [variable.numpy() for variable in self.model.trainable_variables]
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     def on_test_end(self, logs: dict | None = None) -> None:
         """Restore the weights that were not averaged."""
-        if self._uses_ema():
-            for variable, value in zip(self.model.trainable_variables, self.newest, strict=True):
-                variable.assign(value)
+        for variable, value in zip(self.model.trainable_variables, self.newest, strict=True):
+            variable.assign(value)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Record the epoch, save its weights, and stop after `patience` epochs without a gain."""
@@ -114,14 +103,6 @@ class Checkpoints(keras.callbacks.Callback):
         self.model.load_weights(best)
         if last != best:
             last.unlink(missing_ok=True)
-        if self._uses_ema():
-            self._average()
-
-    def _uses_ema(self) -> bool:
-        optimizer = self.model.optimizer  # perhaps wrapped, for scaling the loss
-        return getattr(optimizer, "inner_optimizer", optimizer).use_ema
-
-    def _average(self) -> None:
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     def _weights(self, epoch: int) -> Path:

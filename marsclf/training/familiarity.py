@@ -69,16 +69,11 @@ def blank_frames(size: int, number: int, seed: int = 0) -> np.ndarray:
 def fit_familiarity(
     known: np.ndarray, outside: np.ndarray, groups: np.ndarray, flagged: float = 0.03
 ) -> tuple[Familiarity, np.ndarray]:
-    """Fit the unit with features of images of the classes, and of images of none of them.
+    """Fit the unit with features of images of the classes (n, width) and of others (m, width).
 
     Both kinds count equally. Also returns the familiarity (n + m,) by five units, each fitted
-    without the groups that it judges. The bias is such that these find the share `flagged` of the
-    known images unfamiliar.
-
-    Args:
-        known, outside: features (n, width) and (m, width).
-        groups: the sol or scene of each image, known ones first (n + m,).
-        flagged: 0 to 1.
+    without the groups that it judges, the sol or scene of each image (n + m,). The bias is such
+    that these units find the share `flagged` (0 to 1) of the known images unfamiliar.
     """
     features = np.concatenate([known, outside]).astype(np.float64)
     is_known = np.arange(len(features)) < len(known)

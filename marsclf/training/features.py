@@ -1,8 +1,9 @@
-"""Features that a frozen network computes from images, cached on disk by content.
+"""What networks learn from: cached features, or random views that are drawn anew.
 
-The name of a cache file is a digest of everything its features depend on: the network, the images'
-bytes, the view and its size, and the seed. A run that was killed therefore continues where it
-stopped, and a run with another head finds all features computed.
+Features are what a frozen network computes from images. The name of their cache file is a digest of
+everything they depend on: the network, the images' bytes, the view and its size, and the seed. A
+run that was killed therefore continues where it stopped, and a run with another head finds all
+features computed.
 """
 
 import json
@@ -19,15 +20,12 @@ from tqdm import tqdm
 from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
-from marsclf.images import views
 from marsclf.images.decode import read_rgb
-from marsclf.images.views import Augmentation, Condition
+from marsclf.images.views import VIEWS_VERSION, Augmentation, Condition, fit_view, random_view
 from marsclf.networks.engine import make_predictor, network_digest, predict_each
 from marsclf.networks.pinned import keras
 
 VIEWS_PER_FILE = 512  # a few seconds of work: little is lost when a run is killed
-
-Render = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,33 @@ class Features:
         return sha256_of("".join(file.name for file in self.files).encode())
 
 
+@dataclass
+class FreshViews:
+    """Images of which `views[rows]` returns random views, uint8 (rows, size, size, 3).
+
+    The complete network runs on each of them, on a GPU: nothing is cached, and no epoch repeats
+    another. Equal seed, epoch and rows give equal views. `images` is a data set's index (columns
+    path, relative to `root`, and sha256). Raises MarsclfError for an image that cannot be read.
+    """
+
+    root: Path
+    images: pd.DataFrame
+    size: int
+    augmentation: Augmentation
+    seed: int
+    epoch: int = 0
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, self.epoch, *rows.tolist()])
+        images = (read_image(self.root / path) for path in self.images["path"].iloc[rows])
+        return np.stack([random_view(i, self.size, self.augmentation, rng) for i in images])
+
+    def digest(self) -> str:
+        """Return a SHA-256 of everything that determines the views."""
+        described = [VIEWS_VERSION, self.size, asdict(self.augmentation), self.seed]
+        return sha256_of(json.dumps([described, self.images["sha256"].tolist()]).encode())
+
+
 def read_image(path: Path) -> np.ndarray:
     """Return an image of the data set, uint8 RGB; raise MarsclfError if it cannot be read."""
     try:
@@ -71,7 +96,7 @@ def image_features(
     """Return the features of each image under each condition, kept as float32."""
 
     def render(image: np.ndarray, number: int, _: np.random.Generator) -> np.ndarray:
-        return views.fit_view(image, network.input_shape[1], conditions[number])
+        return fit_view(image, network.input_shape[1], conditions[number])
 
     by = {"conditions": [asdict(condition) for condition in conditions]}
     counts = np.full(len(rows), len(conditions))
@@ -89,7 +114,7 @@ def view_features(
     """Return the features of `counts[i]` random views of each image i, kept as float16."""
 
     def render(image: np.ndarray, _: int, rng: np.random.Generator) -> np.ndarray:
-        return views.random_view(image, network.input_shape[1], augmentation, rng)
+        return random_view(image, network.input_shape[1], augmentation, rng)
 
     by = {"augmentation": asdict(augmentation)}
     return compute_features(root, rows, counts, network, render, by, seed, np.float16)
@@ -100,7 +125,7 @@ def compute_features(
     rows: pd.DataFrame,
     counts: np.ndarray,
     network: keras.Model,
-    render: Render,
+    render: Callable[[np.ndarray, int, np.random.Generator], np.ndarray],
     rendered_by: dict,
     seed: int = 0,
     dtype: type = np.float32,
@@ -108,27 +133,23 @@ def compute_features(
     """Return the features of `counts[i]` views of each image i, those of the first image first.
 
     Args:
-        root: folder that the paths in `rows` are relative to.
-        rows: part of a data set's index (columns path and sha256).
+        rows: part of a data set's index (columns sha256, and path, which is relative to `root`).
         counts: views per image, (rows,).
         network: pixels 0-255 (n, height, width, 3) to features (n, ...).
         render: an image, uint8 RGB, the number of the view (from 0) and a random generator to the
             pixels of that view. The generator depends on seed, image and number only.
         rendered_by: what `render` does, as JSON; a different view needs a different description.
-        seed: of random views.
         dtype: in which features are kept on disk.
 
     Raises MarsclfError for an image that cannot be read.
     """
-    recipe = json.dumps([views.VIEWS_VERSION, rendered_by, network.input_shape[1:3], seed])
-    start = sha256_of(network_digest(network).encode(), recipe.encode())
     items = [
         (root / path, sha256, view)
         for path, sha256, count in zip(rows["path"], rows["sha256"], counts, strict=True)
         for view in range(count)
     ]
     parts = (items[i : i + VIEWS_PER_FILE] for i in range(0, len(items), VIEWS_PER_FILE))
-    files = {_file(start, json.dumps([item[1:] for item in part])): part for part in parts}
+    described = {json.dumps([item[1:] for item in part]): part for part in parts}
     decode = lru_cache(maxsize=8)(read_image)  # the views of one image follow one another
 
     def load(item: tuple[Path, str, int]) -> np.ndarray:
@@ -136,43 +157,39 @@ def compute_features(
         rng = np.random.default_rng([seed, int(sha256[:16], 16), number])
         return render(decode(path), number, rng)
 
-    _fill(files, load, network, dtype)
-    return Features(tuple(files), len(items))
+    recipe = json.dumps([VIEWS_VERSION, rendered_by, network.input_shape[1:3], seed])
+    start = sha256_of(network_digest(network).encode(), recipe.encode())
+    return _cached(start, described, load, network, dtype)
 
 
 def apply_network(features: Features, network: keras.Model) -> Features:
     """Return the outputs of `network` for features (n, ...), cached in the same precision."""
-    digest, files = network_digest(network), {}
-    for number, source in enumerate(features.files):
-        count = min(VIEWS_PER_FILE, features.count - number * VIEWS_PER_FILE)
-        files[_file(digest, source.name)] = [(source, row) for row in range(count)]
     # Mapped, because every thread would otherwise read the complete file.
     opened = lru_cache(maxsize=4)(lambda file: np.load(file, mmap_mode="r"))
 
     def load(item: tuple[Path, int]) -> np.ndarray:
         return opened(item[0])[item[1]].astype(np.float32)
 
-    _fill(files, load, network, opened(features.files[0]).dtype)
-    return Features(tuple(files), features.count)
+    described = {f.name: [(f, row) for row in range(len(opened(f)))] for f in features.files}
+    dtype = opened(features.files[0]).dtype
+    return _cached(network_digest(network), described, load, network, dtype)
 
 
-def _file(*described: str) -> Path:
-    digest = sha256_of(*(text.encode() for text in described))
-    return paths.CACHE / "features" / f"{digest[:32]}.npy"
-
-
-def _fill(
-    files: dict[Path, list], load: Callable[..., np.ndarray], network: keras.Model, dtype: type
-) -> None:
-    """Write the network's outputs for the items of each file that does not exist."""
-    missing = {path: items for path, items in files.items() if not path.exists()}
-    if not missing:
-        return
-    # One stream through all files, so that no core waits at the end of each.
-    sample = np.stack([load(item) for item in next(iter(missing.values()))[:4]])
-    predict = make_predictor(network, paths.CACHE, sample)
-    outputs = predict_each(chain(*missing.values()), load, predict)
-    for path, part in tqdm(missing.items(), desc=network.name, unit="file", disable=None):
-        features = np.stack([row.astype(dtype) for row in islice(outputs, len(part))])
-        with replace_atomically(path) as temporary:
-            np.save(temporary, features)
+def _cached(
+    start: str, described: dict[str, list], load: Callable, network: keras.Model, dtype: type
+) -> Features:
+    """Return the network's outputs for `load(item)` of the items of each file, by description."""
+    files = {}
+    for description, items in described.items():
+        digest = sha256_of(start.encode(), description.encode())
+        files[paths.CACHE / "features" / f"{digest[:32]}.npy"] = items
+    if missing := {path: items for path, items in files.items() if not path.exists()}:
+        # One stream through all files, so that no core waits at the end of each.
+        sample = np.stack([load(item) for item in next(iter(missing.values()))[:4]])
+        predict = make_predictor(network, paths.CACHE, sample)
+        outputs = predict_each(chain(*missing.values()), load, predict)
+        for path, part in tqdm(missing.items(), desc=network.name, unit="file", disable=None):
+            features = np.stack([row.astype(dtype) for row in islice(outputs, len(part))])
+            with replace_atomically(path) as temporary:
+                np.save(temporary, features)
+    return Features(tuple(files), sum(map(len, files.values())))

@@ -9,7 +9,6 @@ later sols, and a slope in the sun looks like a horizon.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,6 @@ import pandas as pd
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.images.views import Condition
 from marsclf.training.sampling import class_weights, spread_over_groups
-
-if TYPE_CHECKING:  # TensorFlow takes seconds to load
-    from marsclf.training.train import TrainedNetwork
 
 # The last sol to train on and the last to evaluate on; "late" is the data set's own split.
 FOLDS = {"early": (150, 320), "late": (181, 564)}
@@ -51,13 +47,10 @@ def fold(index: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def judge(
-    networks: "list[TrainedNetwork]",
-    root: Path,
-    rows: pd.DataFrame,
-    conditions: Mapping[str, Condition] = CONDITIONS,
+    networks: list, root: Path, rows: pd.DataFrame, conditions: Mapping[str, Condition] = CONDITIONS
 ) -> np.ndarray:
-    """Return the probabilities under each condition, (conditions, rows, classes)."""
-    from marsclf.training.train import predict
+    """Return the probabilities by TrainedNetworks (conditions, rows, classes)."""
+    from marsclf.training.train import predict  # only here: TensorFlow takes seconds to load
 
     return np.stack([predict(networks, root, rows, how) for how in conditions.values()])
 
@@ -65,9 +58,8 @@ def judge(
 def criterion(right: np.ndarray, judged: pd.DataFrame) -> dict[str, float]:
     """Return "criterion", and the mean class recall under each condition by its name.
 
-    Args:
-        right: whether an image was right under each of COMPARED, or how often, (conditions, rows).
-        judged: the rows of `fold`.
+    `right` is whether each image of `judged`, the rows of `fold`, was right under each of COMPARED,
+    or how often (conditions, rows).
     """
     recalls = [right[:, judged["label"] == label].mean(axis=1) for label in set(judged["label"])]
     weights, members = _parts(judged)
@@ -81,10 +73,9 @@ def difference(
 ) -> tuple[float, np.ndarray]:
     """Return how much higher the criterion of `rights` is than that of `others`, over all folds.
 
-    The second value is its 95 % interval [low, high]: complete sols are resampled, 2,000 times, and
-    both recipes are judged on the same ones (a paired cluster bootstrap, see
-    evaluation.metrics.bootstrap_over_groups). The arguments have one item for each fold, with the
-    form that `criterion` takes.
+    The arguments have one item for each fold, as `criterion` takes them. The second value is the
+    95 % interval [low, high] of a paired cluster bootstrap (evaluation.metrics): complete sols are
+    resampled, 2,000 times, and both recipes are judged on the same ones.
     """
     sols = np.unique(np.concatenate([rows["sol"] for rows in judged]))
     draws = np.random.default_rng(0).integers(len(sols), size=(2000, len(sols)))
@@ -109,10 +100,8 @@ def _parts(judged: pd.DataFrame) -> tuple[np.ndarray, list[np.ndarray]]:
     """
     members = [(judged["label"] == label).to_numpy() for label in np.unique(judged["label"])]
     weights = np.full(len(members), len(COMPARED) / len(members))
-    mahli = [
-        (judged["camera"].eq("MH") & judged["class_name"].eq(name)).to_numpy()
-        for name in ("ground", "horizon")
-    ]
+    names = judged["class_name"].where(judged["camera"] == "MH")
+    mahli = [(names == name).to_numpy() for name in ("ground", "horizon")]
     if all(rows.any() for rows in mahli):
         members, weights = members + mahli, np.append(weights, [0.5, 0.5])
     return weights / weights.sum(), members

@@ -17,9 +17,9 @@ def view_counts(labels: np.ndarray | pd.Series, views: int, views_rare: int) -> 
     if not 1 <= views <= views_rare:
         found = f"views is {views} and views_rare is {views_rare}"
         raise MarsclfError(f"{found}; set 1 <= views <= views_rare.")
-    sizes = np.bincount(labels)
-    rarity = np.sqrt(sizes.max() / np.maximum(sizes, 1))
-    return np.clip(np.round(views * rarity), views, views_rare).astype(int)[labels]
+    sizes = np.bincount(labels)[labels]
+    rarity = np.sqrt(sizes.max() / sizes)
+    return np.clip(np.round(views * rarity), views, views_rare).astype(int)
 
 
 def class_weights(labels: np.ndarray) -> np.ndarray:
@@ -32,13 +32,10 @@ def draw_shares(
 ) -> np.ndarray:
     """Return how often each view is drawn, as shares that add up to 1.
 
-    Args:
-        rows: images, with columns label and sequence. A burst is the images of one class and one
-            sequence: they show one scene within minutes, so more of them add little.
-        counts: views per image, (rows,).
-        balance: a class of n views gets a share of n ** (1 - balance): with 1 all classes are drawn
-            equally often, with 0 all views.
-        burst_balance: the same for the bursts of a class.
+    `rows` are images, with columns label and sequence, of `counts` (rows,) views each. A class of n
+    views gets a share of n ** (1 - balance): with 1 all classes are drawn equally often, with 0 all
+    views. `burst_balance` is the same for the bursts of a class: images of one class and one
+    sequence show one scene within minutes, so more of them add little.
     """
     labels = rows["label"].to_numpy().repeat(counts)
     bursts = rows.groupby(["label", "sequence"]).ngroup().to_numpy().repeat(counts)
@@ -49,10 +46,7 @@ def draw_shares(
 
 
 def spread_over_groups(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return at most IMAGES_PER_CLASS rows of each class, from as many groups as possible.
-
-    The groups of Curiosity's images are sols.
-    """
+    """Return at most IMAGES_PER_CLASS rows of each class, of as many groups (sols) as possible."""
     order = rows.sample(frac=1, random_state=0)
     turn = order.groupby(["label", "group"]).cumcount()
     order = order.assign(turn=turn).sort_values("turn", kind="stable").drop(columns="turn")

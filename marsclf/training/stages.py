@@ -4,10 +4,7 @@ from marsclf.networks.pinned import keras
 
 
 def build_head(width: int, hidden: int, dropout: float, classes: int) -> keras.Model:
-    """Return an untrained head: features (n, width) to probabilities (n, classes).
-
-    It has one hidden layer of `hidden` units, or is linear where that is 0.
-    """
+    """Return a new head, linear if `hidden` is 0: (n, width) to probabilities (n, classes)."""
     layers = keras.layers
     stack = [layers.Input((width,), name="features"), layers.Dropout(dropout, name="head_dropout")]
     if hidden:

@@ -2,9 +2,8 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,51 +16,41 @@ from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_bl
 from marsclf.networks.engine import gpu_capability
 from marsclf.networks.pinned import keras
 from marsclf.training.batches import Batches, Examples, RandomBatches
-from marsclf.training.checkpoints import Checkpoints, History
-from marsclf.training.features import image_features, view_features
-from marsclf.training.fresh_views import FreshViews
+from marsclf.training.checkpoints import Checkpoints
+from marsclf.training.features import FreshViews, image_features, view_features
 from marsclf.training.recipe import Recipe
 from marsclf.training.sampling import draw_shares, view_counts
 from marsclf.training.stages import build_head, compile_model, join
 
 
 class TrainedNetwork(NamedTuple):
-    """A trained network, and the stages of its training with their histories and checkpoints.
+    """A trained network, and the stages of its training."""
 
-    `model` gives probabilities (n, classes) for images (n, height, width, 3), 0-255. An image is
-    classified at each of the `zooms`, and the predictions are pooled.
-    """
-
-    model: keras.Model
-    zooms: list[float]
+    model: keras.Model  # images (n, height, width, 3), 0-255, to probabilities (n, classes)
+    zooms: list[float]  # an image is classified at each of them, and the predictions are pooled
     stages: list[Checkpoints]
 
     @property
-    def history(self) -> History:
+    def history(self) -> list[dict]:
         """One record per epoch, of all stages."""
         return [record for stage in self.stages for record in stage.history]
 
 
 def load_backbone(
-    name: str,
-    image_size: int | None,
-    mixed_precision: bool,
-    weights: Literal["imagenet"] | None = "imagenet",
+    name: str, image_size: int | None, mixed_precision: bool, weights: str | None = "imagenet"
 ) -> keras.Model:
     """Return a backbone with ImageNet or, with None, random weights.
 
-    With mixed precision it computes in bfloat16 on a GPU that is made for that (from compute
-    capability 8.0), in float16 on an older one, and in float32 on a CPU. Weights, and the head,
-    stay float32.
+    With mixed precision it computes in bfloat16 on a GPU from compute capability 8.0 on, in float16
+    on an older one, and in float32 on a CPU. Weights, and the head, stay float32.
     """
-    policy = keras.config.dtype_policy()
     if mixed_precision and (capability := gpu_capability()):
         mixed = "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16"
         keras.config.set_dtype_policy(mixed)
     try:
         return build_backbone(name, image_size, weights)
     finally:
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy("float32")
 
 
 def load_parts(recipe: Recipe) -> tuple[keras.Model, keras.Model, keras.Model | None]:
@@ -77,64 +66,54 @@ def load_parts(recipe: Recipe) -> tuple[keras.Model, keras.Model, keras.Model | 
 
 
 def make_examples(
-    recipe: Recipe,
-    network: keras.Model,
-    root: Path,
-    rows: pd.DataFrame,
-    classes: int,
-    training: bool,
+    recipe: Recipe, model: keras.Model, root: Path, rows: pd.DataFrame, classes: int, training: bool
 ) -> Examples:
     """Return random views of images, with labels and shares of draws.
 
     Without `views` in the recipe they are drawn anew for every epoch. Otherwise they are features
-    of `network`, cached: as many as the recipe says for training, else one of each image. Without
+    of `model`, cached: as many as the recipe says for training, else one of each image. Without
     augmentation they are the views that are used for prediction.
     """
     augmentation, labels = Augmentation(**recipe.augmentation), rows["label"].to_numpy()
     counts = np.ones(len(rows), int)
-    if recipe.views and augmentation == Augmentation():
+    if not recipe.views:
+        views = FreshViews(root, rows, model.input_shape[1], augmentation, recipe.seed)
+    elif augmentation == Augmentation():
         conditions = [Condition(zoom=zoom) for zoom in recipe.test_zooms]
-        views, counts = image_features(root, rows, network, *conditions), counts * len(conditions)
-    elif recipe.views:
+        views, counts = image_features(root, rows, model, *conditions), counts * len(conditions)
+    else:
         if training:
             counts = view_counts(labels, recipe.views, recipe.views_rare)
-        views = view_features(root, rows, counts, network, augmentation, recipe.seed)
-    else:
-        views = FreshViews(root, rows, network.input_shape[1], augmentation, recipe.seed)
+        views = view_features(root, rows, counts, model, augmentation, recipe.seed)
     shares = draw_shares(rows, counts, recipe.balance, recipe.burst_balance)
     return Examples(views, labels.repeat(counts), shares, classes)
 
 
 def train_network(
-    recipe: Recipe,
-    root: Path,
-    train_rows: pd.DataFrame,
-    validation_rows: pd.DataFrame | None,
-    classes: int,
+    recipe: Recipe, root: Path, train: pd.DataFrame, validation: pd.DataFrame | None, classes: int
 ) -> TrainedNetwork:
     """Train a network by both stages of a recipe; steps that are in the cache are not repeated.
 
-    It learns from `train_rows` of a data set's index, whose paths are relative to `root`, and keeps
-    the best epoch on `validation_rows`, without these the last. `classes` is their number.
+    It learns from the rows `train` of a data set's index, whose paths are relative to `root`, and
+    keeps the best epoch on the rows `validation`, without these the last.
     """
     backbone, frozen, upper = load_parts(recipe)
-    train = make_examples(recipe, frozen, root, train_rows, classes, True)
-    validation = None
-    if validation_rows is not None:
-        validation = make_examples(recipe, frozen, root, validation_rows, classes, False)
+    examples = [make_examples(recipe, frozen, root, train, classes, True), None]
+    if validation is not None:
+        examples[1] = make_examples(recipe, frozen, root, validation, classes, False)
     keras.utils.set_random_seed(recipe.seed)
     head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, classes)
     classifier = join(upper, head) if upper else head
-    fit = partial(fit_stage, recipe=recipe, epoch_size=len(train_rows))
+    given = recipe, len(train)
     if recipe.views:  # the head learns from vectors, which are computed once
-        vectors = [each and each.after(upper) for each in (train, validation)]
-        fitted = [fit("head", head, *vectors)]
+        vectors = [each and each.after(upper) for each in examples]
+        fitted = [fit_stage("head", head, *vectors, *given)]
     else:
         unfreeze_blocks(classifier, [])
-        fitted = [fit("head", classifier, train, validation)]
+        fitted = [fit_stage("head", classifier, *examples, *given)]
     if recipe.trained_blocks:
         unfreeze_blocks(classifier, recipe.trained_blocks)
-        fitted.append(fit("finetune", classifier, train, validation))
+        fitted.append(fit_stage("finetune", classifier, *examples, *given))
     return TrainedNetwork(join(backbone, head), recipe.test_zooms, fitted)
 
 
@@ -157,23 +136,20 @@ def fit_stage(
     A batch that exceeds a GPU's memory is divided: several smaller batches then make one step.
     Raises MarsclfError if the memory does not suffice for one image.
     """
-    epochs, batch_size, patience, learning_rate = (
-        getattr(recipe, f"{stage}_{name}")
-        for name in ("epochs", "batch_size", "patience", "learning_rate")
-    )
+    names = ("epochs", "batch_size", "patience", "learning_rate")
+    epochs, batch_size, patience, rate = (getattr(recipe, f"{stage}_{name}") for name in names)
     ema = recipe.finetune_ema if stage == "finetune" else 0.0
+    regularization = recipe.weight_decay, recipe.label_smoothing, ema
     at_once, untrained = batch_size, model.get_weights()
     while True:
         batches = RandomBatches(train, at_once, epoch_size, recipe.seed)
         check = validation and Batches(validation, at_once)
-        steps, accumulate = epochs * len(batches), math.ceil(batch_size / at_once)
-        how = (recipe.weight_decay, recipe.label_smoothing, ema, accumulate)
-        compile_model(model, learning_rate, steps, *how)
+        accumulate = math.ceil(batch_size / at_once)
+        compile_model(model, rate, epochs * len(batches), *regularization, accumulate)
         checkpoints = Checkpoints(stage, batches, check, epochs, patience)
-        how = {"initial_epoch": checkpoints.resume(model), "epochs": epochs}
-        how |= {"shuffle": False, "verbose": 0, "callbacks": [checkpoints]}
+        how = {"initial_epoch": checkpoints.resume(model), "epochs": epochs, "shuffle": False}
         try:
-            model.fit(batches, validation_data=check, **how)
+            model.fit(batches, validation_data=check, callbacks=[checkpoints], verbose=0, **how)
             return checkpoints
         except tf.errors.ResourceExhaustedError:
             lack = f"The memory does not suffice for {at_once} images at once"
@@ -185,18 +161,12 @@ def fit_stage(
 
 
 def predict(
-    networks: list[TrainedNetwork],
-    root: Path,
-    rows: pd.DataFrame,
-    condition: Condition = WHOLE_IMAGE,
+    networks: list[TrainedNetwork], root: Path, rows: pd.DataFrame, view: Condition = WHOLE_IMAGE
 ) -> np.ndarray:
-    """Return the probabilities of images under a condition (rows, classes).
-
-    Predictions are pooled over the networks of an ensemble and over the zooms of each.
-    """
+    """Return probabilities of images in a view (rows, classes), pooled over networks and zooms."""
     probabilities = []
     for network in networks:
         for zoom in network.zooms:
-            view = replace(condition, zoom=condition.zoom * zoom)
-            probabilities.append(image_features(root, rows, network.model, view).read())
+            zoomed = replace(view, zoom=view.zoom * zoom)
+            probabilities.append(image_features(root, rows, network.model, zoomed).read())
     return pool(np.stack(probabilities))
