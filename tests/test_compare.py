@@ -13,7 +13,7 @@ from marsclf.errors import MarsclfError
 from marsclf.pipeline.presets import parameters_of
 from marsclf.training.recipe import Recipe
 from tools import compare
-from tools.tables import COMPARISONS
+from tools.documents import COMPARISONS
 
 
 @pytest.mark.parametrize("name", ["sample", "msl-v1"])

@@ -29,7 +29,7 @@ from marsclf.training.recipe import Recipe
 from marsclf.training.train import train_networks
 from tools.command import make_main
 from tools.documents import store
-from tools.tables import COMPARISONS
+from tools.documents import COMPARISONS
 
 
 def compare(
