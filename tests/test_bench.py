@@ -30,15 +30,6 @@ def two_blocks(_: str, image_size: int | tuple = 224, mixed: bool = False, **__)
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(dtype=policy)(x))
 
 
-def test_flops_of_a_hand_worked_network() -> None:
-    pixels = keras.Input((8, 6, 3))
-    x = keras.layers.Conv2D(5, 3, strides=2, padding="same")(pixels)  # 4 x 3 x 5 x 27
-    x = keras.layers.DepthwiseConv2D(3, padding="same")(x)  # 4 x 3 x 5 x 9
-    x = keras.layers.Dense(7)(keras.layers.GlobalAveragePooling2D()(x))  # 5 x 7
-    flops = measurements.count_flops(keras.Model(pixels, x))
-    assert flops == 2 * (4 * 3 * 5 * 27 + 4 * 3 * 5 * 9 + 5 * 7)
-
-
 def test_a_benchmark_is_complete_and_stored(sample_dataset, tmp_path, monkeypatch, capsys) -> None:
     """All measurements but those of commands, on a few images that pass for the real ones."""
     parameters = parameters_of("smoke", {"finetune_blocks": ["top"]})
@@ -129,7 +120,10 @@ def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> N
 
     monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
     monkeypatch.setattr(gpu_cost, "BATCH_SIZES", (2, 4))
-    monkeypatch.setattr(gpu_cost, "REPEATS", 2)
+    monkeypatch.setattr(measurements, "REPEATS", 2)
+    memory = tf.config.experimental
+    monkeypatch.setattr(memory, "reset_memory_stats", lambda _: None)
+    monkeypatch.setattr(memory, "get_memory_info", lambda _: {"peak": 2_340_000})
     monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
     speeds = gpu_cost.measure_on_gpu(Recipe(**parameters_of("b7")), [64])
     assert [(r["precision"], r["stage"], r["batch"], r["outcome"]) for r in speeds] == [
@@ -138,6 +132,7 @@ def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> N
         for stage in ("head", "finetune")
         for batch, outcome in ((2, "measured"), (4, "out of memory"))
     ]
+    assert speeds[0]["peak_memory_mb"] == 2
     assert trained == {4, 6}  # weights of two layers of the head; with those of block `top`
 
 

@@ -82,26 +82,25 @@ def in_new_process(work: Callable, *arguments: object) -> object:
 
 
 def measure_growth(files: list[Path], cache: Path) -> list[dict]:
-    """Measure the library's classifier on more and more images, each time in a new process.
-
-    The peak memory (MB) includes loading the classifier; the seconds do not.
-    """
+    """Measure the library's classifier on more and more images, each time in a new process."""
     in_new_process(classify, [], cache)  # exports the network, so that no other has to
-    rows = []
-    for count in GROWTH:
-        chosen = list(itertools.islice(itertools.cycle(files), count))
-        zooms, seconds, memory = in_new_process(classify, chosen, cache)
-        measured = {"seconds": round(seconds, 2), "images_per_s": round(count / seconds, 1)}
-        rows.append({"images": count, "zooms": zooms, **measured, "peak_rss_mb": memory})
-    return rows
+    chosen = ([*itertools.islice(itertools.cycle(files), count)] for count in GROWTH)
+    return [in_new_process(classify, images, cache) for images in chosen]
 
 
-def classify(files: list[Path], cache: Path) -> tuple[tuple[float, ...], float, int]:
-    """Classify files in this process; return zooms, seconds and the peak memory in MB."""
+def classify(files: list[Path], cache: Path) -> dict:
+    """Classify files in this process and measure it; only the memory includes the loading."""
     classifier = load_classifier(cache=cache)
     started = time.perf_counter()
     classifier.predict(files)
-    return classifier.zooms, time.perf_counter() - started, peak_rss_mb()
+    seconds = time.perf_counter() - started
+    return {
+        "images": len(files),
+        "zooms": classifier.zooms,
+        "seconds": round(seconds, 2),
+        "images_per_s": round(len(files) / seconds, 1),
+        "peak_rss_mb": peak_rss_mb(),
+    }
 
 
 def measure_start(file: Path, folder: Path) -> dict:
@@ -124,23 +123,18 @@ def measure_runs(root: Path, folder: Path) -> dict:
     The copy's new ledger lines are added to the ledger of this project, even if a run fails.
     """
     project, code = _copy_project(folder / "run"), commit()
-    copied_ledger = project / "results" / ledger.NAME
-    runs, known = {}, len(ledger.rows(copied_ledger))
+    copied_ledger, runs = project / "results" / ledger.NAME, {}
     for name, arguments in RUNS.items():
-        started = time.monotonic()
+        known, started = len(ledger.rows(copied_ledger)), time.monotonic()
         try:
             _run_marsclf(project, "run", "--data-dir", str(root), *arguments)
         finally:  # a run that fails may have shown the score already
-            added = ledger.rows(copied_ledger)[known:]
-            known += len(added)
-            for row in added:  # the copy does not know its commit
+            for row in ledger.rows(copied_ledger)[known:]:  # the copy does not know its commit
                 ledger.append_row(paths.RESULTS / ledger.NAME, row | {"commit": code})
         seconds = round(time.monotonic() - started, 1)
         metrics = read_json(project / "runs" / arguments[1] / "metrics.json", "run it again")
-        runs[name] = {
-            "wall_s": metrics["wall_s"] | {"command": seconds},
-            "peak_rss_mb": metrics["peak_rss_mb"],
-        }
+        wall_s = metrics["wall_s"] | {"command": seconds}
+        runs[name] = {"wall_s": wall_s, "peak_rss_mb": metrics["peak_rss_mb"]}
     return runs
 
 

@@ -37,7 +37,6 @@ from tools.measurements import REFERENCE_SIZE, input_size, take_turns
 CPU_IMAGES = 96
 BATCH_SIZES = (8, 16, 32, 64)
 STAGES = ("head", "finetune")
-REPEATS = 7
 
 
 def measure_costs(data_dir: str | Path | None) -> dict:
@@ -72,7 +71,7 @@ def measure_on_cpu(backbone: str) -> dict:
     network(images[:CHUNK], training=True)
     predict = make_predictor(network, paths.CACHE, images[:2])
     work = {"all": lambda: list(predict_each(range(CPU_IMAGES), images.__getitem__, predict))}
-    ms = round(float(1000 * take_turns(work, 1)["all"][0] / CPU_IMAGES), 1)
+    ms = measurements.ms_per_image(take_turns(work), CPU_IMAGES)["all"]["median"]
     measured = {"sides": REFERENCE_SIZE, "images": CPU_IMAGES, "ms_per_image": ms}
     return measured | {"peak_rss_mb": peak_rss_mb()}
 
@@ -97,7 +96,7 @@ def measure_stage(stage: str, recipe: Recipe, backbone: keras.Model, batch: int)
     """Measure training steps of a stage, each with `batch` images.
 
     Returns stage and batch; the outcome, "measured" or "out of memory"; and where it was measured
-    images_per_s (median, min, max) and peak_memory_mb of the GPU, None where there is none.
+    images_per_s (median, min, max) and peak_memory_mb of the GPU.
     """
     gc.collect()  # earlier classifiers hold the GPU's memory in cycles
     record = {"stage": stage, "batch": batch}
@@ -106,17 +105,16 @@ def measure_stage(stage: str, recipe: Recipe, backbone: keras.Model, batch: int)
     images = _make_images(batch, backbone.input_shape[1:3])
     try:
         _, model = measurements.prepare_training(recipe, backbone, recipe.finetune_blocks, False)
-        if has_gpu():
-            tf.config.experimental.reset_memory_stats("GPU:0")
+        tf.config.experimental.reset_memory_stats("GPU:0")
         work = partial(measurements.train, model, images, steps=1)
-        seconds = take_turns({stage: work}, REPEATS)[stage]
+        seconds = take_turns({stage: work})[stage]
     except Exception as error:  # TensorFlow has several kinds
         if not re.search(r"exhausted|out.of.memory|OOM|MemoryError", repr(error), re.IGNORECASE):
             raise
         return record | {"outcome": "out of memory"}
-    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if has_gpu() else None
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
     record |= {"outcome": "measured", "images_per_s": measurements.spread(batch / seconds)}
-    return record | {"peak_memory_mb": peak and round(peak / 1e6)}
+    return record | {"peak_memory_mb": round(peak / 1e6)}
 
 
 def estimate_recipe(parameters: dict, index: pd.DataFrame, speeds: list[dict]) -> dict:
@@ -126,13 +124,15 @@ def estimate_recipe(parameters: dict, index: pd.DataFrame, speeds: list[dict]) -
     on it. Reading images and compiling are not counted. A stage has the largest batch that fits, up
     to the recipe's; the minutes are None if none does. `index` has columns split, label and sol.
     """
-    recipe, found = Recipe(**parameters), {}
-    own = {"pixels": input_size(recipe), "mixed_precision": recipe.mixed_precision}
+    recipe = Recipe(**parameters)
     images = dict(zip(STAGES, count_images(parameters, index), strict=True))
-    for record in sorted(speeds, key=lambda record: record["batch"]):
-        fits = record["outcome"] == "measured" and record["batch"] <= recipe.finetune_batch_size
-        if fits and own.items() <= record.items():
-            found[record["stage"]] = record
+    own = {"pixels": input_size(recipe), "mixed_precision": recipe.mixed_precision}
+    own |= {"outcome": "measured"}
+    found = {
+        record["stage"]: record
+        for record in sorted(speeds, key=lambda record: record["batch"])
+        if own.items() <= record.items() and record["batch"] <= recipe.finetune_batch_size
+    }
     batches, minutes = {stage: record["batch"] for stage, record in found.items()}, None
     if found.keys() == images.keys():
         seconds = [images[stage] / found[stage]["images_per_s"]["median"] for stage in STAGES]

@@ -25,7 +25,6 @@ REPEATS = 5
 CLASSES = 25  # of the head
 BATCH = 32  # Keras's own default
 IMAGES = 256  # in one repeat
-MATRIX = 2048  # rows and columns
 STEPS = 4  # of training, in one repeat
 REFERENCE_IMAGES = 200
 REFERENCE_SIZE = (193, 256)  # height and width in the reference's notebook, pixels
@@ -37,59 +36,42 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in numbers.items()}
 
 
-def take_turns(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
+def take_turns(contestants: dict[str, Callable[[], object]]) -> dict[str, np.ndarray]:
     """Return the seconds (repeats,) of each contestant; all run once before the next repeat.
 
     One more run of each comes first, to compile and to fill caches; it is not counted.
     """
-    for work in contestants.values():
-        work()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
+    for _ in range(1 + REPEATS):
         for name, work in contestants.items():
             started = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - started)
-    return {name: np.array(values) for name, values in seconds.items()}
+    return {name: np.array(values[1:]) for name, values in seconds.items()}
 
 
-def count_flops(model: keras.Model) -> int:
-    """Return the additions and multiplications of convolutions and dense layers for one image."""
-    counted = keras.layers.Dense | keras.layers.Conv2D | keras.layers.DepthwiseConv2D
-    layers = [layer for layer in model.layers if isinstance(layer, counted)]
-    return int(
-        sum(2 * np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1]) for layer in layers)
-    )
+def ms_per_image(seconds: dict[str, np.ndarray], images: int) -> dict[str, dict[str, float]]:
+    """Return the spread of what `take_turns` measured, in milliseconds for one of the images."""
+    return {name: spread(1e3 * values / images) for name, values in seconds.items()}
 
 
 def measure_network(files: list[Path], cache: Path) -> dict:
-    """Measure Lite0 on the engine and in Keras, and the engine's share of the highest rate."""
+    """Measure Lite0 on the engine and in Keras."""
     network = build_backbone("EfficientNetLite0")
     views = _load_views(files, network.input_shape[1])
     predict = make_predictor(network, cache)
-    matrix = np.random.default_rng(0).random((MATRIX, MATRIX), dtype=np.float32)
     work = {
-        "matrix": lambda: matrix @ matrix,
         "engine": lambda: list(predict_each(range(len(views)), views.__getitem__, predict)),
         "keras_predict": lambda: network.predict(views, batch_size=BATCH, verbose=0),
-        "keras_one_by_one": lambda: [network.predict_on_batch(v[None]) for v in views[:BATCH]],
+        "keras_one_by_one": lambda: [network.predict_on_batch(view[None]) for view in views],
     }
-    seconds = take_turns(work, REPEATS)
-    possible = 2 * MATRIX**3 / seconds.pop("matrix")  # FLOP per second
-    counts = {"engine": len(views), "keras_predict": len(views), "keras_one_by_one": BATCH}
-    ms = {name: 1e3 * values / counts[name] for name, values in seconds.items()}
-    flops = count_flops(network)
+    seconds = take_turns(work)
+    engine = seconds["engine"]
     return {
         "backbone": "EfficientNetLite0",
-        "gflop_per_image": round(flops / 1e9, 3),
-        "matrix_product_gflop_per_s": spread(possible / 1e9),
-        "engine_share_of_ceiling": spread(flops / ms["engine"] * 1e3 / possible),
-        "ms_per_image": {name: spread(values) for name, values in ms.items()},
-        "engine_against_keras_predict": spread(ms["keras_predict"] / ms["engine"]),
-        "engine_against_keras_one_by_one": spread(ms["keras_one_by_one"] / ms["engine"]),
-        "largest_possible_against_keras_predict": spread(
-            ms["keras_predict"] / 1e3 * possible / flops
-        ),
+        "ms_per_image": ms_per_image(seconds, len(views)),
+        "engine_against_keras_predict": spread(seconds["keras_predict"] / engine),
+        "engine_against_keras_one_by_one": spread(seconds["keras_one_by_one"] / engine),
     }
 
 
@@ -103,7 +85,7 @@ def measure_images(files: list[Path], augmentation: Augmentation) -> dict:
         "whole_image": lambda: [fit_view(image, 224) for image in decoded],
         "random_view": lambda: [random_view(image, 224, augmentation, rng) for image in decoded],
     }
-    return {"ms_per_image": _per_image(take_turns(work, REPEATS), len(chosen))}
+    return {"ms_per_image": ms_per_image(take_turns(work), len(chosen))}
 
 
 def measure_training(files: list[Path], parameters: dict, cache: Path) -> dict:
@@ -122,11 +104,8 @@ def measure_training(files: list[Path], parameters: dict, cache: Path) -> dict:
         frozen, model = prepare_training(recipe, backbone, blocks, is_stored)
         inputs = make_predictor(frozen, cache)(inputs) if is_stored else inputs
         steps[name] = functools.partial(train, model, inputs[: STEPS * BATCH], STEPS)
-    return {
-        "image_size": size,
-        "blocks": recipe.finetune_blocks,
-        "ms_per_image": _per_image(take_turns(steps, REPEATS), STEPS * BATCH),
-    }
+    times = {"ms_per_image": ms_per_image(take_turns(steps), STEPS * BATCH)}
+    return {"image_size": size, "blocks": recipe.finetune_blocks} | times
 
 
 def input_size(recipe: Recipe) -> int:
@@ -181,12 +160,7 @@ def measure_reference(files: list[Path], cache: Path) -> dict:
             network.predict_on_batch(image[np.newaxis])
 
     work = {"reference": reference, "library": lambda: list(predict_each(chosen, read, predict))}
-    ms = _per_image(take_turns(work, REPEATS), len(chosen))
-    return {"images": len(chosen), "ms_per_image": ms}
-
-
-def _per_image(seconds: dict[str, np.ndarray], images: int) -> dict[str, dict[str, float]]:
-    return {name: spread(1e3 * values / images) for name, values in seconds.items()}
+    return {"images": len(chosen), "ms_per_image": ms_per_image(take_turns(work), len(chosen))}
 
 
 def _choose(files: list[Path], count: int) -> list[Path]:

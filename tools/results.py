@@ -135,10 +135,9 @@ def summarize_familiarity(table: pd.DataFrame) -> dict[str, float]:
     before and after flagged images are left out.
     """
     known, flagged = table["known"], table["familiarity"] < FAMILIAR
-    ranks, pairs = table["familiarity"].rank()[known], known.sum() * (~known).sum()
-    confident = table["confidence"] >= metrics.THRESHOLD
+    rank, confident = table["familiarity"].rank(), table["confidence"] >= metrics.THRESHOLD
     numbers = {
-        "auroc": (ranks.sum() - known.sum() * (known.sum() + 1) / 2) / pairs,
+        "auroc": (rank[known].mean() - (known.sum() + 1) / 2) / (~known).sum(),
         "known_flagged": flagged[known].mean(),
         "others_flagged": flagged[~known].mean(),
         "others_confident": confident[~known].mean(),
@@ -149,7 +148,8 @@ def summarize_familiarity(table: pd.DataFrame) -> dict[str, float]:
 
 def _differences(file: Path, stored: dict, true: dict, name: str) -> list[str]:
     """Return where stored metrics differ from those recomputed."""
-    stored, true = _flatten(stored, name), _flatten(true, name)
+    trees = ({name: tree} for tree in (stored, true))
+    stored, true = (pd.json_normalize(tree).to_dict("records")[0] for tree in trees)
     return [
         f"{file}: {field} is {stored.get(field)}, recomputed {true.get(field)}"
         for field in true | stored
@@ -157,17 +157,9 @@ def _differences(file: Path, stored: dict, true: dict, name: str) -> list[str]:
     ]
 
 
-def _flatten(tree: object, name: str) -> dict[str, object]:
-    """Flatten nested mappings and lists: {"test": {"n": 3}} gives {"name.test.n": 3}."""
-    if not isinstance(tree, dict | list):
-        return {name: tree}
-    leaves = {}
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        leaves |= _flatten(value, f"{name}.{key}")
-    return leaves
-
-
 def _is_same(stored: object, true: object) -> bool:
+    if isinstance(stored, list) and isinstance(true, list):
+        return len(stored) == len(true) and all(map(_is_same, stored, true))
     if isinstance(stored, int | float) and isinstance(true, int | float):
         return abs(stored - true) <= TOLERANCE
     return stored == true
