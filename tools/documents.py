@@ -25,8 +25,8 @@ from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS, parameters_of
 from tools.results import CLASSIFIERS, Result, read_json, read_published
 
 DOCUMENTS = ("README.md", "RESULTS.md", "MODEL_CARD.md", "docs/archive-scale.md")
-MARKER = re.compile(r"<!-- ([a-z0-9-]+):(begin|end) -->\n?")
-MAX_BURSTS, MAX_CONFUSIONS = 15, 8  # rows of their tables
+MARKER = re.compile(r"<!-- ([a-z0-9-]+):(begin|end) -->")
+TABLE = re.compile(r"(<!-- ([a-z0-9-]+):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
 COMPARISONS = "comparisons.csv"  # recipes on later sols, see tools.compare
 SELECTION = "selection.csv"  # those of an earlier criterion and one seed; a frozen record
 
@@ -49,17 +49,13 @@ def store(measured: dict, file: Path, dataset: Dataset) -> None:
 
 
 def update_documents(published: dict[str, Result]) -> dict[Path, str]:
-    """Return the text of each document with its tables made from the published results.
-
-    Raises MarsclfError where the markers of a document do not come in pairs, or have no template,
-    and where a results file lacks a number.
-    """
+    """Return the text of each document with its tables made from the published results."""
     files = (paths.PROJECT_ROOT / name for name in DOCUMENTS)
     return {file: _fill(file, published) for file in files if file.is_file()}
 
 
 def write_documents(documents: dict[Path, str]) -> None:
-    """Replace the documents with those that `update_documents` returned."""
+    """Replace documents by those of `update_documents`."""
     for file, text in documents.items():
         with replace_atomically(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -67,16 +63,14 @@ def write_documents(documents: dict[Path, str]) -> None:
 
 def _fill(file: Path, published: dict[str, Result]) -> str:
     text = file.read_text(encoding="utf-8")
-    markers, parts, end = list(MARKER.finditer(text)), [], 0
+    markers = MARKER.findall(text)
     for first, second in zip_longest(markers[::2], markers[1::2]):
-        name, marker = first[1], first[0].strip()
-        if second is None or (first[2], second[1], second[2]) != ("begin", name, "end"):
-            raise MarsclfError(f"{file}: no end marker follows {marker}.")
+        name, _ = first
+        if (first, second) != ((name, "begin"), (name, "end")):
+            raise MarsclfError(f"{file}: no end marker follows <!-- {':'.join(first)} -->.")
         if name not in VALUES:
-            raise MarsclfError(f"{file}: there is no template for {marker}.")
-        parts += [text[end : first.start()], f"{marker}\n", _render(name, published)]
-        end = second.start()
-    return "".join([*parts, text[end:]])
+            raise MarsclfError(f"{file}: there is no template for <!-- {name}:begin -->.")
+    return TABLE.sub(lambda table: f"{table[1]}\n{_render(table[2], published)}{table[3]}", text)
 
 
 def _render(name: str, published: dict[str, Result]) -> str:
@@ -128,19 +122,17 @@ def _test_values(published: dict[str, Result]) -> dict:
     verdicts = errors.groupby("verdict").agg(errors=("path", "count"), bursts=("burst", "nunique"))
     tables = {
         "classes": metrics.per_class(test, classes).query("support > 0"),
-        "bursts": metrics.by_eye(metrics.errors_by_burst(test, classes).head(MAX_BURSTS)),
+        "bursts": metrics.by_eye(metrics.errors_by_burst(test, classes).head(15)),
         "verdicts": verdicts.sort_values("errors", ascending=False, kind="stable").reset_index(),
-        "confusions": metrics.commonest_confusions(test, classes).head(MAX_CONFUSIONS),
+        "confusions": metrics.commonest_confusions(test, classes).head(8),
         "periods": metrics.calibration_over_sols(test),
     }
     return {name: table.to_dict("records") for name, table in tables.items()}
 
 
 def _classifier_values(_: dict) -> dict:
-    files = sorted((paths.RESULTS / CLASSIFIERS).glob("*/metrics.json"))
-    if not files:
-        raise NotMeasured("`make classifier`")
-    return {"classifiers": {f.parent.name: read_json(f, "`make classifier`") for f in files}}
+    files = {labels: f"{CLASSIFIERS}/{labels}/metrics.json" for labels in sorted(paths.CLASSIFIERS)}
+    return {"classifiers": {k: _stored(name, "`make classifier`") for k, name in files.items()}}
 
 
 def _comparison_values(file_name: str, _: dict) -> dict:
