@@ -7,7 +7,6 @@ Each part is measured in a process of its own. Importing this module loads no Ke
 process begins with it, and `predict`, whose memory is measured here, works without Keras.
 """
 
-import itertools
 import multiprocessing
 import os
 import shutil
@@ -56,19 +55,14 @@ RUNS = {
 }
 
 
-def bench(data_dir: str | Path | None) -> dict:
+def bench(data_dir: Path | None) -> dict:
     """Measure the time and memory of each step, in about half an hour; print and store them."""
     dataset = open_dataset(data_dir)
     files = [dataset.root / path for path in dataset.index["path"]]
     parameters = parameters_of(DEFAULT_PRESET)
-    result = {
-        "commit": commit(),
-        "dataset": dataset.name,
-        "data_digest": dataset.digest,
-        "recipe": ledger.recipe_digest({"parameters": parameters}),
-        "hardware": hardware(),
-        "repeats": REPEATS,
-    }
+    result = {"commit": commit(), "dataset": dataset.name, "data_digest": dataset.digest}
+    result |= {"recipe": ledger.recipe_digest({"parameters": parameters})}
+    result |= {"hardware": hardware(), "repeats": REPEATS}
     with tempfile.TemporaryDirectory(prefix="marsclf-bench-") as folder:
         cache, augmentation = Path(folder), Augmentation(**parameters["augmentation"])
         for name, measure, *arguments in (
@@ -89,8 +83,7 @@ def bench(data_dir: str | Path | None) -> dict:
 
 def in_new_process(work: Callable, *arguments: object) -> object:
     """Return what `work` returns in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
@@ -130,12 +123,10 @@ def measure_network(files: list[Path], cache: Path) -> dict:
         "keras_one_by_one": lambda: [network.predict_on_batch(view[None]) for view in views],
     }
     seconds = take_turns(work)
-    engine = seconds["engine"]
     return {
-        "backbone": "EfficientNetLite0",
         "ms_per_image": ms_per_image(seconds, len(views)),
-        "engine_against_keras_predict": spread(seconds["keras_predict"] / engine),
-        "engine_against_keras_one_by_one": spread(seconds["keras_one_by_one"] / engine),
+        "engine_against_keras_predict": spread(seconds["keras_predict"] / seconds["engine"]),
+        "engine_against_keras_one_by_one": spread(seconds["keras_one_by_one"] / seconds["engine"]),
     }
 
 
@@ -177,23 +168,17 @@ def measure_training(files: list[Path], parameters: dict, cache: Path) -> dict:
 def measure_growth(files: list[Path], cache: Path) -> list[dict]:
     """Measure the library's classifier on more and more images, each time in a new process."""
     in_new_process(classify, [], cache)  # exports the network, so that no other has to
-    chosen = ([*itertools.islice(itertools.cycle(files), count)] for count in GROWTH)
-    return [in_new_process(classify, images, cache) for images in chosen]
+    # Where there are fewer files, they are repeated.
+    return [in_new_process(classify, [*np.resize(files, count)], cache) for count in GROWTH]
 
 
 def classify(files: list[Path], cache: Path) -> dict:
     """Classify files in this process and measure it; only the memory includes the loading."""
     classifier = load_classifier(cache=cache)
-    started = time.perf_counter()
-    classifier.predict(files)
-    seconds = time.perf_counter() - started
-    return {
-        "images": len(files),
-        "zooms": classifier.zooms,
-        "seconds": round(seconds, 2),
-        "images_per_s": round(len(files) / seconds, 1),
-        "peak_rss_mb": peak_rss_mb(),
-    }
+    seconds = timeit(lambda: classifier.predict(files), number=1)
+    measured = {"images": len(files), "zooms": classifier.zooms, "seconds": round(seconds, 2)}
+    rate = round(len(files) / seconds, 1)
+    return measured | {"images_per_s": rate, "peak_rss_mb": peak_rss_mb()}
 
 
 def measure_reference(files: list[Path], cache: Path) -> dict:

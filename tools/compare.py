@@ -23,9 +23,7 @@ from tools.command import make_main
 from tools.documents import COMPARISONS, store
 
 
-def compare(
-    preset: str, settings: dict[str, object], seeds: int, data_dir: str | Path | None
-) -> dict:
+def compare(preset: str, settings: dict, seeds: int, data_dir: Path | None) -> dict:
     """Train a changed recipe on early sols and evaluate it on later ones, without the test split.
 
     The unchanged preset is trained and evaluated in the same way. With the real data set, this also
@@ -34,9 +32,7 @@ def compare(
     has this advantage, they still rank recipes.
     """
     if preset in LADDERS:
-        raise MarsclfError(
-            f"{preset} has several recipes; `make run PRESET={preset}` compares them."
-        )
+        raise MarsclfError(f"{preset} has several recipes: `make run PRESET={preset}` runs them.")
     recipe, unchanged = (Recipe(**parameters_of(preset, changes)) for changes in (settings, {}))
     dataset = open_dataset(data_dir, data_of(preset))
     if "sol" not in dataset.index:
@@ -66,13 +62,11 @@ def compare(
     return line
 
 
-def evaluate(
-    recipe: Recipe, dataset: Dataset, folds: dict[str, tuple], seeds: int
-) -> tuple[list[np.ndarray], list[float]]:
+def evaluate(recipe: Recipe, dataset: Dataset, folds: dict, seeds: int) -> tuple[list, list]:
     """Train a recipe with several seeds on each of `later_sols.FOLDS` and evaluate it.
 
-    Returns for each fold how often each image was right under each condition (conditions, images),
-    0 to 1, and for each network the log loss.
+    Returns how often each image of a fold was right under each condition, an array (conditions,
+    images) for each fold, and the log loss of each network.
     """
     rights, losses = [], []
     for name, (train, judged) in folds.items():

@@ -40,7 +40,7 @@ BATCH_SIZES = (8, 16, 32, 64)
 STAGES = ("head", "finetune")
 
 
-def measure_costs(data_dir: str | Path | None) -> dict:
+def measure_costs(data_dir: Path | None) -> dict:
     """Measure time and memory of EfficientNetB7, and store them in results/."""
     dataset, parameters = open_dataset(data_dir), parameters_of("b7")
     result = {"commit": commit(), "dataset": dataset.name, "hardware": hardware()}
@@ -75,10 +75,7 @@ def measure_on_cpu(backbone: str) -> dict:
 
 
 def measure_on_gpu(recipe: Recipe, sizes: Sequence[int]) -> list[dict]:
-    """Return records of `measure_stage` for each side of the images (pixels) and precision.
-
-    Precisions are those of the recipe's parameter mixed_precision, and float32.
-    """
+    """Return `measure_stage` at each size, in the recipe's precision and in float32."""
     speeds = []
     for pixels, mixed in product(sizes, (recipe.mixed_precision, False)):
         backbone = load_backbone(recipe.backbone, pixels, mixed, weights=None)
@@ -146,15 +143,13 @@ def estimate_recipe(parameters: dict, index: pd.DataFrame, speeds: list[dict]) -
     images = dict(zip(STAGES, count_images(parameters, index), strict=True))
     own = {"pixels": recipe.image_size, "mixed_precision": recipe.mixed_precision}
     own |= {"outcome": "measured"}
-    found = {
-        record["stage"]: record
-        for record in sorted(speeds, key=lambda record: record["batch"])
-        if own.items() <= record.items() and record["batch"] <= recipe.finetune_batch_size
-    }
-    batches, minutes = {stage: record["batch"] for stage, record in found.items()}, None
-    if found.keys() == images.keys():
-        seconds = [images[stage] / found[stage]["images_per_s"]["median"] for stage in STAGES]
-        minutes = round(sum(seconds) / 60, 1)
+    batches, seconds = {}, {}
+    for record in sorted(speeds, key=lambda record: record["batch"]):
+        if own.items() <= record.items() and record["batch"] <= recipe.finetune_batch_size:
+            stage = record["stage"]
+            batches[stage] = record["batch"]
+            seconds[stage] = images[stage] / record["images_per_s"]["median"]
+    minutes = round(sum(seconds.values()) / 60, 1) if len(seconds) == len(STAGES) else None
     return {"images": images, "batches": batches, "minutes": minutes}
 
 

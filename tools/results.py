@@ -120,11 +120,9 @@ def find_classifier_faults(labels: str) -> list[str]:
 
 
 def summarize_familiarity(table: pd.DataFrame) -> dict[str, float]:
-    """Return how well the familiarity in a classifier's familiarity.csv.gz tells its kinds apart.
+    """Return how well familiarity tells a classifier's known images from those of no class.
 
-    `auroc` is the probability that a known image is more familiar than one of no class. The other
-    numbers are shares: flagged as unfamiliar, and of no class with a confidence of 0.9 or more,
-    before and after flagged images are left out.
+    `auroc` is the probability that a known image is more familiar; the others are shares.
     """
     known, flagged = table["known"], table["familiarity"] < FAMILIAR
     rank, confident = table["familiarity"].rank(), table["confidence"] >= metrics.THRESHOLD

@@ -42,14 +42,8 @@ BLANK_FRAMES = 400
 FAMILIARITY = ["known", "class_name", "path", "familiarity", "confidence"]  # columns of the file
 
 
-def train_classifier(
-    preset: str, data_dir: str | Path | None, outside_dir: str | Path | None
-) -> None:
-    """Train the library's classifier of a preset's data set on all labels, and measure it.
-
-    Raises MarsclfError, and changes nothing, for any other data and for a recipe of several
-    networks.
-    """
+def train_classifier(preset: str, data_dir: Path | None, outside_dir: Path | None) -> None:
+    """Train the library's classifier of a preset's data set on all labels, and measure it."""
     started, parameters, code = time.monotonic(), parameters_of(preset), commit()
     recipe, dataset = Recipe(**parameters), open_dataset(data_dir, data_of(preset))
     if dataset.name not in LABELS or recipe.ensemble:
