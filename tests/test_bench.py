@@ -15,9 +15,10 @@ from tiny_project import enter_project
 from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
+from marsclf.networks import backbones
 from marsclf.pipeline.presets import parameters_of
 from marsclf.training.recipe import Recipe
-from tools import bench, documents, gpu_cost, measurements
+from tools import bench, documents, gpu_cost
 
 
 def two_blocks(_: str, image_size: int | tuple = 224, mixed: bool = False, **__) -> keras.Model:
@@ -30,24 +31,16 @@ def two_blocks(_: str, image_size: int | tuple = 224, mixed: bool = False, **__)
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(dtype=policy)(x))
 
 
-def test_flops_of_a_hand_worked_network() -> None:
-    pixels = keras.Input((8, 6, 3))
-    x = keras.layers.Conv2D(5, 3, strides=2, padding="same")(pixels)  # 4 x 3 x 5 x 27
-    x = keras.layers.DepthwiseConv2D(3, padding="same")(x)  # 4 x 3 x 5 x 9
-    x = keras.layers.Dense(7)(keras.layers.GlobalAveragePooling2D()(x))  # 5 x 7
-    flops = measurements.count_flops(keras.Model(pixels, x))
-    assert flops == 2 * (4 * 3 * 5 * 27 + 4 * 3 * 5 * 9 + 5 * 7)
-
-
 def test_a_benchmark_is_complete_and_stored(sample_dataset, tmp_path, monkeypatch, capsys) -> None:
     """All measurements but those of commands, on a few images that pass for the real ones."""
     parameters = parameters_of("smoke", {"finetune_blocks": ["top"]})
     enter_project(monkeypatch, tmp_path)
     sizes = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "REFERENCE_IMAGES": 10, "BLOCKS": ("top",)}
-    for name, value in (sizes | {"build_backbone": two_blocks}).items():
-        monkeypatch.setattr(measurements, name, value)
+    for name, value in sizes.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(backbones, "build_backbone", two_blocks)
     run = {"wall_s": {"command": 100.0}, "peak_rss_mb": 900}
-    start = {key: measurements.spread([9, 1, 2]) for key in ("first_s", "again_s")}
+    start = {key: bench.spread([9, 1, 2]) for key in ("first_s", "again_s")}
     growth = [{"images": 4000, "zooms": [1.0, 0.5], "seconds": 9, "images_per_s": 100.0}]
     commands = {
         "measure_growth": [growth[0] | {"peak_rss_mb": 300}],
@@ -129,7 +122,10 @@ def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> N
 
     monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
     monkeypatch.setattr(gpu_cost, "BATCH_SIZES", (2, 4))
-    monkeypatch.setattr(gpu_cost, "REPEATS", 2)
+    monkeypatch.setattr(bench, "REPEATS", 2)
+    memory = tf.config.experimental
+    monkeypatch.setattr(memory, "reset_memory_stats", lambda _: None)
+    monkeypatch.setattr(memory, "get_memory_info", lambda _: {"peak": 2_340_000})
     monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
     speeds = gpu_cost.measure_on_gpu(Recipe(**parameters_of("b7")), [64])
     assert [(r["precision"], r["stage"], r["batch"], r["outcome"]) for r in speeds] == [
@@ -138,6 +134,7 @@ def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> N
         for stage in ("head", "finetune")
         for batch, outcome in ((2, "measured"), (4, "out of memory"))
     ]
+    assert speeds[0]["peak_memory_mb"] == 2
     assert trained == {4, 6}  # weights of two layers of the head; with those of block `top`
 
 

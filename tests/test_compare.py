@@ -13,7 +13,7 @@ from marsclf.errors import MarsclfError
 from marsclf.pipeline.presets import parameters_of
 from marsclf.training.recipe import Recipe
 from tools import compare
-from tools.tables import COMPARISONS
+from tools.documents import COMPARISONS
 
 
 @pytest.mark.parametrize("name", ["sample", "msl-v1"])
@@ -40,7 +40,7 @@ def test_compare(name, sample_dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(compare, "open_dataset", lambda *_: dataset)
     monkeypatch.setattr(compare, "parameters_of", lambda _, settings: preset | settings)
     monkeypatch.setattr(compare, "train_networks", train_networks)
-    monkeypatch.setattr(compare, "judge", judge)
+    monkeypatch.setattr(compare.later_sols, "judge", judge)
     alone = compare.compare("laptop", {}, 1, None)
     better = compare.compare("laptop", {"balance": 0.5}, 2, None)
     assert [seed for seed, *_ in trained] == [0, 0] + 2 * [0, 1, 0, 1]

@@ -9,13 +9,11 @@ from marsclf.errors import run_command
 from marsclf.paths import from_user
 from marsclf.pipeline.presets import DEFAULT_PRESET, parse_settings
 
+FOLDER = {"type": lambda text: from_user(text).absolute()}
 OPTIONS = {
     "preset": {"default": DEFAULT_PRESET, "help": "one of presets/ (default: %(default)s)"},
-    "data_dir": {"type": lambda text: from_user(text).absolute(), "help": "folder of the images"},
-    "outside_dir": {
-        "type": lambda text: from_user(text).absolute(),
-        "help": "folder of msl-v2.1, for images of no class of msl-v1",
-    },
+    "data_dir": FOLDER | {"help": "folder of the images"},
+    "outside_dir": FOLDER | {"help": "folder of msl-v2.1, for images of no class of msl-v1"},
     "seeds": {
         "type": int,
         "choices": range(1, 21),
@@ -35,14 +33,10 @@ OPTIONS = {
 
 
 def make_main(work: Callable[..., object], *options: str) -> Callable[..., int]:
-    """Return a function that runs `work` with the options of a command line.
+    """Return a function from the arguments of a command line to the exit status of the command.
 
-    It takes the arguments as a list, by default those of this process, and returns the exit status,
-    see errors.run_command.
-
-    Args:
-        work: takes the options as keyword arguments; its docstring is the help text.
-        options: names in OPTIONS.
+    `options` are names in OPTIONS, which `work` takes as keyword arguments; the first line of its
+    docstring is the help text. The arguments are those of this process, or a list.
     """
 
     def main(arguments: list[str] | None = None) -> int:

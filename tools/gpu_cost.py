@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from marsclf import paths
 from marsclf.data.open import open_dataset
-from marsclf.networks.backbones import build_backbone
+from marsclf.networks.backbones import build_backbone, split_frozen, unfreeze_blocks
 from marsclf.networks.engine import CHUNK, has_gpu, make_predictor, predict_each
 from marsclf.networks.pinned import keras
 from marsclf.networks.specs import SPECS
@@ -28,28 +28,25 @@ from marsclf.pipeline.machine import count_images
 from marsclf.pipeline.presets import parameters_of
 from marsclf.provenance import commit, hardware, peak_rss_mb
 from marsclf.training.recipe import Recipe
+from marsclf.training.stages import build_head, compile_model, join
 from marsclf.training.train import load_backbone
-from tools import measurements
+from tools.bench import REFERENCE_SIZE, ms_per_image, spread, take_turns
 from tools.command import make_main
 from tools.documents import store
-from tools.measurements import REFERENCE_SIZE, input_size, take_turns
 
+CLASSES = 25  # of the head
 CPU_IMAGES = 96
 BATCH_SIZES = (8, 16, 32, 64)
 STAGES = ("head", "finetune")
-REPEATS = 7
 
 
-def measure_costs(data_dir: str | Path | None) -> dict:
-    """Measure time and memory of EfficientNetB7: on a GPU its training, else frozen features.
-
-    With the real data set, also stores the result in results/ and updates the documents.
-    """
+def measure_costs(data_dir: Path | None) -> dict:
+    """Measure time and memory of EfficientNetB7, and store them in results/."""
     dataset, parameters = open_dataset(data_dir), parameters_of("b7")
     result = {"commit": commit(), "dataset": dataset.name, "hardware": hardware()}
     if has_gpu():
         file, recipe = paths.RESULTS / "b7_gpu_cost.json", Recipe(**parameters)
-        speeds = measure_on_gpu(recipe, (input_size(recipe), SPECS[recipe.backbone].input_size))
+        speeds = measure_on_gpu(recipe, (recipe.image_size, SPECS[recipe.backbone].input_size))
         result |= {"blocks": recipe.trained_blocks, "speeds": speeds}
         result["recipe"] = estimate_recipe(parameters, dataset.index, speeds)
     else:
@@ -72,16 +69,13 @@ def measure_on_cpu(backbone: str) -> dict:
     network(images[:CHUNK], training=True)
     predict = make_predictor(network, paths.CACHE, images[:2])
     work = {"all": lambda: list(predict_each(range(CPU_IMAGES), images.__getitem__, predict))}
-    ms = round(float(1000 * take_turns(work, 1)["all"][0] / CPU_IMAGES), 1)
+    ms = ms_per_image(take_turns(work), CPU_IMAGES)["all"]["median"]
     measured = {"sides": REFERENCE_SIZE, "images": CPU_IMAGES, "ms_per_image": ms}
     return measured | {"peak_rss_mb": peak_rss_mb()}
 
 
 def measure_on_gpu(recipe: Recipe, sizes: Sequence[int]) -> list[dict]:
-    """Return records of `measure_stage`, with pixels and precision, for each side of the images.
-
-    Precisions are those of the recipe's parameter mixed_precision, and float32.
-    """
+    """Return `measure_stage` at each size, in the recipe's precision and in float32."""
     speeds = []
     for pixels, mixed in product(sizes, (recipe.mixed_precision, False)):
         backbone = load_backbone(recipe.backbone, pixels, mixed, weights=None)
@@ -94,10 +88,9 @@ def measure_on_gpu(recipe: Recipe, sizes: Sequence[int]) -> list[dict]:
 
 
 def measure_stage(stage: str, recipe: Recipe, backbone: keras.Model, batch: int) -> dict:
-    """Measure training steps of a stage, each with `batch` images.
+    """Return the speed of training steps of a stage and their peak memory on the GPU.
 
-    Returns stage and batch; the outcome, "measured" or "out of memory"; and where it was measured
-    images_per_s (median, min, max) and peak_memory_mb of the GPU, None where there is none.
+    The outcome is "measured", or "out of memory" without the two.
     """
     gc.collect()  # earlier classifiers hold the GPU's memory in cycles
     record = {"stage": stage, "batch": batch}
@@ -105,18 +98,38 @@ def measure_stage(stage: str, recipe: Recipe, backbone: keras.Model, batch: int)
         recipe = replace(recipe, finetune_blocks=[], finetune_ema=0.0)
     images = _make_images(batch, backbone.input_shape[1:3])
     try:
-        _, model = measurements.prepare_training(recipe, backbone, recipe.finetune_blocks, False)
-        if has_gpu():
-            tf.config.experimental.reset_memory_stats("GPU:0")
-        work = partial(measurements.train, model, images, steps=1)
-        seconds = take_turns({stage: work}, REPEATS)[stage]
+        _, model = prepare_training(recipe, backbone, recipe.finetune_blocks, is_split=False)
+        tf.config.experimental.reset_memory_stats("GPU:0")
+        seconds = take_turns({stage: partial(train, model, images, steps=1)})[stage]
     except Exception as error:  # TensorFlow has several kinds
         if not re.search(r"exhausted|out.of.memory|OOM|MemoryError", repr(error), re.IGNORECASE):
             raise
         return record | {"outcome": "out of memory"}
-    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if has_gpu() else None
-    record |= {"outcome": "measured", "images_per_s": measurements.spread(batch / seconds)}
-    return record | {"peak_memory_mb": peak and round(peak / 1e6)}
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    record |= {"outcome": "measured", "images_per_s": spread(batch / seconds)}
+    return record | {"peak_memory_mb": round(peak / 1e6)}
+
+
+def prepare_training(
+    recipe: Recipe, backbone: keras.Model, blocks: list[str], is_split: bool
+) -> tuple[keras.Model | None, keras.Model]:
+    """Return the frozen and the trainable part, compiled for the second stage of a recipe.
+
+    Unless `is_split`, the frozen part is None and the other is the complete classifier.
+    """
+    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, CLASSES)
+    model = join(backbone, head)
+    unfreeze_blocks(model, blocks)
+    frozen, model = split_frozen(model, blocks) if is_split else (None, model)
+    how = recipe.weight_decay, recipe.label_smoothing, recipe.finetune_ema
+    compile_model(model, recipe.finetune_learning_rate, 1000, *how)
+    return frozen, model
+
+
+def train(model: keras.Model, inputs: np.ndarray, steps: int) -> None:
+    """Train on `steps` equal batches of the inputs (n, ...); the labels are arbitrary."""
+    for batch in np.array_split(inputs, steps):
+        model.train_on_batch(batch, np.eye(CLASSES)[np.arange(len(batch)) % CLASSES])
 
 
 def estimate_recipe(parameters: dict, index: pd.DataFrame, speeds: list[dict]) -> dict:
@@ -124,19 +137,19 @@ def estimate_recipe(parameters: dict, index: pd.DataFrame, speeds: list[dict]) -
 
     They are an upper bound: all epochs count, and classifying an image counts as training the head
     on it. Reading images and compiling are not counted. A stage has the largest batch that fits, up
-    to the recipe's; the minutes are None if none does. `index` has columns split, label and sol.
+    to the recipe's; the minutes are None if none does.
     """
-    recipe, found = Recipe(**parameters), {}
-    own = {"pixels": input_size(recipe), "mixed_precision": recipe.mixed_precision}
+    recipe = Recipe(**parameters)
     images = dict(zip(STAGES, count_images(parameters, index), strict=True))
+    own = {"pixels": recipe.image_size, "mixed_precision": recipe.mixed_precision}
+    own |= {"outcome": "measured"}
+    batches, seconds = {}, {}
     for record in sorted(speeds, key=lambda record: record["batch"]):
-        fits = record["outcome"] == "measured" and record["batch"] <= recipe.finetune_batch_size
-        if fits and own.items() <= record.items():
-            found[record["stage"]] = record
-    batches, minutes = {stage: record["batch"] for stage, record in found.items()}, None
-    if found.keys() == images.keys():
-        seconds = [images[stage] / found[stage]["images_per_s"]["median"] for stage in STAGES]
-        minutes = round(sum(seconds) / 60, 1)
+        if own.items() <= record.items() and record["batch"] <= recipe.finetune_batch_size:
+            stage = record["stage"]
+            batches[stage] = record["batch"]
+            seconds[stage] = images[stage] / record["images_per_s"]["median"]
+    minutes = round(sum(seconds.values()) / 60, 1) if len(seconds) == len(STAGES) else None
     return {"images": images, "batches": batches, "minutes": minutes}
 
 

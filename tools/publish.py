@@ -1,8 +1,7 @@
 """Publishing the result of a preset on the real data: python -m tools.publish --preset P.
 
-This updates results/<preset>/, figures/<preset>/ and the tables of the documents. The folders of a
-data set that the preset was not made for are named <preset>-<data set>. Figures that show only the
-data are the same for all presets; they are published with the default preset only.
+The folders of a data set that the preset was not made for are named <preset>-<data set>. Figures
+that show only the data are published with the default preset alone.
 """
 
 import gzip
@@ -18,11 +17,9 @@ from tools.command import make_main
 from tools.documents import update_documents, write_documents
 from tools.results import find_faults, read_published, read_run
 
-DATA_FIGURES = "01_"  # how the names of notebook 01's figures begin
-
 
 def publish(preset: str) -> None:
-    """Copy the result of a run of the real data into the repository and update the documents.
+    """Copy the result of a run into results/ and figures/ and update the documents.
 
     Raises MarsclfError, and changes nothing, unless the run is complete, used the real data and the
     preset's own parameters, and its metrics can be recomputed from its predictions.
@@ -36,11 +33,9 @@ def publish(preset: str) -> None:
         for parameter, value in expected.items()
         if used.get(parameter) != value
     ] or find_faults(run)
-    figures = [
-        file
-        for file in sorted((run_dir / "figures").glob("*.png"))
-        if preset == DEFAULT_PRESET or not file.name.startswith(DATA_FIGURES)
-    ]
+    figures = {*run_dir.glob("figures/*.png")}
+    if preset != DEFAULT_PRESET:  # notebook 01 shows only the data
+        figures -= {*run_dir.glob("figures/01_*")}
     if not figures:
         faults.append(f"there are no figures in {run_dir / 'figures'}")
     if faults:

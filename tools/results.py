@@ -1,8 +1,8 @@
 """Results of presets, as a run writes them and as they are published, and checks of both.
 
-A run writes runs/<preset>/metrics.json and predictions.csv. A ladder of recipes writes
-runs/<preset>/ladder.json and, for each recipe, a folder with a predictions.csv. Published are the
-same JSON file and the compressed predictions, all in results/<preset>/.
+A run writes metrics.json and predictions.csv in runs/<preset>/, a ladder of recipes ladder.json and
+for each recipe a folder with a predictions.csv. Published are the same JSON file and the compressed
+predictions, all in results/<preset>/.
 """
 
 import json
@@ -27,15 +27,11 @@ TOLERANCE = 1e-6  # numbers are stored with six digits
 
 
 class Result(NamedTuple):
-    """The result of a preset: its metrics.json or ladder.json, and that file's content.
+    """The result of a preset: one run, or a ladder of recipes."""
 
-    `predictions` has the prediction files by their names in results/<preset>/, without suffix:
-    "predictions", or one name for each recipe of a ladder.
-    """
-
-    file: Path
-    record: dict
-    predictions: dict[str, Path]
+    file: Path  # metrics.json or ladder.json
+    record: dict  # its content
+    predictions: dict[str, Path]  # under "predictions", or the name of each recipe of the ladder
 
 
 def read_run(preset: str) -> Result:
@@ -58,7 +54,7 @@ def _read(file: Path, pattern: str) -> Result:
     try:
         files = {name: file.parent / pattern.format(name) for name in scores(record)}
         record["parameters"], record["commit"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise MarsclfError(f"{file} is not the result of a run ({error!r}): {remedy}.") from error
     return Result(file, record, files)
 
@@ -75,9 +71,8 @@ def read_json(file: Path, remedy: str) -> dict:
 
 def scores(record: dict) -> dict[str, dict]:
     """Return the metrics by split that a record holds, for each of its prediction files."""
-    if "rungs" in record:
-        return {name: rung["splits"] for name, rung in record["rungs"].items()}
-    return {"predictions": record["splits"]}
+    rungs = record.get("rungs", {"predictions": record})
+    return {name: rung["splits"] for name, rung in rungs.items()}
 
 
 def find_faults(result: Result) -> list[str]:
@@ -110,15 +105,12 @@ def find_classifier_faults(labels: str) -> list[str]:
     except MarsclfError as error:
         return [str(error)]
     own = metadata["training"] | metadata | {"temperature": metadata["calibration"]["temperature"]}
-    pairs = {
-        name: (own.get(name), record.get(name))
-        for name in ("preset", "seed", "commit", "data_digest", "classes", "temperature")
-    }
-    pairs["zooms"] = metadata["zooms"], record["parameters"]["test_zooms"]
+    measured = record | {"zooms": record["parameters"]["test_zooms"]}
+    names = ("preset", "seed", "commit", "data_digest", "classes", "temperature", "zooms")
     faults = [
-        f"{file} is not that of {folder}: its {name} is {found!r}, not {expected!r}"
-        for name, (found, expected) in pairs.items()
-        if found != expected
+        f"{file} is not that of {folder}: its {name} is {found!r}, not {measured.get(name)!r}"
+        for name in names
+        if (found := own.get(name)) != measured.get(name)
     ]
     faults += _differences(folder / "metrics.json", record["out_of_fold"], true, labels)
     if familiarity := record.get("familiarity"):
@@ -128,17 +120,14 @@ def find_classifier_faults(labels: str) -> list[str]:
 
 
 def summarize_familiarity(table: pd.DataFrame) -> dict[str, float]:
-    """Return how well the familiarity in a classifier's familiarity.csv.gz tells its kinds apart.
+    """Return how well familiarity tells a classifier's known images from those of no class.
 
-    `auroc` is the probability that a known image is more familiar than one of no class. The other
-    numbers are shares: flagged as unfamiliar, and of no class with a confidence of 0.9 or more,
-    before and after flagged images are left out.
+    `auroc` is the probability that a known image is more familiar; the others are shares.
     """
     known, flagged = table["known"], table["familiarity"] < FAMILIAR
-    ranks, pairs = table["familiarity"].rank()[known], known.sum() * (~known).sum()
-    confident = table["confidence"] >= metrics.THRESHOLD
+    rank, confident = table["familiarity"].rank(), table["confidence"] >= metrics.THRESHOLD
     numbers = {
-        "auroc": (ranks.sum() - known.sum() * (known.sum() + 1) / 2) / pairs,
+        "auroc": (rank[known].mean() - (known.sum() + 1) / 2) / (~known).sum(),
         "known_flagged": flagged[known].mean(),
         "others_flagged": flagged[~known].mean(),
         "others_confident": confident[~known].mean(),
@@ -149,7 +138,8 @@ def summarize_familiarity(table: pd.DataFrame) -> dict[str, float]:
 
 def _differences(file: Path, stored: dict, true: dict, name: str) -> list[str]:
     """Return where stored metrics differ from those recomputed."""
-    stored, true = _flatten(stored, name), _flatten(true, name)
+    trees = ({name: tree} for tree in (stored, true))
+    stored, true = (pd.json_normalize(tree).to_dict("records")[0] for tree in trees)
     return [
         f"{file}: {field} is {stored.get(field)}, recomputed {true.get(field)}"
         for field in true | stored
@@ -157,17 +147,9 @@ def _differences(file: Path, stored: dict, true: dict, name: str) -> list[str]:
     ]
 
 
-def _flatten(tree: object, name: str) -> dict[str, object]:
-    """Flatten nested mappings and lists: {"test": {"n": 3}} gives {"name.test.n": 3}."""
-    if not isinstance(tree, dict | list):
-        return {name: tree}
-    leaves = {}
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        leaves |= _flatten(value, f"{name}.{key}")
-    return leaves
-
-
 def _is_same(stored: object, true: object) -> bool:
+    if isinstance(stored, list) and isinstance(true, list):
+        return len(stored) == len(true) and all(map(_is_same, stored, true))
     if isinstance(stored, int | float) and isinstance(true, int | float):
         return abs(stored - true) <= TOLERANCE
     return stored == true

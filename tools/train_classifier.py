@@ -1,16 +1,13 @@
 """A classifier that is part of the library: python -m tools.train_classifier --preset P.
 
 It learns from every labeled image at hand by the recipe of a preset, to the last epoch. What is
-promised of it comes from a cross-validation grouped by sol: its temperature, and the metrics in
-results/classifiers/<labels>/, which are those of five networks on images that they have not seen.
-The classifier of msl-v1 also learns to tell its images from those of msl-v2.1 that show none of its
-classes, and from blank frames: familiarity.csv.gz has what units said of images that they had not
-seen.
+promised of it in results/classifiers/<labels>/ comes from a cross-validation grouped by sol: five
+networks, each on images that it has not seen. The classifier of msl-v1 also learns to tell its
+images from those of msl-v2.1 that show none of its classes, and from blank frames.
 """
 
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +28,7 @@ from marsclf.networks.pinned import keras
 from marsclf.pipeline.presets import data_of, parameters_of
 from marsclf.provenance import commit, hardware, peak_rss_mb
 from marsclf.training.cross_validation import SOLS_TOGETHER, train_folds
-from marsclf.training.familiarity import (
-    Familiarity,
-    blank_frames,
-    features_model,
-    fit_familiarity,
-)
+from marsclf.training.familiarity import Familiarity, blank_frames, features_model, fit_familiarity
 from marsclf.training.features import image_features
 from marsclf.training.recipe import Recipe
 from marsclf.training.train import predict, train_network
@@ -50,17 +42,10 @@ BLANK_FRAMES = 400
 FAMILIARITY = ["known", "class_name", "path", "familiarity", "confidence"]  # columns of the file
 
 
-def train_classifier(
-    preset: str, data_dir: str | Path | None, outside_dir: str | Path | None
-) -> None:
-    """Train the library's classifier of a preset's data set on all labels, and measure it.
-
-    Raises MarsclfError, and changes nothing, for any other data and for a recipe of several
-    networks.
-    """
+def train_classifier(preset: str, data_dir: Path | None, outside_dir: Path | None) -> None:
+    """Train the library's classifier of a preset's data set on all labels, and measure it."""
     started, parameters, code = time.monotonic(), parameters_of(preset), commit()
-    recipe = Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
-    dataset = open_dataset(data_dir, data_of(preset))
+    recipe, dataset = Recipe(**parameters), open_dataset(data_dir, data_of(preset))
     if dataset.name not in LABELS or recipe.ensemble:
         reason = f"It is made from one network and {' or '.join(LABELS)}"
         raise MarsclfError(f"{reason}, not by {preset} from {dataset.name} in {dataset.root}.")
@@ -69,53 +54,41 @@ def train_classifier(
         place = f"{outside.root} is {outside.name}"
         raise MarsclfError(f"{place}: name the folder of msl-v2.1 with --outside-dir.")
     labels, rows = LABELS[dataset.name], dataset.index
-    data, true = (recipe, dataset.root), rows["label"].to_numpy()
-    probabilities = np.empty((len(rows), len(dataset.classes)))
-    for network, held_out in train_folds(*data, rows, len(dataset.classes)):
-        probabilities[held_out] = predict([network], dataset.root, rows[held_out])
-        right = (probabilities[held_out].argmax(axis=1) == true[held_out]).mean()
-        print(f"a fold of {held_out.sum():,} images: {right:.1%} right", flush=True)
-    temperature = fit_temperature(probabilities, true)
+    probabilities = cross_validate(recipe, dataset)
+    temperature = fit_temperature(probabilities, rows["label"].to_numpy())
     calibrated = with_temperature(probabilities, temperature)
-    network = train_network(*data, rows, None, len(dataset.classes))
+    network = train_network(recipe, dataset.root, rows, None, len(dataset.classes))
+    about = {"preset": preset, "seed": recipe.seed, "commit": code, "dataset": dataset.name}
+    about |= {"data_digest": dataset.digest}
     unit = familiar = None
     if outside:
+        about |= {"outside_digest": outside.digest}
         unit, familiar = learn_familiarity(network.model, dataset, outside)
         others = predict([network], outside.root, familiar[len(rows) :])
         confidence = [*calibrated.max(axis=1), *with_temperature(others, temperature).max(axis=1)]
         familiar = familiar.assign(confidence=confidence)
-    about = {"preset": preset, "seed": recipe.seed, "commit": code, "dataset": dataset.name}
-    about |= {"data_digest": dataset.digest}
-    about |= {"outside_digest": outside.digest} if outside else {}
+    how = {"backbone": recipe.backbone, "classes": dataset.classes, "zooms": recipe.test_zooms}
+    how |= {"temperature": temperature, "training": about, "familiarity": unit}
     with replace_atomically(paths.CLASSIFIERS[labels]) as file:
-        save_classifier(
-            network.model,
-            file,
-            backbone=recipe.backbone,
-            classes=dataset.classes,
-            zooms=recipe.test_zooms,
-            temperature=temperature,
-            training=about,
-            familiarity=unit,
-        )
+        save_classifier(network.model, file, **how)
     record = about | {"parameters": parameters, "temperature": temperature}
     record |= {"classes": dataset.classes, "splits": rows["split"].value_counts().to_dict()}
     record |= {"out_of_fold": metrics.summarize(as_predictions(rows, calibrated))}
     record |= {"hardware": hardware(), "peak_rss_mb": peak_rss_mb()}
     record |= {"wall_s": round(time.monotonic() - started, 1)}
-    with replace_atomically(paths.RESULTS / CLASSIFIERS / labels) as folder:
-        write_predictions(folder / "predictions.csv.gz", rows, calibrated)
-        if outside:
-            file = folder / "familiarity.csv.gz"
-            familiar[FAMILIARITY].to_csv(file, index=False, float_format="%.4g")
-            record |= {"familiarity": summarize_familiarity(pd.read_csv(file))}
-        write_json(folder / "metrics.json", record)
-    if outside:
-        figures.set_style()
-        chart = figures.familiarity(familiar)
-        figures.save_figure(chart, paths.FIGURES / labels, "familiarity.png")
-    write_documents(update_documents(read_published()))
+    store_measured(labels, record, familiar, rows, calibrated)
     print(f"{paths.CLASSIFIERS[labels]}: {record['out_of_fold']}")
+
+
+def cross_validate(recipe: Recipe, dataset: Dataset) -> np.ndarray:
+    """Return the probabilities of all images (n, classes) by networks that had not seen them."""
+    rows = dataset.index
+    probabilities = np.empty((len(rows), len(dataset.classes)))
+    for network, held_out in train_folds(recipe, dataset.root, rows, len(dataset.classes)):
+        probabilities[held_out] = predict([network], dataset.root, rows[held_out])
+        right = (probabilities[held_out].argmax(axis=1) == rows["label"][held_out]).mean()
+        print(f"a fold of {held_out.sum():,} images: {right:.1%} right", flush=True)
+    return probabilities
 
 
 def learn_familiarity(
@@ -135,13 +108,30 @@ def learn_familiarity(
         for dataset, each in zip((known, outside, outside), rows, strict=True)
     )
     blank = network.predict(blank_frames(network.input_shape[1], BLANK_FRAMES), verbose=0)
-    sols = pd.concat(rows)["sol"] // SOLS_TOGETHER
-    groups = [*sols, *range(-BLANK_FRAMES, 0)]  # each blank frame is a scene of its own
+    table = pd.concat(rows).assign(known=np.repeat([True, False, False], [*map(len, rows)]))
+    # Each blank frame is a scene of its own.
+    groups = [*table["sol"] // SOLS_TOGETHER, *range(-BLANK_FRAMES, 0)]
     like, unlike = np.concatenate(features), np.concatenate([foreign, blank])
     unit, familiarity = fit_familiarity(like, unlike, groups)
-    table = pd.concat(rows).assign(familiarity=familiarity[: len(sols)])
-    table = table.assign(known=np.arange(len(table)) < len(rows[0]))
+    table = table.assign(familiarity=familiarity[: len(table)])
     return unit, pd.concat([table[: len(rows[0])], table[len(like) :]])
+
+
+def store_measured(
+    labels: str, record: dict, familiar: pd.DataFrame | None, *predictions: object
+) -> None:
+    """Store and chart what is promised of a classifier; `predictions` as in write_predictions."""
+    with replace_atomically(paths.RESULTS / CLASSIFIERS / labels) as folder:
+        write_predictions(folder / "predictions.csv.gz", *predictions)
+        if familiar is not None:
+            file = folder / "familiarity.csv.gz"
+            familiar[FAMILIARITY].to_csv(file, index=False, float_format="%.4g")
+            record |= {"familiarity": summarize_familiarity(pd.read_csv(file))}
+            figures.set_style()
+            chart = figures.familiarity(familiar)
+            figures.save_figure(chart, paths.FIGURES / labels, "familiarity.png")
+        write_json(folder / "metrics.json", record)
+    write_documents(update_documents(read_published()))
 
 
 main = make_main(train_classifier, "preset", "data_dir", "outside_dir")

@@ -8,19 +8,18 @@ from marsclf import paths
 from marsclf.errors import MarsclfError
 from tools.command import make_main
 from tools.documents import update_documents
-from tools.results import CLASSIFIERS, find_classifier_faults, find_faults, read_published
+from tools.results import find_classifier_faults, find_faults, read_published
 
 
 def verify() -> None:
     """Recompute every published metric and compare the documents with their templates.
 
-    Prints one line for each preset and classifier. Raises MarsclfError if a number is wrong, if the
-    ledger lacks a score, or if a classifier is not the one that was measured.
+    Raises MarsclfError if a number is wrong, if the ledger lacks a score, or if a classifier is not
+    the one that was measured.
     """
     published, faults = read_published(), []
     checks = {preset: partial(find_faults, result) for preset, result in published.items()}
-    for file in sorted((paths.RESULTS / CLASSIFIERS).glob("*/metrics.json")):
-        labels = file.parent.name
+    for labels in sorted(paths.CLASSIFIERS):
         checks[f"classifier {labels}"] = partial(find_classifier_faults, labels)
     for name, check in checks.items():
         found = check()
