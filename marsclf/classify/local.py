@@ -151,13 +151,13 @@ def _classify(
         classifier = load_classifier(options.model)
         if options.explain:
             classifier.network()  # loads TensorFlow
-    hide = options.output is None and sys.stdout.isatty()
-    rows = classifier.rows(images, options.threshold)
-    pairs = iter(tqdm(rows, "classifying", total, unit="image", disable=hide or None))
-    while batch := list(itertools.islice(pairs, BATCH)):
-        if options.explain:
-            _save_overlays(classifier, batch, options.explain)
-        yield from batch
+        hide = options.output is None and sys.stdout.isatty()
+        rows = classifier.rows(images, options.threshold)
+        pairs = iter(tqdm(rows, "classifying", total, unit="image", disable=hide or None))
+        while batch := list(itertools.islice(pairs, BATCH)):
+            if options.explain:
+                _save_overlays(classifier, batch, options.explain)
+            yield from batch
 
 
 def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: Path) -> None:

@@ -267,7 +267,7 @@ def errors_by_camera_and_sol(predictions: pd.DataFrame) -> Figure:
     half = (per_sol.cumsum().shift(fill_value=0) < per_sol.sum() / 2).sum()
     finding = f"half of the {per_sol.sum()} errors fall on {half} of {len(per_sol)} sols"
     upper.set(xlabel="images", ylabel="", title="(a) " + _title(predictions, finding))
-    lower.set(xlabel="sol (Martian day since landing)", ylabel="images", title="(b)")
+    lower.set(xlabel="sol (Martian day since landing)", ylabel="images", title="(b) by sol")
     return fig
 
 

@@ -40,7 +40,8 @@ IMAGE_SUFFIXES = (
 TIFF_CHANNELS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3}
 UNASSOCIATED_ALPHA = 2  # colors that are not multiplied by their opacity yet
 ORIENTATION, GDAL_NODATA = 274, 42113  # tags
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it logs every odd tag
+for name in ("tifffile", "imagecodecs"):  # they log every odd tag
+    logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
