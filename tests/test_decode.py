@@ -225,6 +225,12 @@ def one_of_each_kind() -> dict[str, bytes]:
     return contents
 
 
+def test_an_odd_tag_is_no_reason_to_say_anything(tmp_path, capfd, caplog) -> None:
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "odd.png", icc_profile=b"no profile")
+    assert read_rgb(tmp_path / "odd.png").max() == 255
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
 @pytest.mark.parametrize("name", one_of_each_kind())
 def test_a_file_that_is_cut_off(tmp_path, name, capfd) -> None:
     content = one_of_each_kind()[name]

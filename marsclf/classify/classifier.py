@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -156,7 +157,9 @@ def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> C
         from rich.console import Console
 
         text = "Preparing the network for this processor, once: about 15 s"
-        with Console(stderr=True, force_jupyter=False).status(text):  # nothing but in a terminal
+        # Nothing elsewhere: a kernel's environment asks for colors as if it had a terminal.
+        options = {"force_terminal": sys.stderr.isatty(), "force_jupyter": False}
+        with Console(stderr=True, **options).status(text):
             engine = make_predictor(networks()[1], cache, name=name)
     return Classifier(
         image_size=size,
