@@ -165,7 +165,7 @@ def test_gallery_places_each_image_under_its_title(tmp_path: Path) -> None:
     fig = figures.gallery([red, None, blue[:, :20]], ["red", "", "blue"], 2, "Two of three")
     assert [axes.get_title(loc="left") for axes in fig.axes] == ["red", "", "blue"]
     pixels = pixels_of(figures.save_figure(fig, tmp_path, "gallery.png"))
-    for channel, width, height in ((0, 600, 400), (2, 300, 600)):
+    for channel, width, height in ((0, 500, 333), (2, 250, 500)):
         others = np.delete(pixels, channel, axis=2).sum(axis=2)
         y, x = np.nonzero((pixels[..., channel] > 200) & (others < 100))
         assert x.min() < 20 and np.ptp(x) == pytest.approx(width, rel=0.05)

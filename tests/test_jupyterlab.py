@@ -108,7 +108,7 @@ def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path:
     is_sample = name == "03_error_analysis"  # 05 shows the real images of examples/
     assert (SAMPLE_NOTICE in " ".join("\n".join(texts).split())) is is_sample
     widths = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.naturalWidth)")
-    assert len(widths) == PICTURES[name] and min(widths) >= 1200
+    assert len(widths) == PICTURES[name] and min(widths) >= 1000
     # Another choice gives another picture.
     menu = page.locator(".widget-dropdown select").first
     change(page, menu, lambda: menu.select_option(index=1))

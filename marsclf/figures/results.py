@@ -31,7 +31,7 @@ from marsclf.files import replace_atomically
 from marsclf.images.decode import read_rgb
 
 WIDTH_INCHES, WIDTH_PIXELS = 9.0, 1800
-PHOTO_PIXELS = 1200  # width of figures with images, whose files grow with the pixels
+PHOTO_PIXELS = 1000  # width of figures with images, whose files grow with the pixels
 HEAT, EVIDENCE = "inferno", "evidence for the class, relative"  # colors and scale of heatmaps
 MAX_ROWS, MAX_CELLS = 60, 40  # classes in a bar chart; in a matrix with the counts in its cells
 BLUE, ORANGE, GREEN, RED = seaborn.color_palette("colorblind").as_hex()[:4]
@@ -64,13 +64,15 @@ def png_of(fig: Figure, dataset: str = "") -> bytes:
     style["path_effects"] = [patheffects.withStroke(linewidth=4, foreground="white")]
     for number in range(stamps if dataset == "sample" else 0):
         fig.text(0.5, (number + 0.5) / stamps, "sample data", zorder=10, **style)
-    has_images, drawn = any(axes.images for axes in fig.axes), BytesIO()
+    has_images = any(axes.images for axes in fig.axes)
     if dataset in PUBLISHED and has_images:
         place = {"x": 0.997, "y": 0.03 / fig.get_figheight(), "ha": "right", "va": "bottom"}
         fig.text(s=IMAGE_CREDIT, fontsize=8, color="dimgray", **place)
+    drawn, small = BytesIO(), BytesIO()
     width = PHOTO_PIXELS if has_images else WIDTH_PIXELS
     fig.savefig(drawn, format="png", dpi=width / fig.get_figwidth())
-    return drawn.getvalue()
+    Image.open(drawn).convert("RGB").save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def new_figure(height: float, **options: object) -> tuple[Figure, Any]:
