@@ -45,7 +45,8 @@ def predict(options: Namespace) -> int:
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return 0
     try:
-        with replace_atomically(report) if report else nullcontext() as page:
+        new_page = replace_atomically(report) if report else nullcontext()
+        with new_page as page, quiet_libraries():
             counts, done = (_write_table if output else _print_table)(options, page)
     except KeyboardInterrupt:
         if not (partial and partial.exists()):
@@ -105,8 +106,7 @@ def _write_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
         if missing and options.engine == "ray":
             from marsclf.classify import on_ray
 
-            with quiet_libraries():
-                on_ray.classify_parts(folder, [*missing], options)
+            on_ray.classify_parts(folder, [*missing], options)
         elif missing:
             waiting = (path for name in missing for path in parts.read_paths(folder, name))
             pairs = _classify(waiting, options, total=sum(missing.values()))
@@ -147,17 +147,16 @@ def _classify(
 ) -> Iterator[tuple[str, Row]]:
     """Yield images and their rows, after saving their overlays, and show the progress."""
     print("Loading the classifier ...", file=sys.stderr)
-    with quiet_libraries():
-        classifier = load_classifier(options.model)
+    classifier = load_classifier(options.model)
+    if options.explain:
+        classifier.network()  # loads TensorFlow
+    hide = options.output is None and sys.stdout.isatty()
+    rows = classifier.rows(images, options.threshold)
+    pairs = iter(tqdm(rows, "classifying", total, unit="image", disable=hide or None))
+    while batch := list(itertools.islice(pairs, BATCH)):
         if options.explain:
-            classifier.network()  # loads TensorFlow
-        hide = options.output is None and sys.stdout.isatty()
-        rows = classifier.rows(images, options.threshold)
-        pairs = iter(tqdm(rows, "classifying", total, unit="image", disable=hide or None))
-        while batch := list(itertools.islice(pairs, BATCH)):
-            if options.explain:
-                _save_overlays(classifier, batch, options.explain)
-            yield from batch
+            _save_overlays(classifier, batch, options.explain)
+        yield from batch
 
 
 def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: Path) -> None:
