@@ -156,7 +156,7 @@ def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> C
     if engine is None:
         from rich.console import Console
 
-        text = "Preparing the network for this processor, once: about 15 s"
+        text = "Preparing the network for this processor, once: about 10 s"
         # Nothing elsewhere: a kernel's environment asks for colors as if it had a terminal.
         options = {"force_terminal": sys.stderr.isatty(), "force_jupyter": False}
         with Console(stderr=True, **options).status(text):

@@ -70,8 +70,8 @@ def png_of(fig: Figure, dataset: str = "") -> bytes:
         fig.text(s=IMAGE_CREDIT, fontsize=8, color="dimgray", **place)
     drawn, small = BytesIO(), BytesIO()
     width = PHOTO_PIXELS if has_images else WIDTH_PIXELS
-    fig.savefig(drawn, format="png", dpi=width / fig.get_figwidth())
-    Image.open(drawn).convert("RGB").save(small, format="png", optimize=True)
+    fig.savefig(drawn, dpi=width / fig.get_figwidth(), pil_kwargs={"compress_level": 0})
+    Image.open(drawn).convert("RGB").save(small, format="png")  # without the opaque alpha channel
     return small.getvalue()
 
 
