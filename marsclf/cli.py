@@ -26,9 +26,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, default=0.9, help="less confidence is uncertain (default: 0.9)")
     add("--explain", help="folder for overlays that show which pixels support the class", **a_path)
     add("--report", help=".html page with a thumbnail of each image, and filters", **a_path)
-    text = "this process, or Ray, which writes a folder of Parquet files (default: local)"
-    add("--engine", choices=("local", "ray"), default="local", help=text)
-    add("--address", help="Ray cluster, such as auto (default: Ray on this machine only)")
     add("--resume", action="store_true", help="continue a run that was stopped")
     which = predict.add_mutually_exclusive_group()
     text = "parts of the rover (default), or kinds of content"

@@ -35,7 +35,7 @@ def small_classifier(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(local, "load_classifier", lambda _: classifier)
-    monkeypatch.setitem(local.IMAGES_PER_PART, "local", PER_PART)
+    monkeypatch.setattr(local, "IMAGES_PER_PART", PER_PART)
     monkeypatch.chdir(tmp_path)
 
 
@@ -165,7 +165,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_killed_process_can_be_resumed(images: Path) -> None:
     code = (
         "import os, sys; from marsclf import cli; from marsclf.classify import local, parts\n"
-        f"local.IMAGES_PER_PART['local'] = {PER_PART}; write_part = parts.write_part\n"
+        f"local.IMAGES_PER_PART = {PER_PART}; write_part = parts.write_part\n"
         "def kill(*arguments): write_part(*arguments); os.kill(os.getpid(), 9)\n"
         "parts.write_part = kill; sys.exit(cli.main(sys.argv[1:]))"
     )
@@ -233,14 +233,9 @@ def test_no_image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         (["--resume"], "name it with --output"),
         (["--report", "page.pdf"], "The report page.pdf must be an .html file"),
         (["--report", "/proc/page.html"], "cannot be read or written (No such file"),
-        (
-            ["--report", "p.html", "--output", "t", "--engine", "ray"],
-            "do not work with --engine ray",
-        ),
         (["--explain", "x" * 300], "cannot be read or written (File name too long)"),
         (["--explain", "images/sub/.."], "images/sub/.. is one of the paths to classify"),
         (["images/list.csv", "--output", "images/sub/../list.csv"], "is one of the paths"),
-        (["--address", "auto"], "add --engine ray"),
     ],
 )
 def test_arguments_that_cannot_be_used(
@@ -309,7 +304,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
         return ((path, Row(path, "wheel", 0.9, "sun", 0.1, False)) for path in items)
 
     Path("images").mkdir()
-    monkeypatch.setitem(local.IMAGES_PER_PART, "local", 1000)
+    monkeypatch.setattr(local, "IMAGES_PER_PART", 1000)
     monkeypatch.setattr(find, "find_images", names)
     monkeypatch.setattr(Classifier, "rows", rows)
     assert main(["predict", "images", "--output", output]) == 0

@@ -25,8 +25,7 @@ from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
-# Seconds of work of the local engine, or a minute of one process, which a resumed run repeats.
-IMAGES_PER_PART = {"local": 1000, "ray": 4096}
+IMAGES_PER_PART = 1000  # seconds of work, which a resumed run repeats
 BATCH = 16  # images that are explained at once
 
 
@@ -64,20 +63,9 @@ def _check(options: Namespace) -> None:
     """Raise MarsclfError for arguments that cannot be used; create the folder for overlays."""
     check_threshold(options.threshold)
     output, explain, report = options.output, options.explain, options.report
-    if options.engine == "ray":
-        import ray  # noqa: F401 (fails here if it is not installed, before the images are listed)
-
-        if explain or report:
-            raise MarsclfError("--explain and --report do not work with --engine ray.")
-        if output is None or output.suffix:
-            raise MarsclfError("--engine ray writes a folder: name one without a dot by --output.")
-        if os.path.exists(output) and not options.resume:
-            raise MarsclfError(f"{output} exists already: name another folder, or remove it.")
-    elif options.address:
-        raise MarsclfError("--address is for a Ray cluster: add --engine ray.")
-    elif output is None and options.resume:
+    if output is None and options.resume:
         raise MarsclfError("--resume continues a file: name it with --output.")
-    elif output and (output.suffix not in WRITERS or os.path.isdir(output)):
+    if output and (output.suffix not in WRITERS or os.path.isdir(output)):
         raise MarsclfError(f"The output {output} must be a {' or '.join(WRITERS)} file.")
     if report and (report.suffix != ".html" or os.path.isdir(report)):
         raise MarsclfError(f"The report {report} must be an .html file.")
@@ -92,22 +80,15 @@ def _write_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
     """Write output and page; return the counts of the rows, and of the images classified now."""
     output = options.output
     images = list_images(options.sources, options.explain)
-    if options.engine == "ray":  # its processes have another working directory
-        output, images = output.absolute(), map(os.path.abspath, images)
     settings = {
         "sources": [s if s == "-" else os.path.abspath(s) for s in options.sources],
         "classifier": classifier_file.read(options.model)[2],
         "threshold": options.threshold,
         "columns": list(COLUMNS),
     }
-    size = IMAGES_PER_PART[options.engine]
-    with parts.open_parts(output, images, settings, size, options.resume) as folder:
+    with parts.open_parts(output, images, settings, IMAGES_PER_PART, options.resume) as folder:
         missing = parts.missing_parts(folder)
-        if missing and options.engine == "ray":
-            from marsclf.classify import on_ray
-
-            on_ray.classify_parts(folder, [*missing], options)
-        elif missing:
+        if missing:
             waiting = (path for name in missing for path in parts.read_paths(folder, name))
             pairs = _classify(waiting, options, total=sum(missing.values()))
             for name, number in missing.items():
@@ -188,7 +169,7 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide what TensorFlow and Ray print below Python; what Python itself prints is still seen."""
+    """Hide what TensorFlow prints below Python; what Python itself prints is still seen."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
         os.dup2(nowhere.fileno(), 2)

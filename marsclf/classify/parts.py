@@ -1,4 +1,4 @@
-"""Classification in parts, so that a stopped run can resume; both engines use this.
+"""Classification in parts, so that a stopped run can resume.
 
 The folder OUTPUT.partial holds, until the output is complete:
 
@@ -91,10 +91,7 @@ def read_pairs(folder: Path) -> Iterator[tuple[str, Row]]:
 
 
 def finish(folder: Path, output: Path) -> Counter:
-    """Turn the parts into the output and return the counts of its rows.
-
-    An output with a suffix becomes one file, one without becomes a folder of the parts.
-    """
+    """Turn the parts into the output and return the counts of its rows."""
     counts: Counter = Counter()
 
     def parts() -> Iterator[list[Row]]:
@@ -103,17 +100,9 @@ def finish(folder: Path, output: Path) -> Counter:
             counts.update(count(rows))
             yield rows
 
-    if output.suffix:
-        with replace_atomically(output) as temporary:
-            WRITERS[output.suffix](parts(), temporary)
-        shutil.rmtree(folder)
-    else:
-        for _ in parts():
-            pass
-        folder.rename(output)
-        for path in output.iterdir():
-            if not path.match(PART):  # the list, and what killed processes were writing
-                shutil.rmtree(path)
+    with replace_atomically(output) as temporary:
+        WRITERS[output.suffix](parts(), temporary)
+    shutil.rmtree(folder)
     return counts
 
 
