@@ -25,7 +25,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", help=".csv or .parquet (default: CSV on standard output)", **a_path)
     add("--threshold", type=float, default=0.9, help="less confidence is uncertain (default: 0.9)")
     add("--explain", help="folder for overlays that show which pixels support the class", **a_path)
-    add("--report", help=".html page with a thumbnail of each image, and filters", **a_path)
     add("--resume", action="store_true", help="continue a run that was stopped")
     which = predict.add_mutually_exclusive_group()
     text = "parts of the rover (default), or kinds of content"

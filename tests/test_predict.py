@@ -231,8 +231,6 @@ def test_no_image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         (["--output", "t.csv", "--threshold", "90"], "between 0 and 1"),
         (["--output", "t.csv", "--model", "images"], "cannot be read"),
         (["--resume"], "name it with --output"),
-        (["--report", "page.pdf"], "The report page.pdf must be an .html file"),
-        (["--report", "/proc/page.html"], "cannot be read or written (No such file"),
         (["--explain", "x" * 300], "cannot be read or written (File name too long)"),
         (["--explain", "images/sub/.."], "images/sub/.. is one of the paths to classify"),
         (["images/list.csv", "--output", "images/sub/../list.csv"], "is one of the paths"),
@@ -260,31 +258,6 @@ def test_overlays(images: Path) -> None:
         assert name.endswith(".{}.jpg".format(re.sub("[^a-z]+", "_", row.predicted)))
     with Image.open(images / "overlays" / overlays[0]) as overlay:
         assert overlay.width == 900 and np.ptp(np.asarray(overlay)) > 50
-
-
-def figures(page: str) -> int:
-    return Path(page).read_text().count("<figure ")
-
-
-def test_a_report(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = os.fsdecode(b"images/<b>\xe9.png")
-    Image.new("RGB", (9, 9)).save(name)
-    assert main(["predict", "images", "--report", "new/page.html"]) == 3
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == IMAGES + 2 and "Report: new/page.html" in err
-    page = Path("new/page.html").read_text()
-    assert figures("new/page.html") == IMAGES + 1 == page.count("<img ") + 1
-    assert "images/&lt;b&gt;\\udce9.png" in page and "<b>\\" not in page
-    Path(name).unlink()
-    Path("page.html").write_text("old")
-    interrupt_after(PER_PART + 1, "--report", "page.html")
-    assert names_in(Path()) == ["images", "new", "page.html", "t.csv.partial"]
-    assert Path("page.html").read_text() == "old"
-    # The parts that were finished before are in the report, too.
-    assert main([*COMMAND, "--resume", "--report", "page.html"]) == 3
-    assert figures("page.html") == len(pd.read_csv("t.csv")) == IMAGES
-    said = failure(capsys, *COMMAND[1:], "--resume", "--report", "page.html")
-    assert "t.csv is complete: leave out --resume" in said and figures("page.html") == IMAGES
 
 
 @pytest.mark.parametrize("output", ["t.csv", "t.parquet"])

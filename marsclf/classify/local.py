@@ -11,7 +11,7 @@ import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,8 @@ from tqdm import tqdm
 from marsclf.classify import classifier_file, parts
 from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
-from marsclf.classify.report import write_report
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically
 
 IMAGES_PER_PART = 1000  # seconds of work, which a resumed run repeats
 BATCH = 16  # images that are explained at once
@@ -36,48 +34,42 @@ def predict(options: Namespace) -> int:
     there is no image, and if an option or the output cannot be used.
     """
     _check(options)
-    started, output, report = time.monotonic(), options.output, options.report
+    started, output = time.monotonic(), options.output
     partial = output and parts.partial_of(output)
     if options.resume and os.path.exists(output) and not os.path.exists(partial):
-        if report:
-            raise MarsclfError(f"{output} is complete: leave out --resume to make a report.")
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return 0
     try:
-        new_page = replace_atomically(report) if report else nullcontext()
-        with new_page as page, quiet_libraries():
-            counts, done = (_write_table if output else _print_table)(options, page)
+        with quiet_libraries():
+            counts, done = (_write_table if output else _print_table)(options)
     except KeyboardInterrupt:
         if not (partial and partial.exists()):
             raise
         print(f"error: interrupted; --resume continues from {partial}.", file=sys.stderr)
         return 130
     _summarize(counts, done, time.monotonic() - started)
-    for kind, path in (("Table", output), ("Report", report)):
-        if path:
-            print(f"{kind}: {path}", file=sys.stderr)
+    if output:
+        print(f"Table: {output}", file=sys.stderr)
     return 3 if counts[None, None, None] else 0
 
 
 def _check(options: Namespace) -> None:
     """Raise MarsclfError for arguments that cannot be used; create the folder for overlays."""
     check_threshold(options.threshold)
-    output, explain, report = options.output, options.explain, options.report
+    output, explain = options.output, options.explain
     if output is None and options.resume:
         raise MarsclfError("--resume continues a file: name it with --output.")
     if output and (output.suffix not in WRITERS or os.path.isdir(output)):
         raise MarsclfError(f"The output {output} must be a {' or '.join(WRITERS)} file.")
-    if report and (report.suffix != ".html" or os.path.isdir(report)):
-        raise MarsclfError(f"The report {report} must be an .html file.")
-    for target in filter(None, (output, explain, report)):
+    for target in filter(None, (output, explain)):
         if os.path.realpath(target) in map(os.path.realpath, options.sources):
             raise MarsclfError(f"{target} is one of the paths to classify: name another output.")
     if explain:
         explain.mkdir(parents=True, exist_ok=True)
 
 
-def _write_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
-    """Write output and page; return the counts of the rows, and of the images classified now."""
+def _write_table(options: Namespace) -> tuple[Counter, int]:
+    """Write the output; return the counts of the rows, and of the images classified now."""
     output = options.output
     images = list_images(options.sources, options.explain)
     settings = {
@@ -93,34 +85,22 @@ def _write_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
             pairs = _classify(waiting, options, total=sum(missing.values()))
             for name, number in missing.items():
                 parts.write_part(folder, name, (row for _, row in itertools.islice(pairs, number)))
-        if page:
-            _write_report(parts.read_pairs(folder), page, options)
         return parts.finish(folder, output), sum(missing.values())
 
 
-def _print_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
-    """Print the rows as CSV and write the page; return the same as _write_table."""
-    counts, kept = Counter(), []
+def _print_table(options: Namespace) -> tuple[Counter, int]:
+    """Print the rows as CSV; return the same as _write_table."""
+    counts = Counter()
     images = list_images(options.sources, options.explain)
     images = itertools.chain([next(images)], images)  # fails before anything is printed
     sys.stdout.reconfigure(errors="backslashreplace")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for path, row in _classify(images, options):
+    for _, row in _classify(images, options):
         writer.writerow(row)
         sys.stdout.flush()
         counts += count([row])
-        if page:
-            kept.append((path, row))
-    if page:
-        _write_report(kept, page, options)
     return counts, counts.total()
-
-
-def _write_report(pairs: Iterable[tuple[str, Row]], page: Path, options: Namespace) -> None:
-    print("Writing the report ...", file=sys.stderr)
-    training = classifier_file.read(options.model)[1]["training"]
-    write_report(pairs, page, training.get("dataset"), options.threshold)
 
 
 def _classify(

@@ -84,12 +84,6 @@ def write_part(folder: Path, name: str, rows: Iterable[Row]) -> None:
         write_parquet([list(rows)], temporary)
 
 
-def read_pairs(folder: Path) -> Iterator[tuple[str, Row]]:
-    """Yield the paths of the images in the finished parts, with their rows."""
-    for path in sorted(folder.glob(PART)):
-        yield from zip(read_paths(folder, path.name), read_parquet(path), strict=True)
-
-
 def finish(folder: Path, output: Path) -> Counter:
     """Turn the parts into the output and return the counts of its rows."""
     counts: Counter = Counter()
