@@ -25,17 +25,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", help=".csv or .parquet (default: CSV on standard output)", **a_path)
     add("--threshold", type=float, default=0.9, help="less confidence is uncertain (default: 0.9)")
     add("--explain", help="folder for overlays that show which pixels support the class", **a_path)
-    add("--report", help=".html page with a thumbnail of each image, and filters", **a_path)
-    text = "this process, or Ray, which writes a folder of Parquet files (default: local)"
-    add("--engine", choices=("local", "ray"), default="local", help=text)
-    add("--address", help="Ray cluster, such as auto (default: Ray on this machine only)")
     add("--resume", action="store_true", help="continue a run that was stopped")
+    which = predict.add_mutually_exclusive_group()
+    text = "parts of the rover (default), or kinds of content"
+    which.add_argument("--labels", choices=paths.CLASSIFIERS, default="parts", help=text)
+    which.add_argument("--model", help="your own classifier.safetensors", **a_path)
     predict.set_defaults(command=_predict)
-
-    export = commands.add_parser("export", help="write the network for another library")
-    export.add_argument("file", help="name.onnx, name.xml (OpenVINO) or name.keras", **a_path)
-    export.add_argument("--format", choices=("onnx", "openvino", "keras"), required=True)
-    export.set_defaults(command=_export)
 
     run = commands.add_parser("run", help="run a preset's notebooks and print the results")
     run.add_argument("--preset", default="laptop", help="one of presets/ (default: laptop)")
@@ -47,12 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "train without a GPU even if that takes many hours"
     run.add_argument("--yes-on-cpu", action="store_true", help=text)
     text = "ImageNet weights of EfficientNetB0 to B7, if Keras cannot download them"
-    for command in (predict, export, run):
+    for command in (predict, run):
         command.add_argument("--weights", help=text, **a_path)
-    text = "parts of the rover (default), or kinds of content"
-    for which in (command.add_mutually_exclusive_group() for command in (predict, export)):
-        which.add_argument("--labels", choices=paths.CLASSIFIERS, default="parts", help=text)
-        which.add_argument("--model", help="your own classifier.safetensors", **a_path)
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check-data", help="list every fault of the data")
@@ -66,23 +57,13 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(options: argparse.Namespace) -> int:
     from marsclf.classify.local import predict
 
-    return predict(_with_model(options))
-
-
-def _export(options: argparse.Namespace) -> int:
-    from marsclf.classify.export import export
-
-    return export(_with_model(options))
-
-
-def _with_model(options: argparse.Namespace) -> argparse.Namespace:
     options.model = options.model or paths.CLASSIFIERS[options.labels]
     if options.weights:
         from marsclf.classify.classifier_file import read
         from marsclf.networks.backbones import install_weights
 
         install_weights(read(options.model)[1]["backbone"], options.weights)
-    return options
+    return predict(options)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -117,6 +98,6 @@ def _check_data(options: argparse.Namespace) -> int:
 def _check_repository() -> None:
     if not paths.NOTEBOOKS.is_dir():
         raise MarsclfError(
-            "This is the library alone, which can predict and export; run the other commands in a "
-            "copy of the repository, which has the notebooks and presets."
+            "This is the library alone, which can only predict; run the other commands in a copy "
+            "of the repository, which has the notebooks and presets."
         )

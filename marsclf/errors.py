@@ -27,7 +27,7 @@ def run_command(command: Callable[[], int]) -> int:
         message = str(error)
     except ModuleNotFoundError as error:
         fix = "make the environment with `make environment` and call .venv/bin/python -m marsclf"
-        fix += ", or run `pip install .`, for Ray `pip install '.[ray]'`"
+        fix += ", or run `pip install .`"
         message = f"{sys.executable} lacks the package {error.name}: {fix}."
     except OSError as error:
         place = error.filename or "standard output or a file"

@@ -12,20 +12,11 @@ import psutil
 
 from marsclf import paths
 
-_limit: int | None = None
-
-
-def limit_cores(number: int) -> None:
-    """Make `cores` return at most `number` in this process, which shares its machine."""
-    global _limit
-    _limit = number
-
 
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")
-    available = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return min(available, _limit or available)
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def hardware() -> dict[str, object]:

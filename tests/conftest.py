@@ -22,7 +22,7 @@ from marsclf.data.open import load_dataset
 
 # The slow files, the longest first, so that no process ends long before another. The notebooks are
 # late, or they would wait for the run that JupyterLab's tests have started.
-LONG = ("jupyterlab", "ray_engine", "notebooks", "backbones", "train", "run")
+LONG = ("jupyterlab", "notebooks", "backbones", "train", "run")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -35,7 +35,7 @@ def small_classifier(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(local, "load_classifier", lambda _: classifier)
-    monkeypatch.setitem(local.IMAGES_PER_PART, "local", PER_PART)
+    monkeypatch.setattr(local, "IMAGES_PER_PART", PER_PART)
     monkeypatch.chdir(tmp_path)
 
 
@@ -165,7 +165,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_killed_process_can_be_resumed(images: Path) -> None:
     code = (
         "import os, sys; from marsclf import cli; from marsclf.classify import local, parts\n"
-        f"local.IMAGES_PER_PART['local'] = {PER_PART}; write_part = parts.write_part\n"
+        f"local.IMAGES_PER_PART = {PER_PART}; write_part = parts.write_part\n"
         "def kill(*arguments): write_part(*arguments); os.kill(os.getpid(), 9)\n"
         "parts.write_part = kill; sys.exit(cli.main(sys.argv[1:]))"
     )
@@ -231,16 +231,9 @@ def test_no_image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         (["--output", "t.csv", "--threshold", "90"], "between 0 and 1"),
         (["--output", "t.csv", "--model", "images"], "cannot be read"),
         (["--resume"], "name it with --output"),
-        (["--report", "page.pdf"], "The report page.pdf must be an .html file"),
-        (["--report", "/proc/page.html"], "cannot be read or written (No such file"),
-        (
-            ["--report", "p.html", "--output", "t", "--engine", "ray"],
-            "do not work with --engine ray",
-        ),
         (["--explain", "x" * 300], "cannot be read or written (File name too long)"),
         (["--explain", "images/sub/.."], "images/sub/.. is one of the paths to classify"),
         (["images/list.csv", "--output", "images/sub/../list.csv"], "is one of the paths"),
-        (["--address", "auto"], "add --engine ray"),
     ],
 )
 def test_arguments_that_cannot_be_used(
@@ -267,31 +260,6 @@ def test_overlays(images: Path) -> None:
         assert overlay.width == 900 and np.ptp(np.asarray(overlay)) > 50
 
 
-def figures(page: str) -> int:
-    return Path(page).read_text().count("<figure ")
-
-
-def test_a_report(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = os.fsdecode(b"images/<b>\xe9.png")
-    Image.new("RGB", (9, 9)).save(name)
-    assert main(["predict", "images", "--report", "new/page.html"]) == 3
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == IMAGES + 2 and "Report: new/page.html" in err
-    page = Path("new/page.html").read_text()
-    assert figures("new/page.html") == IMAGES + 1 == page.count("<img ") + 1
-    assert "images/&lt;b&gt;\\udce9.png" in page and "<b>\\" not in page
-    Path(name).unlink()
-    Path("page.html").write_text("old")
-    interrupt_after(PER_PART + 1, "--report", "page.html")
-    assert names_in(Path()) == ["images", "new", "page.html", "t.csv.partial"]
-    assert Path("page.html").read_text() == "old"
-    # The parts that were finished before are in the report, too.
-    assert main([*COMMAND, "--resume", "--report", "page.html"]) == 3
-    assert figures("page.html") == len(pd.read_csv("t.csv")) == IMAGES
-    said = failure(capsys, *COMMAND[1:], "--resume", "--report", "page.html")
-    assert "t.csv is complete: leave out --resume" in said and figures("page.html") == IMAGES
-
-
 @pytest.mark.parametrize("output", ["t.csv", "t.parquet"])
 def test_memory_does_not_grow_with_the_number_of_images(
     output: str, monkeypatch: pytest.MonkeyPatch
@@ -309,7 +277,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
         return ((path, Row(path, "wheel", 0.9, "sun", 0.1, False)) for path in items)
 
     Path("images").mkdir()
-    monkeypatch.setitem(local.IMAGES_PER_PART, "local", 1000)
+    monkeypatch.setattr(local, "IMAGES_PER_PART", 1000)
     monkeypatch.setattr(find, "find_images", names)
     monkeypatch.setattr(Classifier, "rows", rows)
     assert main(["predict", "images", "--output", output]) == 0

@@ -316,7 +316,7 @@ def test_the_library_alone(monkeypatch, capsys) -> None:
     """Installed from a wheel, without the repository's notebooks and presets."""
     monkeypatch.setattr(paths, "NOTEBOOKS", Path("missing"))
     assert main(["run"]) == 1
-    assert "the library alone, which can predict and export" in capsys.readouterr().err
+    assert "the library alone, which can only predict" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["marsclf", "tools.verify"])

@@ -11,7 +11,7 @@ import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,10 @@ from tqdm import tqdm
 from marsclf.classify import classifier_file, parts
 from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
-from marsclf.classify.report import write_report
 from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
 from marsclf.errors import MarsclfError
-from marsclf.files import replace_atomically
 
-# Seconds of work of the local engine, or a minute of one process, which a resumed run repeats.
-IMAGES_PER_PART = {"local": 1000, "ray": 4096}
+IMAGES_PER_PART = 1000  # seconds of work, which a resumed run repeats
 BATCH = 16  # images that are explained at once
 
 
@@ -37,109 +34,73 @@ def predict(options: Namespace) -> int:
     there is no image, and if an option or the output cannot be used.
     """
     _check(options)
-    started, output, report = time.monotonic(), options.output, options.report
+    started, output = time.monotonic(), options.output
     partial = output and parts.partial_of(output)
     if options.resume and os.path.exists(output) and not os.path.exists(partial):
-        if report:
-            raise MarsclfError(f"{output} is complete: leave out --resume to make a report.")
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return 0
     try:
-        new_page = replace_atomically(report) if report else nullcontext()
-        with new_page as page, quiet_libraries():
-            counts, done = (_write_table if output else _print_table)(options, page)
+        with quiet_libraries():
+            counts, done = (_write_table if output else _print_table)(options)
     except KeyboardInterrupt:
         if not (partial and partial.exists()):
             raise
         print(f"error: interrupted; --resume continues from {partial}.", file=sys.stderr)
         return 130
     _summarize(counts, done, time.monotonic() - started)
-    for kind, path in (("Table", output), ("Report", report)):
-        if path:
-            print(f"{kind}: {path}", file=sys.stderr)
+    if output:
+        print(f"Table: {output}", file=sys.stderr)
     return 3 if counts[None, None, None] else 0
 
 
 def _check(options: Namespace) -> None:
     """Raise MarsclfError for arguments that cannot be used; create the folder for overlays."""
     check_threshold(options.threshold)
-    output, explain, report = options.output, options.explain, options.report
-    if options.engine == "ray":
-        import ray  # noqa: F401 (fails here if it is not installed, before the images are listed)
-
-        if explain or report:
-            raise MarsclfError("--explain and --report do not work with --engine ray.")
-        if output is None or output.suffix:
-            raise MarsclfError("--engine ray writes a folder: name one without a dot by --output.")
-        if os.path.exists(output) and not options.resume:
-            raise MarsclfError(f"{output} exists already: name another folder, or remove it.")
-    elif options.address:
-        raise MarsclfError("--address is for a Ray cluster: add --engine ray.")
-    elif output is None and options.resume:
+    output, explain = options.output, options.explain
+    if output is None and options.resume:
         raise MarsclfError("--resume continues a file: name it with --output.")
-    elif output and (output.suffix not in WRITERS or os.path.isdir(output)):
+    if output and (output.suffix not in WRITERS or os.path.isdir(output)):
         raise MarsclfError(f"The output {output} must be a {' or '.join(WRITERS)} file.")
-    if report and (report.suffix != ".html" or os.path.isdir(report)):
-        raise MarsclfError(f"The report {report} must be an .html file.")
-    for target in filter(None, (output, explain, report)):
+    for target in filter(None, (output, explain)):
         if os.path.realpath(target) in map(os.path.realpath, options.sources):
             raise MarsclfError(f"{target} is one of the paths to classify: name another output.")
     if explain:
         explain.mkdir(parents=True, exist_ok=True)
 
 
-def _write_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
-    """Write output and page; return the counts of the rows, and of the images classified now."""
+def _write_table(options: Namespace) -> tuple[Counter, int]:
+    """Write the output; return the counts of the rows, and of the images classified now."""
     output = options.output
     images = list_images(options.sources, options.explain)
-    if options.engine == "ray":  # its processes have another working directory
-        output, images = output.absolute(), map(os.path.abspath, images)
     settings = {
         "sources": [s if s == "-" else os.path.abspath(s) for s in options.sources],
         "classifier": classifier_file.read(options.model)[2],
         "threshold": options.threshold,
         "columns": list(COLUMNS),
     }
-    size = IMAGES_PER_PART[options.engine]
-    with parts.open_parts(output, images, settings, size, options.resume) as folder:
+    with parts.open_parts(output, images, settings, IMAGES_PER_PART, options.resume) as folder:
         missing = parts.missing_parts(folder)
-        if missing and options.engine == "ray":
-            from marsclf.classify import on_ray
-
-            on_ray.classify_parts(folder, [*missing], options)
-        elif missing:
+        if missing:
             waiting = (path for name in missing for path in parts.read_paths(folder, name))
             pairs = _classify(waiting, options, total=sum(missing.values()))
             for name, number in missing.items():
                 parts.write_part(folder, name, (row for _, row in itertools.islice(pairs, number)))
-        if page:
-            _write_report(parts.read_pairs(folder), page, options)
         return parts.finish(folder, output), sum(missing.values())
 
 
-def _print_table(options: Namespace, page: Path | None) -> tuple[Counter, int]:
-    """Print the rows as CSV and write the page; return the same as _write_table."""
-    counts, kept = Counter(), []
+def _print_table(options: Namespace) -> tuple[Counter, int]:
+    """Print the rows as CSV; return the same as _write_table."""
+    counts = Counter()
     images = list_images(options.sources, options.explain)
     images = itertools.chain([next(images)], images)  # fails before anything is printed
     sys.stdout.reconfigure(errors="backslashreplace")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for path, row in _classify(images, options):
+    for _, row in _classify(images, options):
         writer.writerow(row)
         sys.stdout.flush()
         counts += count([row])
-        if page:
-            kept.append((path, row))
-    if page:
-        _write_report(kept, page, options)
     return counts, counts.total()
-
-
-def _write_report(pairs: Iterable[tuple[str, Row]], page: Path, options: Namespace) -> None:
-    print("Writing the report ...", file=sys.stderr)
-    training = classifier_file.read(options.model)[1]["training"]
-    write_report(pairs, page, training.get("dataset"), options.threshold)
 
 
 def _classify(
@@ -188,7 +149,7 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hide what TensorFlow and Ray print below Python; what Python itself prints is still seen."""
+    """Hide what TensorFlow prints below Python; what Python itself prints is still seen."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
         os.dup2(nowhere.fileno(), 2)

@@ -1,4 +1,4 @@
-"""Classification in parts, so that a stopped run can resume; both engines use this.
+"""Classification in parts, so that a stopped run can resume.
 
 The folder OUTPUT.partial holds, until the output is complete:
 
@@ -84,17 +84,8 @@ def write_part(folder: Path, name: str, rows: Iterable[Row]) -> None:
         write_parquet([list(rows)], temporary)
 
 
-def read_pairs(folder: Path) -> Iterator[tuple[str, Row]]:
-    """Yield the paths of the images in the finished parts, with their rows."""
-    for path in sorted(folder.glob(PART)):
-        yield from zip(read_paths(folder, path.name), read_parquet(path), strict=True)
-
-
 def finish(folder: Path, output: Path) -> Counter:
-    """Turn the parts into the output and return the counts of its rows.
-
-    An output with a suffix becomes one file, one without becomes a folder of the parts.
-    """
+    """Turn the parts into the output and return the counts of its rows."""
     counts: Counter = Counter()
 
     def parts() -> Iterator[list[Row]]:
@@ -103,17 +94,9 @@ def finish(folder: Path, output: Path) -> Counter:
             counts.update(count(rows))
             yield rows
 
-    if output.suffix:
-        with replace_atomically(output) as temporary:
-            WRITERS[output.suffix](parts(), temporary)
-        shutil.rmtree(folder)
-    else:
-        for _ in parts():
-            pass
-        folder.rename(output)
-        for path in output.iterdir():
-            if not path.match(PART):  # the list, and what killed processes were writing
-                shutil.rmtree(path)
+    with replace_atomically(output) as temporary:
+        WRITERS[output.suffix](parts(), temporary)
+    shutil.rmtree(folder)
     return counts
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -85,8 +85,8 @@ def make_predictor(
             predict = stored_predictor(name, model.input_shape, cache)
             if predict is None:  # missing or damaged
                 with replace_atomically(cache / "networks" / name) as folder:
-                    save_openvino(model, folder / NETWORK)
-                    check_export(folder / NETWORK, model, sample)
+                    _save_openvino(model, folder / NETWORK)
+                    _check_export(folder / NETWORK, model, sample)
                 predict = _compile(cache / "networks" / name / NETWORK, model.input_shape)
             return predict
         except Exception as error:  # OpenVINO's errors have no common base class
@@ -134,11 +134,8 @@ def predict_each(
             ahead.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
 
 
-def save_openvino(model: "keras.Model", file: Path, info: Mapping[str, str] | None = None) -> None:
-    """Write a Keras model as `file`, an .xml, with the weights in a .bin beside it.
-
-    `info` becomes rt_info under "marsclf".
-    """
+def _save_openvino(model: "keras.Model", file: Path) -> None:
+    """Write a Keras model as `file`, an .xml, with the weights in a .bin beside it."""
     import openvino
     import tensorflow as tf
     from tensorflow.python.framework import convert_to_constants
@@ -151,15 +148,12 @@ def save_openvino(model: "keras.Model", file: Path, info: Mapping[str, str] | No
     graph = file.with_suffix(".pb")
     graph.parent.mkdir(exist_ok=True)
     graph.write_bytes(frozen.graph.as_graph_def().SerializeToString())
-    converted = openvino.convert_model(graph)
-    for key, text in (info or {}).items():
-        converted.set_rt_info(text, ["marsclf", key])
-    openvino.save_model(converted, file, compress_to_fp16=False)
+    openvino.save_model(openvino.convert_model(graph), file, compress_to_fp16=False)
     graph.unlink()
 
 
-def check_export(file: Path, model: "keras.Model", sample: np.ndarray | None = None) -> None:
-    """Raise MarsclfError if `file`, .xml or .onnx, and Keras differ for `sample` or for noise."""
+def _check_export(file: Path, model: "keras.Model", sample: np.ndarray | None) -> None:
+    """Raise MarsclfError if OpenVINO and Keras differ for `sample`, or (None) for noise."""
     if sample is None:
         shape = (4, *model.input_shape[1:])
         sample = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -167,8 +161,7 @@ def check_export(file: Path, model: "keras.Model", sample: np.ndarray | None = N
     expected = np.asarray(model(sample, training=False))
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     if not difference < LARGEST_DIFFERENCE:
-        fault = f"OpenVINO's outputs differ from Keras's by {difference:.1e}"
-        raise MarsclfError(f"{file.name}: {fault}.")
+        raise MarsclfError(f"OpenVINO's outputs differ from Keras's by {difference:.1e}.")
 
 
 def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
