@@ -20,9 +20,8 @@ from marsclf.data import sample
 from marsclf.data.dataset import Dataset
 from marsclf.data.open import load_dataset
 
-# The slow files, the longest first, so that no process ends long before another. The notebooks are
-# late, or they would wait for the run that JupyterLab's tests have started.
-LONG = ("jupyterlab", "notebooks", "backbones", "train", "run")
+# The slow files, the longest first, so that no process ends long before another.
+LONG = ("notebooks", "train_classifier", "train", "bench", "jupyterlab", "backbones", "run")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -42,8 +41,18 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.fixture(scope="session")
-def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sample.make_sample(tmp_path_factory.mktemp("data") / "sample")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is the same for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_dir(shared: Path) -> Path:
+    with FileLock(shared / "sample.lock"):
+        return sample.make_sample(shared / "sample")
 
 
 @pytest.fixture(scope="session")
@@ -99,20 +108,11 @@ def classifier(classifier_path: Path, prepared: Path):
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is the same for all processes of the tests; its file `lock` is for filling."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def project(shared: Path) -> Path:
     """A copy of the project's code, so that nothing is written into the project itself."""
     root = shared / "project"
     without = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-    with FileLock(shared / "lock"):
+    with FileLock(shared / "project.lock"):
         examples = paths.PROJECT_ROOT / "examples"
         for folder in (Path(marsclf.__file__).parent, paths.NOTEBOOKS, paths.PRESETS, examples):
             if not (root / folder.name).exists():
@@ -127,7 +127,7 @@ def smoke_run(project: Path, shared: Path, sample_dir: Path) -> tuple[Path, str]
     command += ["--data-dir", str(sample_dir), "--set", *SMALL]
     options = {"cwd": project, "env": environment_of(project), "capture_output": True}
     printed = shared / "printed.txt"
-    with FileLock(shared / "lock"):
+    with FileLock(shared / "run.lock"):
         if not printed.exists():
             ended = subprocess.run(command, text=True, **options)
             assert ended.returncode == 0, ended.stderr

@@ -1,6 +1,6 @@
 """`make lab` as a person uses it: notebooks with controls opened in a browser, all cells run.
 
-The tests of the notebooks execute the others, and these, with papermill.
+The tests of the notebooks execute them with papermill.
 """
 
 import json
@@ -14,17 +14,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_project import environment_of, stamp_environment
 
 from marsclf import paths
-from marsclf.data.msl import SAMPLE_NOTICE
+from marsclf.data.open import load_dataset
+from marsclf.evaluation.predictions import write_predictions
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = pytest.mark.browser
 TOKEN = "of-this-test-alone"
-PICTURES = {"03_error_analysis": 12, "05_classify_new_images": 3}
+PICTURES = {"03_error_analysis": 8, "05_classify_new_images": 3}
 SETTINGS = {
     # All cells on the page, even those far below its edge; and no question about news.
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -33,22 +36,31 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def copy(browser, smoke_run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project as it is after notebook 02 was run by hand."""
-    root, run = tmp_path_factory.mktemp("lab") / "project", smoke_run[0]
-    shutil.copytree(run.parents[1], root, ignore=shutil.ignore_patterns("runs"))
-    shutil.copytree(run, root / "runs" / "by-hand")
+def copy(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with predictions for one's own images, which have no test split."""
+    root = tmp_path_factory.mktemp("lab") / "project"
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs", "cache"))
     for name in ("Makefile", "requirements.lock"):
         shutil.copy(paths.PROJECT_ROOT / name, root)
     # This environment stands for the one that `make` would make.
     (root / ".venv").mkdir()
     (root / ".venv" / "bin").symlink_to(Path(sys.prefix) / "bin")
     stamp_environment(root)
+    random, images = np.random.default_rng(0), root / "my images"
+    for number in range(40):
+        path = images / ("val", "train")[number % 2] / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+    dataset, run = load_dataset(images), root / "runs" / "mine"
+    guesses = random.dirichlet([1, 1, 1], len(dataset.index))
+    write_predictions(run / "predictions.csv", dataset.index, guesses)
+    record = {"dataset": dataset.name, "classes": dataset.classes}
+    (run / "training.json").write_text(json.dumps(record))
     return root
 
 
 @pytest.fixture(scope="module")
-def page(copy, browser, sample_dir, tmp_path_factory) -> Iterator["playwright.Page"]:
+def page(copy, browser, tmp_path_factory) -> Iterator["playwright.Page"]:
     """The first page of a JupyterLab that `make lab` started."""
     folder = tmp_path_factory.mktemp("jupyter")
     with socket.socket() as free:
@@ -59,7 +71,7 @@ def page(copy, browser, sample_dir, tmp_path_factory) -> Iterator["playwright.Pa
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(values))
     options = f"--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
-    environment = environment_of(copy) | {"MARSCLF_DATA_DIR": str(sample_dir)}
+    environment = environment_of(copy) | {"MARSCLF_DATA_DIR": str(copy / "my images")}
     environment |= {"JUPYTER_TOKEN": TOKEN, "JUPYTERLAB_SETTINGS_DIR": str(folder)}
     with (folder / "log").open("w") as output:
         process = subprocess.Popen(
@@ -105,14 +117,14 @@ def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path:
     texts = outputs.all_inner_texts()
     bad = {"application/vnd.jupyter.error", "application/vnd.jupyter.stderr"}
     assert bad.isdisjoint(kinds), texts
-    is_sample = name == "03_error_analysis"  # 05 shows the real images of examples/
-    assert (SAMPLE_NOTICE in " ".join("\n".join(texts).split())) is is_sample
+    is_own = name == "03_error_analysis"  # 05 shows the real images of examples/
+    assert ("Run mine, data set my images" in "\n".join(texts)) is is_own
     widths = page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.naturalWidth)")
     assert len(widths) == PICTURES[name] and min(widths) >= 1000
     # Another choice gives another picture.
     menu = page.locator(".widget-dropdown select").first
     change(page, menu, lambda: menu.select_option(index=1))
-    if name == "03_error_analysis":
+    if is_own:
         slider = page.locator(".widget-hslider [role=slider]")
         change(page, slider, lambda: slider.press("ArrowLeft"))
 
