@@ -124,20 +124,20 @@ def test_a_ladder(project, sample_dir, without_kernels, capsys) -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("line = 1\nline / 0", r"in cell \[4\] `line = 1`: ZeroDivisionError: division by zero"),
+        ("line = 1\nline / 0", r"in cell \[3\] `line = 1`: ZeroDivisionError: division by zero"),
         (
             "from marsclf.errors import MarsclfError\nraise MarsclfError('Fix it.')",
-            r"in cell \[4\] `from marsclf.errors import MarsclfError`: Fix it\.",
+            r"in cell \[3\] `from marsclf.errors import MarsclfError`: Fix it\.",
         ),
         (
             "import os\nos.kill(os.getpid(), 9)",
-            r"in cell \[4\] `import os`: its Python process .*: perhaps the memory ran out",
+            r"in cell \[3\] `import os`: its Python process .*: perhaps the memory ran out",
         ),
         (
             "import ctypes\nctypes.string_at(0)",
-            r"in cell \[4\] .*did not start: Fatal Python error: Segmentation fault",
+            r"in cell \[3\] .*did not start: Fatal Python error: Segmentation fault",
         ),
-        ("import time\ntime.sleep(60)", r"in cell \[4\] `import time`: it took longer than"),
+        ("import time\ntime.sleep(60)", r"in cell \[3\] `import time`: it took longer than"),
     ],
 )
 def test_a_failing_notebook(project: Path, code: str, reason: str, monkeypatch) -> None:

@@ -213,7 +213,8 @@ def _execute(
             peak = peak_rss_mb(self.provisioner.pid)
             return super().shutdown_kernel(**options)
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # `execute` reports the failure
+    for library in ("papermill", "asyncio"):  # `execute` reports the failure
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     options = {"kernel_name": "python3", "kernel_manager_class": KernelManager}
     options |= {"execution_timeout": limit_s, "cwd": paths.NOTEBOOKS}
     options |= {"stdout_file": _Terminal() if sys.stdout and sys.stdout.isatty() else None}
