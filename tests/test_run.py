@@ -1,7 +1,6 @@
 """The command `run`: results, failures, interruptions, and two runs at once."""
 
 import ast
-import io
 import json
 import os
 import re
@@ -28,7 +27,6 @@ from tiny_project import (
     write_notebook,
     write_predictions,
 )
-from tqdm.auto import tqdm
 
 import marsclf
 from marsclf import paths
@@ -250,19 +248,6 @@ def test_a_run_that_is_ended(tmp_path: Path, sample_dir: Path, number: signal.Si
         assert time.monotonic() < deadline, "the kernel outlives the run"
         time.sleep(0.1)
     FileLock(pid.parent.with_name("laptop.lock")).acquire(timeout=0).lock.release()
-
-
-def test_no_line_holds_both_a_progress_bar_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", screen)
-    terminal = run._Terminal()
-    with tqdm(total=3, file=screen) as bar:
-        for text in ("S", "AMPLE DATA\nand ", "more\n"):  # as a kernel sends it
-            bar.update()
-            terminal.write(text)
-    lines = [line.strip() for line in re.split(r"[\r\n]", screen.getvalue())]
-    assert {"SAMPLE DATA", "and more"} < set(lines)
-    assert not [line for line in lines if "it/s" in line and ("DATA" in line or "more" in line)]
 
 
 def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> None:

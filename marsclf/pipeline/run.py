@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from marsclf import paths
 from marsclf.data.msl import PUBLISHED, SAMPLE_NOTICE
@@ -217,26 +216,11 @@ def _execute(
         logging.getLogger(library).setLevel(logging.CRITICAL)
     options = {"kernel_name": "python3", "kernel_manager_class": KernelManager}
     options |= {"execution_timeout": limit_s, "cwd": paths.NOTEBOOKS}
-    options |= {"stdout_file": _Terminal() if sys.stdout and sys.stdout.isatty() else None}
-    options |= {"progress_bar": sys.stderr.isatty()}
+    options |= {"stdout_file": sys.stdout if sys.stdout and sys.stdout.isatty() else None}
+    options |= {"progress_bar": False}  # what the notebook prints tells more
     with log.open("wb") as stderr:
         papermill.execute_notebook(source, output, parameters, **options)
     return peak
-
-
-class _Terminal:
-    """Standard output, written line by line above the progress bar, never beside it."""
-
-    def __init__(self) -> None:
-        self.begun = ""
-
-    def write(self, text: str) -> None:
-        lines, newline, self.begun = (self.begun + text).rpartition("\n")
-        with tqdm.external_write_mode(sys.stdout):
-            sys.stdout.write(lines + newline)
-
-    def flush(self) -> None:
-        sys.stdout.flush()
 
 
 def _failure(name: str, partial: Path, error: Exception, log: Path) -> str:
