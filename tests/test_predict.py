@@ -261,13 +261,13 @@ def test_memory_does_not_grow_with_the_number_of_images(
     output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The paths alone of these images would take 50 MB."""
-    number, used = 300_000, []
+    number, used = 80_000, []
 
     def names(*_: object) -> Iterator[str]:
         for count in range(number):
             if count % 10_000 == 0:
                 used.append(psutil.Process().memory_info().rss)
-            yield f"{'folder' * 10}/{count}.jpg"
+            yield f"{'folder' * 100}/{count}.jpg"
 
     def rows(_: Classifier, items: Iterable[str], threshold: float) -> Iterator:
         return ((path, Row(path, "wheel", 0.9, "sun", 0.1, False)) for path in items)

@@ -166,13 +166,13 @@ def _summarize(counts: Counter, done: int, seconds: float) -> None:
     images, errors = classes.total(), classes.pop(None, 0)
     uncertain = sum(number for (_, flag, _), number in counts.items() if flag)
     unfamiliar = sum(number for (_, _, flag), number in counts.items() if flag)
-    is_known = any(flag is not None for _, _, flag in counts)
-    print(
+    text = (
         f"{images:,} images: {images - errors - uncertain:,} certain, {uncertain:,} uncertain, "
-        f"{errors:,} could not be read. "
-        + f"{unfamiliar:,} are unfamiliar. " * is_known
-        + f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second.",
-        file=sys.stderr,
+        f"{errors:,} could not be read."
     )
+    if any(flag is not None for _, _, flag in counts):
+        text += f" {unfamiliar:,} are unfamiliar."
+    speed = f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second."
+    print(text, speed, file=sys.stderr)
     for name, number in classes.most_common():
         print(f"{number:>12,}  {name}", file=sys.stderr)
