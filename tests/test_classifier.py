@@ -85,8 +85,8 @@ def test_a_linear_head(tmp_path: Path) -> None:
     weights, metadata, digest = classifier_file.read(path)
     assert metadata["head_hidden"] == 0
     view = np.full((1, 32, 32, 3), 90, np.uint8)
-    found = classifier_file.build_network(path, weights, metadata)[0].predict_on_batch(view)
-    np.testing.assert_allclose(found, model.predict_on_batch(view), atol=1e-3)
+    found = classifier_file.build_network(path, weights, metadata)[0](view)
+    np.testing.assert_allclose(found, model(view), atol=1e-3)
     for classes in (["rock"], ["rock", "rock"], ["rock", "sand", "sky"], ["rock", "a\nb"]):
         with pytest.raises(MarsclfError, match="do not fit the model"):
             save_classifier(model, path, **options | {"classes": classes})

@@ -19,6 +19,7 @@ from marsclf.cli import main
 from marsclf.data.dataset import Dataset
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import fit_view
+from marsclf.networks import engine
 from marsclf.training.familiarity import PENALTY, blank_frames, features_model, fit_familiarity
 
 
@@ -87,19 +88,18 @@ def test_blank_frames_are_flagged(
     with_unit: Path,
     sample_dataset: Dataset,
     blank: Path,
-    prepared: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    loaded = load_classifier(with_unit, prepared)
+    monkeypatch.setattr(engine, "gpu_capability", lambda: (8, 0))  # Keras predicts: no export
+    loaded = load_classifier(with_unit, tmp_path)
     images = [sample_dataset.root / path for path in sample_dataset.index["path"][1::20]]
     table = loaded.predict([blank, *images])
     assert table["unfamiliar"][:10].all() and table["unfamiliar"][10:].mean() < 0.1
     assert ((table["familiarity"] < 0.5) == table["unfamiliar"]).all()
     assert loaded.network().output_shape == (None, len(CLASSES))  # as Grad-CAM needs it
-    # The command, with the stored network.
-    monkeypatch.setattr(predict, "load_classifier", lambda file: load_classifier(file, prepared))
+    monkeypatch.setattr(predict, "load_classifier", lambda _: loaded)
     output = tmp_path / "t.parquet"
     assert main(["predict", str(blank), "--model", str(with_unit), "--output", str(output)]) == 0
     assert "10 are unfamiliar" in capsys.readouterr().err
