@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from marsclf.classify.local import predict
+    from marsclf.classify.predict import predict
 
     options.model = options.model or paths.CLASSIFIERS[options.labels]
     if options.weights:

@@ -95,9 +95,9 @@ def classifier_path(small_model, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache that holds the small classifier's exported network."""
-    return tmp_path_factory.mktemp("networks")
+def prepared(shared: Path) -> Path:
+    """The cache that holds the exported networks of classifiers, which take long to export."""
+    return shared / "prepared"
 
 
 @pytest.fixture(scope="session")

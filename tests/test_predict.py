@@ -1,6 +1,7 @@
 """The command `predict`: one row per file, and the table appears complete or not at all."""
 
 import csv
+import errno
 import io
 import os
 import re
@@ -18,24 +19,25 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 
 from marsclf import paths
-from marsclf.classify import find, local
+from marsclf.classify import find, partial, predict
 from marsclf.classify.classifier import Classifier
-from marsclf.classify.table import COLUMNS, WRITERS, Row, printable, read_parquet
+from marsclf.classify.table import COLUMNS, Row, printable
 from marsclf.cli import main
 from marsclf.data.dataset import Dataset
 
-IMAGES, PER_PART = 40, 16
+IMAGES, STORED = 40, 32  # the latter are two batches
 COMMAND = ["predict", "images", "--output", "t.csv"]
+PARTIAL = Path("t.csv.partial")
 
 
 @pytest.fixture(autouse=True)
 def small_classifier(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(local, "load_classifier", lambda _: classifier)
-    monkeypatch.setattr(local, "IMAGES_PER_PART", PER_PART)
+    monkeypatch.setattr(predict, "load_classifier", lambda _: classifier)
     monkeypatch.chdir(tmp_path)
 
 
@@ -64,17 +66,17 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return error
 
 
-def interrupt_after(number: int, *arguments: str) -> None:
-    """Run the command, and interrupt it after so many rows."""
+def stop_by(reason: BaseException) -> int:
+    """Run the command, which fails after two batches and a few rows; return its exit status."""
     original = Classifier.rows
 
     def rows(self: Classifier, items: Iterable, threshold: float) -> Iterator:
-        yield from islice(original(self, items, threshold), number)
-        raise KeyboardInterrupt
+        yield from islice(original(self, items, threshold), STORED + 3)
+        raise reason
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "rows", rows)
-        assert main([*COMMAND, *arguments]) == 130
+        return main(COMMAND)
 
 
 def test_a_table(images: Path, capsys: pytest.CaptureFixture[str], classifier: Classifier) -> None:
@@ -120,34 +122,39 @@ any_row = st.builds(Row, text, text, number, text, number, flag, number, flag, s
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=st.lists(any_row, max_size=8))
-def test_any_rows_are_stored_exactly(tmp_path: Path, rows: list[Row]) -> None:
-    WRITERS[".csv"](iter([rows[:3], rows[3:]]), tmp_path / "t.csv")
-    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+def test_any_rows_are_stored_exactly(rows: list[Row]) -> None:
+    for output in (Path("t.csv"), Path("t.parquet")):
+        partial.append(PARTIAL, {}, rows[:3])
+        partial.append(PARTIAL, {}, rows[3:])
+        assert partial.finish(PARTIAL, output).total() == len(rows)
+    with Path("t.csv").open(encoding="utf-8", newline="") as file:
         stored = list(csv.reader(file))
     expected = [["" if value is None else str(value) for value in row] for row in rows]
     assert stored == [list(COLUMNS), *expected]
-    WRITERS[".parquet"](iter([rows[:3], rows[3:]]), tmp_path / "t.parquet")
-    assert read_parquet(tmp_path / "t.parquet") == rows
+    assert [Row(**row) for row in parquet.read_table("t.parquet").to_pylist()] == rows
 
 
-def test_resume_continues_with_the_missing_parts(
+def test_a_stopped_run_resumes(
     images: Path, classifier_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", "images", "--output", "complete.csv"]) == 3
     Path("t.csv").write_text("old")
-    interrupt_after(2 * PER_PART + 1)
+    assert stop_by(KeyboardInterrupt()) == 130
     assert "--resume continues from t.csv.partial" in capsys.readouterr().err
     assert Path("t.csv").read_text() == "old"
-    before = {path.name: path.read_bytes() for path in Path("t.csv.partial").glob("*.parquet")}
-    assert sorted(before) == ["part-000000.parquet", "part-000001.parquet"]
-    # Other images, threshold or classifier, and a new run, are refused.
-    for other in (["images"], ["images/sub", "--resume"], ["images", "images/sub", "--resume"]):
-        assert "t.csv.partial is from " in failure(capsys, *other, "--output", "t.csv")
-    for other in (["--threshold", "0.5"], ["--model", classifier_path]):
-        said = failure(capsys, *COMMAND[1:], "--resume", *other)
-        assert "is from other images, or from another classifier or threshold" in said
-    for name, content in before.items():
-        assert (Path("t.csv.partial") / name).read_bytes() == content
+    before = PARTIAL.read_bytes()
+    assert "add --resume to continue it, or remove it" in failure(capsys, *COMMAND[1:])
+    others = [["--threshold", "0.5"], ["--model", classifier_path], ["--explain", "overlays"]]
+    for sources, other in (["images/sub", []], *(["images", other] for other in others)):
+        said = failure(capsys, sources, *COMMAND[2:], "--resume", *other)
+        assert "is from other paths, or from another classifier or threshold" in said
+    first = min(path for path in images.iterdir() if path.is_file())
+    first.rename("another.jpg")
+    assert "images have changed" in failure(capsys, *COMMAND[1:], "--resume")
+    Path("another.jpg").rename(first)
+    assert PARTIAL.read_bytes() == before
+    with PARTIAL.open("ab") as file:  # as a process leaves it that is killed while it writes
+        file.write(b'\n["images/')
     assert main([*COMMAND, "--resume"]) == 3
     assert Path("t.csv").read_bytes() == Path("complete.csv").read_bytes()
     assert "40 images" in (said := capsys.readouterr().err) and "8 took" in said
@@ -155,58 +162,46 @@ def test_resume_continues_with_the_missing_parts(
     assert "is complete: there is nothing to resume" in capsys.readouterr().err
 
 
-def run_python(*arguments: str) -> subprocess.CompletedProcess:
-    """Run Python on the real command, with the published classifier, outside the project."""
-    environment = os.environ | {"PYTHONPATH": str(paths.PROJECT_ROOT)}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_a_killed_process_can_be_resumed(images: Path) -> None:
-    code = (
-        "import os, sys; from marsclf import cli; from marsclf.classify import local, parts\n"
-        f"local.IMAGES_PER_PART = {PER_PART}; write_part = parts.write_part\n"
-        "def kill(*arguments): write_part(*arguments); os.kill(os.getpid(), 9)\n"
-        "parts.write_part = kill; sys.exit(cli.main(sys.argv[1:]))"
-    )
-    assert run_python("-c", code, *COMMAND).returncode == -9 and not Path("t.csv").exists()
-    ended = run_python("-m", "marsclf", *COMMAND, "--resume")
-    assert ended.returncode == 3, ended.stderr
-    loading, report, *_ = ended.stderr.splitlines()  # nothing of TensorFlow
-    assert loading == "Loading the classifier ..." and report.startswith("40 images: ")
-    assert "24 took" in report and pd.read_csv("t.csv")["path"].nunique() == IMAGES
+def test_a_full_disk(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stop_by(OSError(errno.ENOSPC, "no space")) == 1
+    said = "t.csv cannot be written (No space left on device); --resume continues from t.csv.part"
+    assert said in capsys.readouterr().err
+    PARTIAL.write_text("")  # as where nothing could be written at all
+    assert main([*COMMAND, "--resume"]) == 3
     assert names_in(Path()) == ["images", "t.csv"]
 
 
-def test_a_platform_without_posix_modules(images: Path) -> None:
-    """As on Windows; there is no such machine to test with."""
+def test_a_killed_process_can_be_resumed(images: Path, prepared: Path) -> None:
+    """The killed process has no module for POSIX: there is no Windows to test with."""
+
+    def python(*arguments: str) -> subprocess.CompletedProcess:
+        """Run Python on the real command, with the published classifier, outside the project."""
+        own = {"PYTHONPATH": str(paths.PROJECT_ROOT), "MARSCLF_CACHE_DIR": str(prepared)}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | own)
+
     code = (
         "import os, psutil, sys; sys.modules |= {'fcntl': None, 'resource': None}\n"
         "del os.sched_getaffinity\n"
-        "from marsclf import cli; sys.exit(cli.main(sys.argv[1:]))"
+        "from marsclf import cli; from marsclf.classify import predict\n"
+        "append = predict.append\n"
+        "def kill(*arguments): append(*arguments); os.kill(os.getpid(), 9)\n"
+        "predict.append = kill; sys.exit(cli.main(sys.argv[1:]))"
     )
-    ended = run_python("-W", "ignore", "-c", code, *COMMAND)
-    assert ended.returncode == 3 and len(pd.read_csv("t.csv")) == IMAGES, ended.stderr
+    assert python("-W", "ignore", "-c", code, *COMMAND).returncode == -9
+    assert not Path("t.csv").exists()
+    ended = python("-m", "marsclf", *COMMAND, "--resume")
+    assert ended.returncode == 3, ended.stderr
+    loading, summary, *_ = ended.stderr.splitlines()  # nothing of TensorFlow
+    assert loading == "Loading the classifier ..." and summary.startswith("40 images: ")
+    assert "24 took" in summary and pd.read_csv("t.csv")["path"].nunique() == IMAGES
+    assert names_in(Path()) == ["images", "t.csv"]
 
 
-def test_damaged_and_foreign_partial_results(
-    images: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    partial = Path("t.csv.partial")
-    partial.write_text("my notes")
-    assert "t.csv.partial holds something else" in failure(capsys, *COMMAND[1:])
-    assert partial.read_text() == "my notes"
-    partial.unlink()
-    interrupt_after(PER_PART - 1)  # without a finished part a run may start again
-    interrupt_after(PER_PART + 1)
-    damaged = partial / "part-000000.parquet"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    assert f"{damaged} is damaged: remove it" in failure(capsys, *COMMAND[1:], "--resume")
-    damaged.unlink()
-    assert main([*COMMAND, "--resume"]) == 3
-    partial.mkdir()
-    (partial / "notes").write_text("mine")
+def test_foreign_partial_results(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PARTIAL.write_bytes(b"my notes \xff")
     assert "t.csv.partial holds something else" in failure(capsys, *COMMAND[1:], "--resume")
+    assert PARTIAL.read_bytes() == b"my notes \xff"
 
 
 def test_two_runs_at_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,16 +242,17 @@ def test_arguments_that_cannot_be_used(
 
 
 def test_overlays(images: Path) -> None:
+    sources = ["images/sub", *map(str, sorted(images.glob("*.JPG"))[:2])]
     for output in ("t.csv", "again.csv"):  # overlays are not taken for images
-        arguments = ["--output", output, "--explain", "images/overlays"]
-        assert main(["predict", "images", *arguments]) == 3
+        arguments = ["--output", output, "--explain", "images/sub/overlays"]
+        assert main(["predict", *sources, *arguments]) == 3
     table = pd.read_csv("again.csv")
-    overlays = names_in(images / "overlays")
-    assert len(table) == IMAGES and len(overlays) == IMAGES - 1
+    overlays = names_in(images / "sub" / "overlays")
+    assert len(table) == 3 and len(overlays) == 2
     for row in table[table["error"].isna()].itertuples():
         (name,) = [name for name in overlays if name.startswith(Path(row.path).stem + ".")]
         assert name.endswith(".{}.jpg".format(re.sub("[^a-z]+", "_", row.predicted)))
-    with Image.open(images / "overlays" / overlays[0]) as overlay:
+    with Image.open(images / "sub" / "overlays" / overlays[0]) as overlay:
         assert overlay.width == 900 and np.ptp(np.asarray(overlay)) > 50
 
 
@@ -265,19 +261,18 @@ def test_memory_does_not_grow_with_the_number_of_images(
     output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The paths alone of these images would take 50 MB."""
-    number, used = 300_000, []
+    number, used = 80_000, []
 
     def names(*_: object) -> Iterator[str]:
         for count in range(number):
             if count % 10_000 == 0:
                 used.append(psutil.Process().memory_info().rss)
-            yield f"{'folder' * 10}/{count}.jpg"
+            yield f"{'folder' * 100}/{count}.jpg"
 
     def rows(_: Classifier, items: Iterable[str], threshold: float) -> Iterator:
         return ((path, Row(path, "wheel", 0.9, "sun", 0.1, False)) for path in items)
 
     Path("images").mkdir()
-    monkeypatch.setattr(local, "IMAGES_PER_PART", 1000)
     monkeypatch.setattr(find, "find_images", names)
     monkeypatch.setattr(Classifier, "rows", rows)
     assert main(["predict", "images", "--output", output]) == 0

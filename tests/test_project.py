@@ -148,10 +148,10 @@ DOCUMENTS = ["README.md", "RESULTS.md", "MODEL_CARD.md", "CONTRIBUTING.md", "doc
 DOCUMENTS += ["examples/README.md"]
 
 
-def test_the_readme_shows_what_predict_prints_for_the_examples() -> None:
+def test_the_readme_shows_what_predict_prints_for_the_examples(prepared: Path) -> None:
     text = re.search(r"```csv\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     command = [sys.executable, "-m", "marsclf", "predict", "examples/"]
-    environment = os.environ | {"MARSCLF_CACHE_DIR": str(paths.CACHE)}
+    environment = os.environ | {"MARSCLF_CACHE_DIR": str(prepared)}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
     shown, printed = (pd.read_csv(io.BytesIO(part)) for part in (text.encode(), done.stdout))
     # Another kind of processor may change the last digits.

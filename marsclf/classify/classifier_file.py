@@ -115,6 +115,9 @@ def save_classifier(
     from marsclf.networks.backbones import build_backbone
     from marsclf.training.familiarity import with_familiarity
 
+    classes = list(classes)
+    if not _are_classes(classes) or len(classes) != model.output_shape[1]:
+        raise MarsclfError(f"The classes {classes!r:.150} do not fit the model.")
     size = model.input_shape[1]
     complete = with_familiarity(model, familiarity) if familiarity else model
     untrained, trained = _variables(build_backbone(backbone, size)), _variables(complete)
@@ -128,9 +131,6 @@ def save_classifier(
                 raise MarsclfError(f"The weights {key} are too large for float16, or not finite.")
     if lost := {*changed} - {*weights}:
         raise MarsclfError(f"The weights {min(lost)} have changed, but BatchNorm must be frozen.")
-    classes = list(classes)
-    if not _are_classes(classes) or len(classes) != model.output_shape[1]:
-        raise MarsclfError(f"The classes {classes!r:.150} do not fit the model.")
     hidden = (layer.units for layer in model.layers if layer.name == "head_hidden")
     metadata = {
         "format": FORMAT,

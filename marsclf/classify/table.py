@@ -4,8 +4,8 @@ To add or change an output column, edit `Row` and `Classifier._row`; all else fo
 """
 
 import csv
-from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Row(NamedTuple):
 
 
 _DTYPES = {str | None: "str", float | None: "float64", bool | None: "boolean", int | None: "Int64"}
+ROWS_PER_GROUP = 10_000  # of a Parquet file, in memory at once
 # The columns and their pandas types.
 COLUMNS = {name: _DTYPES[kind] for name, kind in Row.__annotations__.items()}
 _SCHEMA = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
@@ -46,9 +47,9 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def count(rows: Iterable[Row]) -> Counter:
-    """Count the rows by predicted class, `uncertain` and `unfamiliar`; all None with an error."""
-    return Counter((row.predicted, row.uncertain, row.unfamiliar) for row in rows)
+def kind(row: Row) -> tuple[str | None, bool | None, bool | None]:
+    """Return the predicted class, `uncertain` and `unfamiliar`; all None with an error."""
+    return row.predicted, row.uncertain, row.unfamiliar
 
 
 def printable(text: str) -> str:
@@ -66,28 +67,20 @@ def check_threshold(threshold: float) -> None:
         raise MarsclfError(f"The threshold is {threshold}; it must be between 0 and 1.")
 
 
-def write_csv(parts: Iterable[list[Row]], path: Path) -> None:
-    """Write the rows of all parts as one CSV file."""
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as a CSV file."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for rows in parts:
-            writer.writerows(rows)
+        writer.writerows(rows)
 
 
-def write_parquet(parts: Iterable[list[Row]], path: Path) -> None:
-    """Write the rows of all parts as one Parquet file."""
+def write_parquet(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as a Parquet file."""
+    records = (row._asdict() for row in rows)
     with parquet.ParquetWriter(path, _SCHEMA) as writer:
-        for rows in parts:
-            writer.write_table(pyarrow.Table.from_pylist([row._asdict() for row in rows], _SCHEMA))
-
-
-def read_parquet(path: Path) -> list[Row]:
-    """Read what write_parquet wrote; raise MarsclfError if the file is damaged."""
-    try:
-        return [Row(**row) for row in parquet.read_table(path).to_pylist()]
-    except (OSError, pyarrow.ArrowException):
-        raise MarsclfError(f"{path} is damaged: remove it and add --resume.") from None
+        while group := list(islice(records, ROWS_PER_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, _SCHEMA))
 
 
 WRITERS = {".csv": write_csv, ".parquet": write_parquet}

@@ -10,21 +10,21 @@ import time
 import warnings
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from marsclf.classify import classifier_file, parts
+from marsclf.classify import classifier_file
 from marsclf.classify.classifier import Classifier, load_classifier
 from marsclf.classify.find import list_images
-from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, count
+from marsclf.classify.partial import append, finish, locked, partial_of, skip_finished
+from marsclf.classify.table import COLUMNS, WRITERS, Row, check_threshold, kind
 from marsclf.errors import MarsclfError
 
-IMAGES_PER_PART = 1000  # seconds of work, which a resumed run repeats
-BATCH = 16  # images that are explained at once
+BATCH = 16  # images that are explained and stored at once
 
 
 def predict(options: Namespace) -> int:
@@ -35,19 +35,21 @@ def predict(options: Namespace) -> int:
     """
     _check(options)
     started, output = time.monotonic(), options.output
-    partial = output and parts.partial_of(output)
+    partial = output and partial_of(output)
     if options.resume and os.path.exists(output) and not os.path.exists(partial):
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
         return 0
     try:
-        with quiet_libraries():
-            counts, done = (_write_table if output else _print_table)(options)
+        with _quiet_libraries():
+            images = list_images(options.sources, options.explain)
+            images = itertools.chain([next(images)], images)  # fails before anything is written
+            counts, before = (_write_table if output else _print_table)(images, options)
     except KeyboardInterrupt:
-        if not (partial and partial.exists()):
+        if not (partial and os.path.exists(partial)):
             raise
         print(f"error: interrupted; --resume continues from {partial}.", file=sys.stderr)
         return 130
-    _summarize(counts, done, time.monotonic() - started)
+    _summarize(counts, counts.total() - before, time.monotonic() - started)
     if output:
         print(f"Table: {output}", file=sys.stderr)
     return 3 if counts[None, None, None] else 0
@@ -68,56 +70,52 @@ def _check(options: Namespace) -> None:
         explain.mkdir(parents=True, exist_ok=True)
 
 
-def _write_table(options: Namespace) -> tuple[Counter, int]:
-    """Write the output; return the counts of the rows, and of the images classified now."""
-    output = options.output
-    images = list_images(options.sources, options.explain)
+def _write_table(images: Iterator[str], options: Namespace) -> tuple[Counter, int]:
+    """Write the output; return the counts of its rows, and how many an earlier run has made."""
+    output, partial = options.output, partial_of(options.output)
     settings = {
         "sources": [s if s == "-" else os.path.abspath(s) for s in options.sources],
+        "explain": options.explain and os.path.abspath(options.explain),
         "classifier": classifier_file.read(options.model)[2],
         "threshold": options.threshold,
         "columns": list(COLUMNS),
     }
-    with parts.open_parts(output, images, settings, IMAGES_PER_PART, options.resume) as folder:
-        missing = parts.missing_parts(folder)
-        if missing:
-            waiting = (path for name in missing for path in parts.read_paths(folder, name))
-            pairs = _classify(waiting, options, total=sum(missing.values()))
-            for name, number in missing.items():
-                parts.write_part(folder, name, (row for _, row in itertools.islice(pairs, number)))
-        return parts.finish(folder, output), sum(missing.values())
+    with locked(output):
+        before = skip_finished(partial, settings, images, options.resume)
+        for rows in _classify(images, options, before):
+            append(partial, settings, rows)
+        return finish(partial, output), before
 
 
-def _print_table(options: Namespace) -> tuple[Counter, int]:
+def _print_table(images: Iterator[str], options: Namespace) -> tuple[Counter, int]:
     """Print the rows as CSV; return the same as _write_table."""
-    counts = Counter()
-    images = list_images(options.sources, options.explain)
-    images = itertools.chain([next(images)], images)  # fails before anything is printed
+    counts: Counter = Counter()
     sys.stdout.reconfigure(errors="backslashreplace")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for _, row in _classify(images, options):
-        writer.writerow(row)
+    for rows in _classify(images, options):
+        writer.writerows(rows)
         sys.stdout.flush()
-        counts += count([row])
-    return counts, counts.total()
+        counts.update(map(kind, rows))
+    return counts, 0
 
 
-def _classify(
-    images: Iterable[str], options: Namespace, total: int | None = None
-) -> Iterator[tuple[str, Row]]:
-    """Yield images and their rows, after saving their overlays, and show the progress."""
+def _classify(images: Iterator[str], options: Namespace, before: int = 0) -> Iterator[list[Row]]:
+    """Yield the rows of a few images at a time, save their overlays, and show the progress."""
     print("Loading the classifier ...", file=sys.stderr)
     classifier = load_classifier(options.model)
     if options.explain:
         classifier.network()  # loads TensorFlow
-    hide = options.output is None and sys.stdout.isatty()
     rows = classifier.rows(images, options.threshold)
-    pairs = iter(tqdm(rows, "classifying", total, unit="image", disable=hide or None))
+    hide = not sys.stderr.isatty() or (options.output is None and sys.stdout.isatty())
+    total = None
+    if not hide and "-" not in options.sources:
+        total = sum(1 for _ in list_images(options.sources, options.explain))
+    pairs = iter(tqdm(rows, "classifying", total, unit="image", initial=before, disable=hide))
     while batch := list(itertools.islice(pairs, BATCH)):
         if options.explain:
             _save_overlays(classifier, batch, options.explain)
-        yield from batch
+        yield [row for _, row in batch]
 
 
 def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder: Path) -> None:
@@ -148,7 +146,7 @@ def _save_overlays(classifier: Classifier, batch: list[tuple[str, Row]], folder:
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
+def _quiet_libraries() -> Iterator[None]:
     """Hide what TensorFlow prints below Python; what Python itself prints is still seen."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
@@ -167,13 +165,14 @@ def _summarize(counts: Counter, done: int, seconds: float) -> None:
         classes[name] += number
     images, errors = classes.total(), classes.pop(None, 0)
     uncertain = sum(number for (_, flag, _), number in counts.items() if flag)
-    told = [flag * number for (*_, flag), number in counts.items() if flag is not None]
-    unfamiliar = f"{sum(told):,} are unfamiliar. " if told else ""
-    print(
+    unfamiliar = sum(number for (_, _, flag), number in counts.items() if flag)
+    text = (
         f"{images:,} images: {images - errors - uncertain:,} certain, {uncertain:,} uncertain, "
-        f"{errors:,} could not be read. {unfamiliar}"
-        f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second.",
-        file=sys.stderr,
+        f"{errors:,} could not be read."
     )
+    if any(flag is not None for _, _, flag in counts):
+        text += f" {unfamiliar:,} are unfamiliar."
+    speed = f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second."
+    print(text, speed, file=sys.stderr)
     for name, number in classes.most_common():
         print(f"{number:>12,}  {name}", file=sys.stderr)
