@@ -172,7 +172,7 @@ def test_a_killed_training_resumes(smoke_run, project, sample_dir, tmp_path) -> 
 
 
 def test_own_images_in_mixed_precision_to_the_end(project, sample_dataset, tmp_path) -> None:
-    """As on a GPU: three classes without sols and without a test split, trained on fresh views."""
+    """As on a GPU: three classes without sols and without a test split."""
     root, run = tmp_path / "my images", tmp_path / "run"
     index, names = sample_dataset.index, {14: "rotes Ding", 15: "Größe 2", 8: "soil"}
     chosen = index[index["label"].isin(names)].groupby(["label", "split"]).head(5)
@@ -182,7 +182,7 @@ def test_own_images_in_mixed_precision_to_the_end(project, sample_dataset, tmp_p
         Image.open(sample_dataset.root / row.path).save(folder / f"{row.Index}.png")
     environment = pretend_gpu(tmp_path / "gpu", project, (7, 5))
     given = {"preset": None, "data_dir": str(root)} | parse_settings(SMALL)
-    given |= {"backbone": "EfficientNetLite0", "views": 0, "mixed_precision": True}
+    given |= {"backbone": "EfficientNetLite0", "mixed_precision": True}
     given |= {"head_epochs": 1, "finetune_epochs": 1, "temperature": 1.0}
     printed, pictures = execute("01_data_exploration", project, run, data_dir=str(root))
     assert f"Data set: my images, {len(chosen)} images" in printed and "no sols or cam" in printed

@@ -67,7 +67,7 @@ def run(
     for folder in (dataset.root, run_dir):
         str(folder).encode()  # UnicodeError: notebooks hold names in UTF-8 only
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
-    check_machine(preset, parameters, dataset.index, yes_on_cpu)
+    check_machine(preset, parameters["backbone"], yes_on_cpu)
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
     result |= {name: parameters.get(name) for name in ("backbone", "seed")}
     result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
