@@ -7,7 +7,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 import tensorflow as tf
 from tiny_project import enter_project
@@ -35,7 +34,7 @@ def test_a_benchmark_is_complete_and_stored(sample_dataset, tmp_path, monkeypatc
     """All measurements but those of commands, on a few images that pass for the real ones."""
     parameters = parameters_of("smoke", {"finetune_blocks": ["top"]})
     enter_project(monkeypatch, tmp_path)
-    sizes = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "REFERENCE_IMAGES": 10, "BLOCKS": ("top",)}
+    sizes = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "BLOCKS": ("top",)}
     for name, value in sizes.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(backbones, "build_backbone", two_blocks)
@@ -111,7 +110,7 @@ def test_runs_are_measured_in_a_copy_and_no_score_is_lost(failing, tmp_path, mon
     assert lines == [f"{number},def,{preset}" for number, preset in enumerate(presets, start=1)]
 
 
-def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> None:
+def test_both_parts_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> None:
     train, trained = keras.Model.train_on_batch, set()
 
     def train_on_batch(model: keras.Model, x: np.ndarray, *arguments: object) -> object:
@@ -127,60 +126,30 @@ def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> N
     monkeypatch.setattr(memory, "reset_memory_stats", lambda _: None)
     monkeypatch.setattr(memory, "get_memory_info", lambda _: {"peak": 2_340_000})
     monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
-    speeds = gpu_cost.measure_on_gpu(Recipe(**parameters_of("b7")), [64])
-    assert [(r["precision"], r["stage"], r["batch"], r["outcome"]) for r in speeds] == [
-        (precision, stage, batch, outcome)
+    speeds = gpu_cost.measure_speeds(Recipe(**parameters_of("b7", {"image_size": 64})))
+    assert [(r["precision"], r["batch"], r["part"], r["peak_memory_mb"]) for r in speeds] == [
+        (precision, batch, part, None if (batch, part) == (4, "finetune") else 2)
         for precision in ("bfloat16", "float32")
-        for stage in ("head", "finetune")
-        for batch, outcome in ((2, "measured"), (4, "out of memory"))
+        for batch in (2, 4)
+        for part in ("features", "finetune")
     ]
-    assert speeds[0]["peak_memory_mb"] == 2
-    assert trained == {4, 6}  # weights of two layers of the head; with those of block `top`
+    assert trained == {6}  # weights of block `top`, and of both layers of the head
 
 
-def speed(stage: str, batch: int, rate: float, **changes: object) -> dict:
-    record = {"stage": stage, "pixels": 64, "mixed_precision": True, "batch": batch}
-    record |= {"precision": "bfloat16", "outcome": "measured", "peak_memory_mb": 2340}
-    return record | {"images_per_s": dict.fromkeys(("median", "min", "max"), rate)} | changes
-
-
-def test_the_complete_recipe_by_hand() -> None:
-    index = pd.DataFrame({"split": np.repeat(["train", "val", "test"], [10, 4, 6]), "label": 8})
-    index = index.assign(path=[f"{number}.JPG" for number in range(20)], group=range(20))
-    epochs = {"head_epochs": 3, "finetune_epochs": 5, "test_zooms": [1.0, 0.5]}
-    parameters = parameters_of("b7", epochs | {"image_size": 64, "finetune_batch_size": 20})
-    rates = [
-        speed("head", 16, 0.5),
-        speed("finetune", 8, 0.25),
-        # None of these is what the recipe does.
-        speed("head", 8, 50.0),
-        speed("head", 32, 50.0),
-        speed("head", 16, 50.0, pixels=96),
-        speed("finetune", 16, 50.0, mixed_precision=False),
-        speed("finetune", 16, 50.0, outcome="out of memory"),
-    ]
-    # The head: 3 epochs of 10 and 4, and at two zooms all 20 and, under 8 conditions, the 4 of
-    # validation. Then 5 epochs of 10 and 4. So 146 / 0.5 and 70 / 0.25 seconds.
-    assert gpu_cost.estimate_recipe(parameters, index, rates) == {
-        "images": {"head": 146, "finetune": 70},
-        "batches": {"head": 16, "finetune": 8},
-        "minutes": 9.5,
-    }
-    assert gpu_cost.estimate_recipe(parameters, index, rates[:1])["minutes"] is None
-
-
-def test_what_b7_costs_is_stored_and_shown(sample_dataset, tmp_path, monkeypatch) -> None:
-    parameters, dataset = parameters_of("b7"), dataclasses.replace(sample_dataset, name="msl-v1")
+def test_what_b7_costs_is_stored_and_shown(tmp_path, monkeypatch) -> None:
+    parameters = parameters_of("b7")
     enter_project(monkeypatch, tmp_path)
     (tmp_path / "README.md").write_text("<!-- b7-gpu:begin -->\nold\n<!-- b7-gpu:end -->\n")
-    rates = [speed(stage, 16, 123.45, pixels=380) for stage in ("head", "finetune")]
-    for name, value in {"has_gpu": True, "measure_on_gpu": rates}.items():
-        monkeypatch.setattr(gpu_cost, name, lambda *_, value=value: value)
-    monkeypatch.setattr(gpu_cost, "open_dataset", lambda _: dataset)
-    monkeypatch.setattr(gpu_cost, "parameters_of", lambda _: parameters)
-    result = gpu_cost.measure_costs(None)
+    row = {"part": "features", "precision": "bfloat16", "batch": 16}
+    lacking = row | {"batch": 64, "images_per_s": None, "peak_memory_mb": None}
+    row |= {"images_per_s": {"median": 123.45}, "peak_memory_mb": 2340}
+    for name, value in {"measure_speeds": [row, lacking], "parameters_of": parameters}.items():
+        monkeypatch.setattr(gpu_cost, name, lambda _, value=value: value)
+    with pytest.raises(MarsclfError, match="sees no GPU.*measure B7 on a machine with a GPU"):
+        gpu_cost.measure_costs()
+    monkeypatch.setattr(gpu_cost, "has_gpu", lambda: True)
+    result = gpu_cost.measure_costs()
     assert json.loads((paths.RESULTS / "b7_gpu_cost.json").read_text()) == result
-    minutes = sum(result["recipe"]["images"].values()) / 123.45 / 60
     text = (tmp_path / "README.md").read_text()
-    assert "| head | 380 | bfloat16 | 123.5, 2.3 GB |" in text
-    assert f"`b7` takes at most {minutes:.0f} minutes and {minutes / 20:.2f} dollars" in text
+    assert "| features | bfloat16 | 16 | 123.5 | 2.3 GB |\n" in text
+    assert "| features | bfloat16 | 64 | out of memory | – |\n" in text

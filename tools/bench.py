@@ -19,8 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from timeit import timeit
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -40,13 +40,15 @@ from tools.command import make_main
 from tools.documents import TEMPLATES, store
 from tools.results import read_json
 
+if TYPE_CHECKING:
+    from marsclf.networks.pinned import keras
+
 GROWTH = (500, 1000, 2000, 4000)  # images
 REPEATS, STARTS = 5, 5
 BATCH = 32  # Keras's own default
 IMAGES = 256  # in one repeat
 STEPS = 4  # of training, in one repeat
-REFERENCE_IMAGES = 200
-REFERENCE_SIZE = (193, 256)  # height and width in the reference's notebook, pixels
+CLASSES = 25  # of the head that is trained
 RUNS = {
     "cold": ["--preset", DEFAULT_PRESET],
     "warm": ["--preset", DEFAULT_PRESET],
@@ -70,7 +72,6 @@ def bench(data_dir: Path | None) -> dict:
             ("images", measure_images, files, augmentation),
             ("training", measure_training, files, parameters, cache),
             ("classification", measure_growth, files, cache),
-            ("reference", measure_reference, files, cache),
             ("start", measure_start, files[0], cache),
             ("run", measure_runs, dataset.root, cache),
         ):
@@ -146,7 +147,6 @@ def measure_images(files: list[Path], augmentation: Augmentation) -> dict:
 def measure_training(files: list[Path], parameters: dict, cache: Path) -> dict:
     """Measure training steps from pixels, and from stored features of the frozen blocks."""
     from marsclf.networks.backbones import build_backbone
-    from tools.gpu_cost import prepare_training, train
 
     recipe = Recipe(**parameters)
     size, blocks = recipe.image_size, recipe.finetune_blocks
@@ -165,6 +165,31 @@ def measure_training(files: list[Path], parameters: dict, cache: Path) -> dict:
     return {"image_size": size, "blocks": blocks, "ms_per_image": times}
 
 
+def prepare_training(
+    recipe: Recipe, backbone: "keras.Model", blocks: list[str], is_split: bool
+) -> tuple["keras.Model | None", "keras.Model"]:
+    """Return the frozen and the trainable part, compiled for the second stage of a recipe.
+
+    Unless `is_split`, the frozen part is None and the other is the complete classifier.
+    """
+    from marsclf.networks.backbones import split_frozen, unfreeze_blocks
+    from marsclf.training.stages import build_head, compile_model, join
+
+    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, CLASSES)
+    model = join(backbone, head)
+    unfreeze_blocks(model, blocks)
+    frozen, model = split_frozen(model, blocks) if is_split else (None, model)
+    how = recipe.weight_decay, recipe.label_smoothing, recipe.finetune_ema
+    compile_model(model, recipe.finetune_learning_rate, 1000, *how)
+    return frozen, model
+
+
+def train(model: "keras.Model", inputs: np.ndarray, steps: int) -> None:
+    """Train on `steps` equal batches of the inputs (n, ...); the labels are arbitrary."""
+    for batch in np.array_split(inputs, steps):
+        model.train_on_batch(batch, np.eye(CLASSES)[np.arange(len(batch)) % CLASSES])
+
+
 def measure_growth(files: list[Path], cache: Path) -> list[dict]:
     """Measure the library's classifier on more and more images, each time in a new process."""
     in_new_process(classify, [], cache)  # exports the network, so that no other has to
@@ -179,29 +204,6 @@ def classify(files: list[Path], cache: Path) -> dict:
     measured = {"images": len(files), "zooms": classifier.zooms, "seconds": round(seconds, 2)}
     rate = round(len(files) / seconds, 1)
     return measured | {"images_per_s": rate, "peak_rss_mb": peak_rss_mb()}
-
-
-def measure_reference(files: list[Path], cache: Path) -> dict:
-    """Measure prediction as in E. Orsini's notebook and by this library, both with Lite0.
-
-    That notebook reads all images into one array of float64 and predicts them one by one.
-    """
-    from marsclf.networks.backbones import build_backbone
-
-    network = build_backbone("EfficientNetLite0", REFERENCE_SIZE)
-    predict = make_predictor(network, cache)
-    chosen = _choose(files, REFERENCE_IMAGES)
-
-    def read(path: Path) -> np.ndarray:
-        return cv2.resize(cv2.imread(str(path)), REFERENCE_SIZE[::-1])
-
-    def reference() -> None:
-        images = np.array([read(path) for path in chosen], dtype=np.float64)
-        for image in images:
-            network.predict_on_batch(image[np.newaxis])
-
-    work = {"reference": reference, "library": lambda: list(predict_each(chosen, read, predict))}
-    return {"images": len(chosen), "ms_per_image": ms_per_image(take_turns(work), len(chosen))}
 
 
 def measure_start(file: Path, folder: Path) -> dict:
