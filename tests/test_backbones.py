@@ -23,7 +23,6 @@ B0_FILE = "efficientnetb0_notop.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
 # Numbers of weights and of layers with BatchNorm.
 SIZES = {
-    "EfficientNetB7": (64_097_687, 163),
     "EfficientNetB0": (4_049_571, 49),
     "EfficientNetLite0": (3_413_024, 49),
 }

@@ -25,6 +25,7 @@ PARAMETERS = {"seed": 0, "test_zooms": [1.0]}
 TRAINING = {"preset": "laptop", "seed": 0, "commit": "0" * 40, "data_digest": MSL_V1.digest}
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
 NAMES = [f"rock {number}" for number in range(25)]
+RESAMPLES = 50  # of the bootstrap, which takes most of the time
 TABLES = ("headline", "results", "runs", "seeds", "classes", "bursts", "verdicts", "confusions")
 
 
@@ -56,19 +57,29 @@ def read_classifier(path: Path) -> tuple[dict, dict, str]:
     return {}, json.loads(path.read_text()), "digest"
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with one complete run, as if of the real data, but with 40 images per split."""
-    enter_project(monkeypatch, tmp_path)
+    root = tmp_path_factory.mktemp("complete")
+    with pytest.MonkeyPatch.context() as patch:
+        enter_project(patch, root)
+        patch.setattr(metrics, "RESAMPLES", RESAMPLES)
+        (root / "README.md").write_text(page("results"))
+        others = {"source": "A, B", "url": "https://example.org", "remarks": "old"}
+        write_json(paths.RESULTS / "published.json", [others | {"test": 66.7, "macro_f1": None}])
+        make_run("laptop")
+        make_classifiers()
+    return root
+
+
+@pytest.fixture
+def project(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    enter_project(monkeypatch, shutil.copytree(complete, tmp_path, dirs_exist_ok=True))
+    monkeypatch.setattr(metrics, "RESAMPLES", RESAMPLES)
     monkeypatch.setattr(results, "IMAGES", {"msl-v1": dict.fromkeys(SPLITS, 40), "msl-v2.1": {}})
     monkeypatch.setattr(results.classifier_file, "read", read_classifier)
     monkeypatch.setattr(publish, "parameters_of", lambda _: PARAMETERS | {"test_zooms": (1.0,)})
     monkeypatch.setattr(publish, "data_of", lambda _: "msl-v1")
-    (tmp_path / "README.md").write_text(page("results"))
-    others = {"source": "A, B", "url": "https://example.org", "remarks": "old"}
-    write_json(paths.RESULTS / "published.json", [others | {"test": 66.7, "macro_f1": None}])
-    make_run("laptop")
-    make_classifiers()
     return tmp_path
 
 

@@ -25,7 +25,6 @@ from tiny_project import (
     environment_of,
     make_project,
     write_notebook,
-    write_predictions,
 )
 from tqdm.auto import tqdm
 
@@ -82,15 +81,13 @@ def test_a_run_without_data_and_network(project, monkeypatch, capsys) -> None:
 
     monkeypatch.delenv("MARSCLF_DATA_DIR", raising=False)
     monkeypatch.setattr(download, "fetch", unreachable)
-    published = paths.RESULTS / "laptop" / "predictions.csv.gz"
-    write_predictions(published)
     folder, variables = leave_old_run(project), dict(os.environ)
     run.run("laptop", settings={"seed": 3})
     assert dict(os.environ) == variables
     assert [path.name for path in paths.RUNS.rglob("*.old")] == []
     files = {"predictions.csv", "training.json", "model.keras", "metrics.json"}
-    files |= {f"{name}.ipynb" for name in (*presets.NOTEBOOKS, "03_published_results")}
-    assert {path.name for path in folder.iterdir()} == files | {"figures", "published"}
+    files |= {f"{name}.ipynb" for name in presets.NOTEBOOKS}
+    assert {path.name for path in folder.iterdir()} == files | {"figures"}
     result = json.loads((folder / "metrics.json").read_text())
     about = {"dataset": "sample", "preset": "laptop", "seed": 3, "settings": {"seed": 3}}
     assert about.items() <= result.items()
@@ -103,7 +100,6 @@ def test_a_run_without_data_and_network(project, monkeypatch, capsys) -> None:
     cells = nbformat.read(folder / "01_data_exploration.ipynb", as_version=4).cells
     outputs = [output.text for cell in cells for output in cell.get("outputs", [])]
     assert outputs == [f"{sys.executable}\n"]
-    assert (folder / "published" / "figures" / "graph.png").read_text() == str(published)
     printed = capsys.readouterr().out
     assert SAMPLE_NOTICE in printed.partition("01_data_exploration")[0]
     assert printed.endswith(f"{SAMPLE_NOTICE}\n")

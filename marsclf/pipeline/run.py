@@ -29,7 +29,6 @@ from marsclf.provenance import commit, hardware, peak_rss_mb
 from marsclf.training.recipe import Recipe
 
 CELL_TIMEOUT_S = 6 * 3600
-PUBLISHED_RESULTS = "03_published_results.ipynb"
 KERNEL_ENVIRONMENT = {  # the user's own variables take precedence
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow reports a missing GPU as an error
     # Let glibc keep the memory of large arrays: returning it after every training step and getting
@@ -69,7 +68,7 @@ def run(
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
     check_machine(preset, parameters["backbone"], yes_on_cpu)
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
-    result |= {name: parameters.get(name) for name in ("backbone", "seed")}
+    result |= {name: parameters[name] for name in ("backbone", "seed")}
     result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
     result |= {"classes": dataset.classes}
     wall_s, peaks = {"total": 0.0, "data": time.monotonic() - started}, []
@@ -89,12 +88,6 @@ def run(
                 result["temperature"] = training["temperature"]
         if is_ladder:
             result["rungs"] = json.loads((folder / "rungs.json").read_text(encoding="utf-8"))
-        published = paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz"
-        if dataset.name == "sample" and not (sample or is_ladder) and published.is_file():
-            # The published predictions show the real results without the real images.
-            given |= {"data_dir": None, "run_dir": str(folder / "published"), "dataset": "msl-v1"}
-            given["predictions_file"] = str(published)
-            execute(NOTEBOOKS[2], folder / PUBLISHED_RESULTS, given)
         wall_s["total"] = time.monotonic() - started
         rounded = {stage: round(seconds, 1) for stage, seconds in wall_s.items()}
         result["wall_s"] = rounded["total"] if is_ladder else rounded
@@ -274,7 +267,5 @@ def _report(result: dict, run_dir: Path) -> None:
         expected = presets.load_preset(result["preset"])["expected"]
         print("Expected of this preset:", ", ".join(f"{k} {v}" for k, v in expected.items()))
     print(f"Figures: {run_dir / 'figures'}\nNotebooks, model and predictions: {run_dir}")
-    if (run_dir / PUBLISHED_RESULTS).is_file():
-        print(f"Published results on the real images: {run_dir / PUBLISHED_RESULTS}")
     if result["dataset"] == "sample":
         print(f"\n{SAMPLE_NOTICE}")
