@@ -100,46 +100,31 @@ def test_runs_are_measured_in_a_copy_and_no_score_is_lost(failing, tmp_path, mon
     assert lines == [f"{number},def,{preset}" for number, preset in enumerate(presets, start=1)]
 
 
-def test_both_parts_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> None:
+def test_both_parts_of_b7_are_measured_stored_and_shown(tmp_path, monkeypatch) -> None:
+    parameters = parameters_of("b7", {"image_size": 64, "finetune_batch_size": 2})
     train, trained = keras.Model.train_on_batch, set()
 
-    def train_on_batch(model: keras.Model, x: np.ndarray, *arguments: object) -> object:
+    def train_on_batch(model: keras.Model, *arguments: object) -> object:
         trained.add(len(model.trainable_weights))
-        if len(x) == 4:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return train(model, x, *arguments)
+        return train(model, *arguments)
 
     monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
-    monkeypatch.setattr(gpu_cost, "BATCH_SIZES", (2, 4))
-    monkeypatch.setattr(bench, "REPEATS", 2)
-    memory = tf.config.experimental
-    monkeypatch.setattr(memory, "reset_memory_stats", lambda _: None)
-    monkeypatch.setattr(memory, "get_memory_info", lambda _: {"peak": 2_340_000})
-    monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
-    speeds = gpu_cost.measure_speeds(Recipe(**parameters_of("b7", {"image_size": 64})))
-    assert [(r["precision"], r["batch"], r["part"], r["peak_memory_mb"]) for r in speeds] == [
-        (precision, batch, part, None if (batch, part) == (4, "finetune") else 2)
-        for precision in ("bfloat16", "float32")
-        for batch in (2, 4)
-        for part in ("features", "finetune")
-    ]
-    assert trained == {6}  # weights of block `top`, and of both layers of the head
-
-
-def test_what_b7_costs_is_stored_and_shown(tmp_path, monkeypatch) -> None:
-    parameters = parameters_of("b7")
     enter_project(monkeypatch, tmp_path)
     (tmp_path / "README.md").write_text("<!-- b7-gpu:begin -->\nold\n<!-- b7-gpu:end -->\n")
-    row = {"part": "features", "precision": "bfloat16", "batch": 16}
-    lacking = row | {"batch": 64, "images_per_s": None, "peak_memory_mb": None}
-    row |= {"images_per_s": {"median": 123.45}, "peak_memory_mb": 2340}
-    for name, value in {"measure_speeds": [row, lacking], "parameters_of": parameters}.items():
-        monkeypatch.setattr(gpu_cost, name, lambda _, value=value: value)
+    monkeypatch.setattr(bench, "REPEATS", 2)
+    monkeypatch.setattr(gpu_cost, "parameters_of", lambda _: parameters)
+    monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
     with pytest.raises(MarsclfError, match="sees no GPU.*measure B7 on a machine with a GPU"):
         gpu_cost.measure_costs()
+    memory = tf.config.experimental
+    monkeypatch.setattr(memory, "reset_memory_stats", lambda _: None)
+    monkeypatch.setattr(memory, "get_memory_info", lambda _: {"peak": 2_340_000_000})
     monkeypatch.setattr(gpu_cost, "has_gpu", lambda: True)
     result = gpu_cost.measure_costs()
     assert json.loads((paths.RESULTS / "b7_gpu_cost.json").read_text()) == result
+    assert trained == {6}  # weights of block `top`, and of both layers of the head
     text = (tmp_path / "README.md").read_text()
-    assert "| features | bfloat16 | 16 | 123.5 | 2.3 GB |\n" in text
-    assert "| features | bfloat16 | 64 | out of memory | – |\n" in text
+    for part in ("features", "finetune"):
+        rate = result["parts"][part]["images_per_s"]["median"]
+        assert f"| {part} | {rate:.4g} | " in text
+    assert text.count(" | 2.3 GB |\n") == 2

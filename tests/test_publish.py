@@ -146,22 +146,18 @@ def test_publish(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found == {"laptop/01_counts.png", "laptop/graph.png", "other/graph.png"}
 
 
-@pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "val")])
-def test_a_run_on_another_data_set_is_published_beside(project: Path, splits: tuple) -> None:
+def test_a_run_without_a_test_split_on_another_data_set(project: Path, monkeypatch) -> None:
     (project / "RESULTS.md").write_text(page(*TABLES))
     publish.publish("laptop")
-    before = {path: path.read_bytes() for path in (paths.RESULTS / "laptop").iterdir()}
-    shutil.rmtree(paths.RUNS / "laptop")
     about = {"dataset": "msl-v2.1", "data_digest": MSL_V2.digest, "classes": NAMES}
-    make_run("laptop", splits, **about)
-    publish.publish("laptop")
-    assert before == {path: path.read_bytes() for path in before}
-    name = "laptop-msl-v2.1"
-    assert (paths.FIGURES / name / "graph.png").exists()
+    make_run("atlas", ("train", "val"), **about)
+    refused(project, "dataset was 'msl-v2.1', but the preset says 'msl-v1'", "atlas")
+    monkeypatch.setattr(publish, "data_of", lambda _: "msl-v2.1")
+    publish.publish("atlas")
     text = (project / "RESULTS.md").read_text()
     assert "| [`laptop`](results/laptop/metrics.json) | msl-v1 | 0 | " in text
-    assert f"| [`{name}`](results/{name}/metrics.json) | msl-v2.1 | 0 | " in text
-    assert (f"| `{name}` | msl-v2.1 | 0 | " in text) is ("test" in splits)
+    assert "| [`atlas`](results/atlas/metrics.json) | msl-v2.1 | 0 | " in text
+    assert "| `laptop` | msl-v1 | 0 | " in text and "| `atlas` | msl-v2.1 | 0 | " not in text
     assert "| ground |" in text and "| rock 8 |" not in text
     verify.verify()
 
@@ -213,7 +209,7 @@ def test_tables_show_what_the_predictions_give(project: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "reason"),
     [
-        ("dataset", "sample", "its data set is 'sample', not the real msl-v1"),
+        ("dataset", "sample", "dataset was 'sample', but the preset says 'msl-v1'"),
         ("data_digest", "f" * 64, "not the real msl-v1"),
         ("parameters seed", 1, "seed was 1, but the preset says 0"),
         ("splits test accuracy", 0.99, "test.accuracy is 0.99, recomputed 0"),

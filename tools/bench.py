@@ -19,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from timeit import timeit
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -40,15 +39,11 @@ from tools.command import make_main
 from tools.documents import TEMPLATES, store
 from tools.results import read_json
 
-if TYPE_CHECKING:
-    from marsclf.networks.pinned import keras
-
 GROWTH = (500, 1000, 2000, 4000)  # images
 REPEATS, STARTS = 5, 5
 BATCH = 32  # Keras's own default
 IMAGES = 256  # in one repeat
 STEPS = 4  # of training, in one repeat
-CLASSES = 25  # of the head that is trained
 RUNS = {
     "cold": ["--preset", DEFAULT_PRESET],
     "warm": ["--preset", DEFAULT_PRESET],
@@ -147,6 +142,7 @@ def measure_images(files: list[Path], augmentation: Augmentation) -> dict:
 def measure_training(files: list[Path], parameters: dict, cache: Path) -> dict:
     """Measure training steps from pixels, and from stored features of the frozen blocks."""
     from marsclf.networks.backbones import build_backbone
+    from tools.gpu_cost import prepare_training, train
 
     recipe = Recipe(**parameters)
     size, blocks = recipe.image_size, recipe.finetune_blocks
@@ -163,31 +159,6 @@ def measure_training(files: list[Path], parameters: dict, cache: Path) -> dict:
         steps[name] = partial(train, model, inputs[: STEPS * BATCH], STEPS)
     times = ms_per_image(take_turns(steps), STEPS * BATCH)
     return {"image_size": size, "blocks": blocks, "ms_per_image": times}
-
-
-def prepare_training(
-    recipe: Recipe, backbone: "keras.Model", blocks: list[str], is_split: bool
-) -> tuple["keras.Model | None", "keras.Model"]:
-    """Return the frozen and the trainable part, compiled for the second stage of a recipe.
-
-    Unless `is_split`, the frozen part is None and the other is the complete classifier.
-    """
-    from marsclf.networks.backbones import split_frozen, unfreeze_blocks
-    from marsclf.training.stages import build_head, compile_model, join
-
-    head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, CLASSES)
-    model = join(backbone, head)
-    unfreeze_blocks(model, blocks)
-    frozen, model = split_frozen(model, blocks) if is_split else (None, model)
-    how = recipe.weight_decay, recipe.label_smoothing, recipe.finetune_ema
-    compile_model(model, recipe.finetune_learning_rate, 1000, *how)
-    return frozen, model
-
-
-def train(model: "keras.Model", inputs: np.ndarray, steps: int) -> None:
-    """Train on `steps` equal batches of the inputs (n, ...); the labels are arbitrary."""
-    for batch in np.array_split(inputs, steps):
-        model.train_on_batch(batch, np.eye(CLASSES)[np.arange(len(batch)) % CLASSES])
 
 
 def measure_growth(files: list[Path], cache: Path) -> list[dict]:
