@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from tiny_project import enter_project
@@ -16,7 +15,6 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
 from marsclf.networks import backbones
 from marsclf.pipeline.presets import parameters_of
-from marsclf.training.recipe import Recipe
 from tools import bench, documents, gpu_cost
 
 
