@@ -15,7 +15,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from marsclf.classify import classifier_file
 from marsclf.errors import MarsclfError
 from marsclf.networks import backbones
-from marsclf.networks.backbones import BLOCKS, build_backbone, install_weights
+from marsclf.networks.backbones import BLOCKS, build_backbone, fetch_weights
 from marsclf.networks.engine import network_digest
 from marsclf.training.stages import build_head, join
 
@@ -103,8 +103,8 @@ def test_every_layer_with_weights_belongs_to_a_block(name, networks) -> None:
         ("EfficientNetB0", ["top", "block4"], (2, 8, 8, 40)),
     ],
 )
-def test_the_parts_of_a_split_network_give_its_outputs(name, blocks, shape) -> None:
-    model = build_backbone(name, 64, weights=None)
+def test_the_parts_of_a_split_network_give_its_outputs(name, blocks, shape, networks) -> None:
+    model = networks[name]
     frozen, trained = backbones.split_frozen(model, blocks)
     between = frozen.predict_on_batch(IMAGES)
     assert between.shape == shape
@@ -130,7 +130,7 @@ def check_loaded(b0: keras.Model) -> None:
 
 
 def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_path) -> None:
-    install_weights("EfficientNetB0", b0_file)
+    fetch_weights("EfficientNetB0", b0_file)
     build_backbone("EfficientNetB0", 64)  # so that Keras names the layers of the next differently
     model = join(build_backbone("EfficientNetB0", 64), build_head(1280, 4, 0.0, 3))
     kernel = model.get_layer("top_conv").kernel
@@ -148,7 +148,7 @@ def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_pat
 
 def test_a_file_of_weights_is_copied_to_where_keras_looks(keras_models, b0_file, b0) -> None:
     for file in (b0_file, keras_models / B0_FILE):  # the last one is there already
-        install_weights("EfficientNetB0", file)
+        fetch_weights("EfficientNetB0", file)
     assert [path.name for path in keras_models.iterdir()] == [B0_FILE]
     check_loaded(b0)
 
@@ -158,9 +158,9 @@ def test_a_file_of_weights_that_is_not_the_published_one(keras_models, b0_file, 
     md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
     for name, reason in (("cut", "does not match the known hash"), ("gone", "No such file")):
         with pytest.raises(MarsclfError, match=rf"(?s){reason}.*get {B0_FILE} \(md5 {md5}\)"):
-            install_weights("EfficientNetB0", tmp_path / f"{name}.h5")
+            fetch_weights("EfficientNetB0", tmp_path / f"{name}.h5")
     with pytest.raises(MarsclfError, match="EfficientNetLite0 takes no file of weights"):
-        install_weights("EfficientNetLite0", b0_file)
+        fetch_weights("EfficientNetLite0", b0_file)
     assert list(keras_models.iterdir()) == []
 
 
