@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import pytest
@@ -28,9 +30,7 @@ def two_blocks(_: str, image_size: int | tuple = 224, mixed: bool = False, **__)
     return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(dtype=policy)(x))
 
 
-def test_a_benchmark_is_complete_and_stored(
-    sample_dataset, classifier, tmp_path, monkeypatch, capsys
-) -> None:
+def test_a_benchmark_is_complete_and_stored(sample_dataset, tmp_path, monkeypatch, capsys) -> None:
     """All measurements but those of commands, on a few images that pass for the real ones."""
     parameters = parameters_of("smoke", {"finetune_blocks": ["top"]})
     enter_project(monkeypatch, tmp_path)
@@ -46,6 +46,7 @@ def test_a_benchmark_is_complete_and_stored(
         return commands.get(measure.__name__) or measure(*arguments)
 
     monkeypatch.setattr(bench, "in_new_process", in_new_process)
+    classifier = SimpleNamespace(zooms=[1.0, 0.5], predict=lambda files: time.sleep(0.01))
     monkeypatch.setattr(bench, "load_classifier", lambda cache: classifier)
     monkeypatch.setattr(bench, "parameters_of", lambda _: parameters)
     monkeypatch.setattr(
