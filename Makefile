@@ -79,8 +79,8 @@ compare: environment ## compare a recipe on later sols, without the test split [
 bench: environment ## measure what the work costs, in about half an hour [DATA_DIR]
 	$(BIN)/python -m tools.bench $(DATA_OPTION)
 
-gpu-cost: environment ## measure what EfficientNetB7 costs [DATA_DIR]
-	$(BIN)/python -m tools.gpu_cost $(DATA_OPTION)
+gpu-cost: environment ## measure what EfficientNetB7 costs on a GPU
+	$(BIN)/python -m tools.gpu_cost
 
 classifier: environment ## train one of the library's classifiers on all labels [PRESET DATA_DIR OUTSIDE_DIR]
 	$(BIN)/python -m tools.train_classifier $(PRESET_OPTION) $(DATA_OPTION) \

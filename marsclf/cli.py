@@ -60,9 +60,9 @@ def _predict(options: argparse.Namespace) -> int:
     options.model = options.model or paths.CLASSIFIERS[options.labels]
     if options.weights:
         from marsclf.classify.classifier_file import read
-        from marsclf.networks.backbones import install_weights
+        from marsclf.networks.backbones import fetch_weights
 
-        install_weights(read(options.model)[1]["backbone"], options.weights)
+        fetch_weights(read(options.model)[1]["backbone"], options.weights)
     return predict(options)
 
 
@@ -73,9 +73,9 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = parse_settings(options.settings)
     if options.weights:  # Keras takes seconds to load
-        from marsclf.networks.backbones import install_weights
+        from marsclf.networks.backbones import fetch_weights
 
-        install_weights(parameters_of(options.preset, settings)["backbone"], options.weights)
+        fetch_weights(parameters_of(options.preset, settings)["backbone"], options.weights)
     run(options.preset, options.data_dir, settings, options.sample, options.yes_on_cpu)
     return 0
 

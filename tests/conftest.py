@@ -68,6 +68,17 @@ def real_data_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def eager() -> Iterator[None]:
+    """Keras itself computes features, because to export a network takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "marsclf.training.features.make_predictor",
+            lambda network, *_: lambda batch: network(batch, training=False).numpy(),
+        )
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_model():
     """The network of a small classifier: untrained, but different from its backbone."""

@@ -15,7 +15,7 @@ from keras.src.legacy.saving import legacy_h5_format
 from marsclf.classify import classifier_file
 from marsclf.errors import MarsclfError
 from marsclf.networks import backbones
-from marsclf.networks.backbones import BLOCKS, build_backbone, install_weights
+from marsclf.networks.backbones import BLOCKS, build_backbone, fetch_weights
 from marsclf.networks.engine import network_digest
 from marsclf.training.stages import build_head, join
 
@@ -23,7 +23,6 @@ B0_FILE = "efficientnetb0_notop.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
 # Numbers of weights and of layers with BatchNorm.
 SIZES = {
-    "EfficientNetB7": (64_097_687, 163),
     "EfficientNetB0": (4_049_571, 49),
     "EfficientNetLite0": (3_413_024, 49),
 }
@@ -131,7 +130,7 @@ def check_loaded(b0: keras.Model) -> None:
 
 
 def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_path) -> None:
-    install_weights("EfficientNetB0", b0_file)
+    fetch_weights("EfficientNetB0", b0_file)
     build_backbone("EfficientNetB0", 64)  # so that Keras names the layers of the next differently
     model = join(build_backbone("EfficientNetB0", 64), build_head(1280, 4, 0.0, 3))
     kernel = model.get_layer("top_conv").kernel
@@ -149,7 +148,7 @@ def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_pat
 
 def test_a_file_of_weights_is_copied_to_where_keras_looks(keras_models, b0_file, b0) -> None:
     for file in (b0_file, keras_models / B0_FILE):  # the last one is there already
-        install_weights("EfficientNetB0", file)
+        fetch_weights("EfficientNetB0", file)
     assert [path.name for path in keras_models.iterdir()] == [B0_FILE]
     check_loaded(b0)
 
@@ -159,9 +158,9 @@ def test_a_file_of_weights_that_is_not_the_published_one(keras_models, b0_file, 
     md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
     for name, reason in (("cut", "does not match the known hash"), ("gone", "No such file")):
         with pytest.raises(MarsclfError, match=rf"(?s){reason}.*get {B0_FILE} \(md5 {md5}\)"):
-            install_weights("EfficientNetB0", tmp_path / f"{name}.h5")
+            fetch_weights("EfficientNetB0", tmp_path / f"{name}.h5")
     with pytest.raises(MarsclfError, match="EfficientNetLite0 takes no file of weights"):
-        install_weights("EfficientNetLite0", b0_file)
+        fetch_weights("EfficientNetLite0", b0_file)
     assert list(keras_models.iterdir()) == []
 
 

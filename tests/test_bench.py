@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
-import numpy as np
-import pandas as pd
 import pytest
 import tensorflow as tf
 from tiny_project import enter_project
@@ -17,7 +17,6 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
 from marsclf.networks import backbones
 from marsclf.pipeline.presets import parameters_of
-from marsclf.training.recipe import Recipe
 from tools import bench, documents, gpu_cost
 
 
@@ -35,23 +34,20 @@ def test_a_benchmark_is_complete_and_stored(sample_dataset, tmp_path, monkeypatc
     """All measurements but those of commands, on a few images that pass for the real ones."""
     parameters = parameters_of("smoke", {"finetune_blocks": ["top"]})
     enter_project(monkeypatch, tmp_path)
-    sizes = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "REFERENCE_IMAGES": 10, "BLOCKS": ("top",)}
+    sizes = {"REPEATS": 2, "BATCH": 8, "IMAGES": 40, "BLOCKS": ("top",), "GROWTH": (9,)}
     for name, value in sizes.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(backbones, "build_backbone", two_blocks)
     run = {"wall_s": {"command": 100.0}, "peak_rss_mb": 900}
     start = {key: bench.spread([9, 1, 2]) for key in ("first_s", "again_s")}
-    growth = [{"images": 4000, "zooms": [1.0, 0.5], "seconds": 9, "images_per_s": 100.0}]
-    commands = {
-        "measure_growth": [growth[0] | {"peak_rss_mb": 300}],
-        "measure_start": start,
-        "measure_runs": dict.fromkeys(bench.RUNS, run),
-    }
+    commands = {"measure_start": start, "measure_runs": dict.fromkeys(bench.RUNS, run)}
 
     def in_new_process(measure, *arguments) -> object:
         return commands.get(measure.__name__) or measure(*arguments)
 
     monkeypatch.setattr(bench, "in_new_process", in_new_process)
+    classifier = SimpleNamespace(zooms=[1.0, 0.5], predict=lambda files: time.sleep(0.01))
+    monkeypatch.setattr(bench, "load_classifier", lambda cache: classifier)
     monkeypatch.setattr(bench, "parameters_of", lambda _: parameters)
     monkeypatch.setattr(
         bench, "open_dataset", lambda _: dataclasses.replace(sample_dataset, name="msl-v1")
@@ -66,16 +62,8 @@ def test_a_benchmark_is_complete_and_stored(sample_dataset, tmp_path, monkeypatc
     assert "predict` for one image, the first time | 2.0 s | 1.0 s to 9.0 s |" in printed
     archive = documents.TEMPLATES.get_template("archive.md")
     text = archive.render(bench=result, is_outdated=False)
-    cores = result["hardware"]["cores"]
-    assert f"| 31 million such images | {31e6 * cores / 100 / 3600:.0f} core-hours |" in text
-
-
-def test_the_memory_of_predict_does_not_grow(sample_dataset, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(bench, "GROWTH", (100, 300))
-    files = [sample_dataset.root / path for path in sample_dataset.index["path"]]
-    first, second = (row["peak_rss_mb"] for row in bench.measure_growth(files, tmp_path))
-    assert second - first < 20  # the views of 200 images take 44 MB
-    assert first < 500  # with Keras it would be more, as in the process of these tests
+    rate, cores = result["classification"][0]["images_per_s"], result["hardware"]["cores"]
+    assert f"| 31 million such images | {31e6 * cores / rate / 3600:.0f} core-hours |" in text
 
 
 @pytest.mark.parametrize("failing", [None, 2])
@@ -111,76 +99,31 @@ def test_runs_are_measured_in_a_copy_and_no_score_is_lost(failing, tmp_path, mon
     assert lines == [f"{number},def,{preset}" for number, preset in enumerate(presets, start=1)]
 
 
-def test_both_stages_are_measured_and_a_lack_of_memory_is_told(monkeypatch) -> None:
+def test_both_parts_of_b7_are_measured_stored_and_shown(tmp_path, monkeypatch) -> None:
+    parameters = parameters_of("b7", {"image_size": 64, "finetune_batch_size": 2})
     train, trained = keras.Model.train_on_batch, set()
 
-    def train_on_batch(model: keras.Model, x: np.ndarray, *arguments: object) -> object:
+    def train_on_batch(model: keras.Model, *arguments: object) -> object:
         trained.add(len(model.trainable_weights))
-        if len(x) == 4:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return train(model, x, *arguments)
+        return train(model, *arguments)
 
     monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
-    monkeypatch.setattr(gpu_cost, "BATCH_SIZES", (2, 4))
-    monkeypatch.setattr(bench, "REPEATS", 2)
-    memory = tf.config.experimental
-    monkeypatch.setattr(memory, "reset_memory_stats", lambda _: None)
-    monkeypatch.setattr(memory, "get_memory_info", lambda _: {"peak": 2_340_000})
-    monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
-    speeds = gpu_cost.measure_on_gpu(Recipe(**parameters_of("b7")), [64])
-    assert [(r["precision"], r["stage"], r["batch"], r["outcome"]) for r in speeds] == [
-        (precision, stage, batch, outcome)
-        for precision in ("bfloat16", "float32")
-        for stage in ("head", "finetune")
-        for batch, outcome in ((2, "measured"), (4, "out of memory"))
-    ]
-    assert speeds[0]["peak_memory_mb"] == 2
-    assert trained == {4, 6}  # weights of two layers of the head; with those of block `top`
-
-
-def speed(stage: str, batch: int, rate: float, **changes: object) -> dict:
-    record = {"stage": stage, "pixels": 64, "mixed_precision": True, "batch": batch}
-    record |= {"precision": "bfloat16", "outcome": "measured", "peak_memory_mb": 2340}
-    return record | {"images_per_s": dict.fromkeys(("median", "min", "max"), rate)} | changes
-
-
-def test_the_complete_recipe_by_hand() -> None:
-    index = pd.DataFrame({"split": np.repeat(["train", "val", "test"], [10, 4, 6]), "label": 8})
-    index = index.assign(path=[f"{number}.JPG" for number in range(20)], group=range(20))
-    epochs = {"head_epochs": 3, "finetune_epochs": 5, "test_zooms": [1.0, 0.5]}
-    parameters = parameters_of("b7", epochs | {"image_size": 64, "finetune_batch_size": 20})
-    rates = [
-        speed("head", 16, 0.5),
-        speed("finetune", 8, 0.25),
-        # None of these is what the recipe does.
-        speed("head", 8, 50.0),
-        speed("head", 32, 50.0),
-        speed("head", 16, 50.0, pixels=96),
-        speed("finetune", 16, 50.0, mixed_precision=False),
-        speed("finetune", 16, 50.0, outcome="out of memory"),
-    ]
-    # The head: 3 epochs of 10 and 4, and at two zooms all 20 and, under 8 conditions, the 4 of
-    # validation. Then 5 epochs of 10 and 4. So 146 / 0.5 and 70 / 0.25 seconds.
-    assert gpu_cost.estimate_recipe(parameters, index, rates) == {
-        "images": {"head": 146, "finetune": 70},
-        "batches": {"head": 16, "finetune": 8},
-        "minutes": 9.5,
-    }
-    assert gpu_cost.estimate_recipe(parameters, index, rates[:1])["minutes"] is None
-
-
-def test_what_b7_costs_is_stored_and_shown(sample_dataset, tmp_path, monkeypatch) -> None:
-    parameters, dataset = parameters_of("b7"), dataclasses.replace(sample_dataset, name="msl-v1")
     enter_project(monkeypatch, tmp_path)
     (tmp_path / "README.md").write_text("<!-- b7-gpu:begin -->\nold\n<!-- b7-gpu:end -->\n")
-    rates = [speed(stage, 16, 123.45, pixels=380) for stage in ("head", "finetune")]
-    for name, value in {"has_gpu": True, "measure_on_gpu": rates}.items():
-        monkeypatch.setattr(gpu_cost, name, lambda *_, value=value: value)
-    monkeypatch.setattr(gpu_cost, "open_dataset", lambda _: dataset)
+    monkeypatch.setattr(bench, "REPEATS", 2)
     monkeypatch.setattr(gpu_cost, "parameters_of", lambda _: parameters)
-    result = gpu_cost.measure_costs(None)
+    monkeypatch.setattr(gpu_cost, "load_backbone", two_blocks)
+    with pytest.raises(MarsclfError, match="sees no GPU.*measure B7 on a machine with a GPU"):
+        gpu_cost.measure_costs()
+    memory = tf.config.experimental
+    monkeypatch.setattr(memory, "reset_memory_stats", lambda _: None)
+    monkeypatch.setattr(memory, "get_memory_info", lambda _: {"peak": 2_340_000_000})
+    monkeypatch.setattr(gpu_cost, "has_gpu", lambda: True)
+    result = gpu_cost.measure_costs()
     assert json.loads((paths.RESULTS / "b7_gpu_cost.json").read_text()) == result
-    minutes = sum(result["recipe"]["images"].values()) / 123.45 / 60
+    assert trained == {6}  # weights of block `top`, and of both layers of the head
     text = (tmp_path / "README.md").read_text()
-    assert "| head | 380 | bfloat16 | 123.5, 2.3 GB |" in text
-    assert f"`b7` takes at most {minutes:.0f} minutes and {minutes / 20:.2f} dollars" in text
+    for part in ("features", "finetune"):
+        rate = result["parts"][part]["images_per_s"]["median"]
+        assert f"| {part} | {rate:.4g} | " in text
+    assert text.count(" | 2.3 GB |\n") == 2

@@ -83,12 +83,6 @@ def test_view_counts_grow_with_rarity() -> None:
     assert view_counts(labels, views=2, views_rare=2).tolist() == [2] * 30
 
 
-@pytest.mark.parametrize(("views", "views_rare"), [(0, 4), (-1, 1), (5, 4)])
-def test_unusable_view_counts(views: int, views_rare: int) -> None:
-    with pytest.raises(MarsclfError, match=f"views is {views} and views_rare is {views_rare};"):
-        view_counts(np.array([0, 1]), views, views_rare)
-
-
 @pytest.mark.parametrize("condition", [WHOLE_IMAGE, Condition(zoom=2.0, turn=90)])
 def test_features_of_complete_images(condition, sample_dataset, rows, network) -> None:
     root = sample_dataset.root

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import log_loss, recall_score
 
 from marsclf.images.views import Condition
-from marsclf.training import later_sols, sampling, train
+from marsclf.training import later_sols, sampling
 from marsclf.training.later_sols import COMPARED, CONDITIONS, FOLDS
 
 
@@ -117,7 +117,7 @@ def test_images_are_judged_under_each_condition(monkeypatch: pytest.MonkeyPatch)
         judged.append(how)
         return np.full((len(rows), 25), len(judged))
 
-    monkeypatch.setattr(train, "predict", predict)
+    monkeypatch.setattr(later_sols, "predict", predict)
     found = later_sols.judge([], Path(), make_index([("val", 1, 0)] * 3))
     assert judged == list(CONDITIONS.values())
     assert found.shape == (len(judged), 3, 25)

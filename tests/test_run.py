@@ -25,7 +25,6 @@ from tiny_project import (
     execute_here,
     make_project,
     write_notebook,
-    write_predictions,
 )
 
 import marsclf
@@ -90,19 +89,16 @@ def test_a_run_without_data_and_network(
     monkeypatch.delenv("MARSCLF_DATA_DIR", raising=False)
     monkeypatch.setattr(download, "fetch", unreachable)
     monkeypatch.setattr(sample, "make_sample", lambda _: sample_dir)
-    published = paths.RESULTS / "laptop" / "predictions.csv.gz"
-    write_predictions(published)
     folder, variables = leave_old_run(project), dict(os.environ)
     run.run("laptop", settings={"seed": 3})
     assert dict(os.environ) == variables
     assert [path.name for path in paths.RUNS.rglob("*.old")] == []
     files = {"predictions.csv", "training.json", "model.keras", "metrics.json"}
-    files |= {f"{name}.ipynb" for name in (*presets.NOTEBOOKS, "03_published_results")}
-    assert {path.name for path in folder.iterdir()} == files | {"figures", "published"}
+    files |= {f"{name}.ipynb" for name in presets.NOTEBOOKS}
+    assert {path.name for path in folder.iterdir()} == files | {"figures"}
     result = json.loads((folder / "metrics.json").read_text())
     assert result["settings"] == {"seed": 3} and result["dataset"] == "sample"
     assert result["parameters"]["rate"] == 0.001  # the preset's 1e-3, which YAML reads as text
-    assert (folder / "published" / "figures" / "graph.png").read_text() == str(published)
     printed = capsys.readouterr().out
     assert printed.count(SAMPLE_NOTICE) == 2 and printed.endswith(f"{SAMPLE_NOTICE}\n")
     (row,) = (line.split() for line in printed.splitlines() if line.startswith("test "))
@@ -135,7 +131,6 @@ def test_a_ladder(project, sample_dir, without_kernels, capsys) -> None:
             "import ctypes\nctypes.string_at(0)",
             r"in cell \[3\] .*did not start: Fatal Python error: Segmentation fault",
         ),
-        ("import time\ntime.sleep(60)", r"in cell \[3\] `import time`: it took longer than"),
     ],
 )
 def test_a_failing_notebook(project: Path, code: str, reason: str, monkeypatch) -> None:
@@ -144,7 +139,7 @@ def test_a_failing_notebook(project: Path, code: str, reason: str, monkeypatch) 
     write_kernel(project / "personal", "exit 3")
     write_notebook(paths.NOTEBOOKS, "01_data_exploration", PARAMETERS[0], code)
     with pytest.raises(MarsclfError, match=reason) as failure:
-        run.execute("01_data_exploration", project / "out.ipynb", {}, limit_s=3)
+        run.execute("01_data_exploration", project / "out.ipynb", {})
     failed = project / "out.partial.ipynb"
     assert str(failure.value).endswith(f" {failed}") and not (project / "out.ipynb").exists()
     cells = nbformat.read(failed, as_version=4).cells
@@ -205,8 +200,7 @@ def test_test_figures_are_in_the_ledger_before_they_are_shown(
 def test_two_runs_of_one_preset(project: Path, sample_dir: Path) -> None:
     old, lock = leave_old_run(project), paths.RUNS / "unfinished" / "laptop.lock"
     lock.parent.mkdir()
-    lock.with_suffix(".pid").write_text("123")
-    reason = "Process 123 is running the preset laptop: wait until it ends, or stop it"
+    reason = "Another process is running the preset laptop: wait until it ends, or stop it"
     with FileLock(lock), pytest.raises(MarsclfError, match=reason):
         run.run("laptop", sample_dir, {"seed": 5})
     assert_old_run_is_untouched(old)

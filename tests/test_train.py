@@ -18,11 +18,12 @@ from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import write_predictions
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import WHOLE_IMAGE, Augmentation, Condition, fit_view
+from marsclf.networks.engine import make_predictor
 from marsclf.pipeline.presets import SET_BY_RUN, notebook_parameters
-from marsclf.training import train
-from marsclf.training.batches import RandomBatches
+from marsclf.training import features, train
+from marsclf.training.batches import Examples
 from marsclf.training.checkpoints import Checkpoints
-from marsclf.training.features import FreshViews, view_features
+from marsclf.training.features import view_features
 from marsclf.training.recipe import Recipe
 from marsclf.training.stages import build_head, join
 from marsclf.training.train import TrainedNetwork
@@ -34,8 +35,6 @@ SMALL |= {"augmentation": {"rotation": 90, "zoom": 0.5, "flip": True}}
 SMALL |= {"head_hidden": 0, "head_epochs": 2, "head_learning_rate": 0.01}
 SMALL |= {"finetune_blocks": ["block6", "top"], "finetune_epochs": 2, "finetune_batch_size": 8}
 
-FRESH = {"views": 0, "head_epochs": 1, "finetune_ema": 0.9}
-
 
 def make_recipe(**changed: object) -> Recipe:
     return Recipe(**(PARAMETERS | SMALL | changed))
@@ -45,11 +44,11 @@ def make_recipe(**changed: object) -> Recipe:
 def rows(sample_dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A few training images and a few validation images."""
     by_split = dict(list(sample_dataset.index.groupby("split")))
-    return by_split["train"].iloc[::8].head(24), by_split["val"].iloc[::8].head(10)
+    return by_split["train"].iloc[::8].head(12), by_split["val"].iloc[::8].head(6)
 
 
 @pytest.fixture(scope="module")
-def trained(sample_dataset: Dataset, rows: tuple) -> TrainedNetwork:
+def trained(sample_dataset: Dataset, rows: tuple, eager: None) -> TrainedNetwork:
     return train.train_network(make_recipe(), sample_dataset.root, *rows, 25)
 
 
@@ -60,7 +59,7 @@ def test_the_fields_are_the_parameters_of_the_notebook() -> None:
 @pytest.mark.parametrize(
     "changed",
     [{"head_epochs": 0}, {"head_batch_size": 0}, {"finetune_epochs": -1}, {"finetune_patience": 0}]
-    + [{"finetune_learning_rate": float("nan")}, {"views": -1}, {"finetune_ema": 1.0}]
+    + [{"finetune_learning_rate": float("nan")}, {"views": 0}, {"views": 4}, {"finetune_ema": 1.0}]
     + [{"head_hidden": -1}, {"head_dropout": 1.0}, {"label_smoothing": 1.1}, {"weight_decay": -1}]
     + [{"seed": -1}, {"temperature": 0.0}]
     + [{"ensemble": [{"seed": 1}]}, {"test_zooms": []}, {"test_zooms": [20.0]}]
@@ -81,19 +80,14 @@ def are_equal(one: keras.Model, other: keras.Model) -> bool:
     return all(map(np.array_equal, one.get_weights(), other.get_weights()))
 
 
-def check_what_changed(network: TrainedNetwork) -> None:
-    """Only the named blocks, without their BatchNorm, differ from ImageNet's."""
-    norms = keras.layers.BatchNormalization
-    for layer in load_backbone().layers:
-        same = are_equal(layer, network.model.get_layer(layer.name))
-        named = layer.name.startswith(("block6", "top_")) and not isinstance(layer, norms)
-        assert same == (not named or not layer.weights), layer.name
-
-
 def test_only_the_named_blocks_and_the_head_change(trained) -> None:
     epochs = [(record["stage"], record["epoch"]) for record in trained.history]
     assert epochs == [("head", 1), ("head", 2), ("finetune", 1), ("finetune", 2)]
-    check_what_changed(trained)
+    norms = keras.layers.BatchNormalization
+    for layer in load_backbone().layers:
+        same = are_equal(layer, trained.model.get_layer(layer.name))
+        named = layer.name.startswith(("block6", "top_")) and not isinstance(layer, norms)
+        assert same == (not named or not layer.weights), layer.name
 
 
 def test_a_recipe_without_a_second_stage(trained, sample_dataset, rows) -> None:
@@ -136,7 +130,14 @@ def test_the_predictions_of_networks_are_pooled(trained, sample_dataset, rows) -
 
 def test_the_best_epoch_is_kept(trained, sample_dataset, rows) -> None:
     validation, augmentation = rows[1], Augmentation(**SMALL["augmentation"])
-    of = sample_dataset.root, validation, np.ones(10, int), trained.model, augmentation, 0
+    of = (
+        sample_dataset.root,
+        validation,
+        np.ones(len(validation), int),
+        trained.model,
+        augmentation,
+        0,
+    )
     probabilities = view_features(*of).read()
     labels = validation["label"].to_numpy()
     # Each class counts the same, however many images it has; 0.1 of each target is spread.
@@ -184,63 +185,16 @@ def test_mixed_precision_is_that_of_the_gpu(capability, dtype, monkeypatch) -> N
     assert join(backbone, build_head(1280, 0, 0.0, 25)).output.dtype == "float32"
 
 
-@pytest.fixture(scope="module")
-def fresh(sample_dataset: Dataset, rows: tuple, tmp_path_factory) -> TrainedNetwork:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("fresh"))
-        return train.train_network(make_recipe(**FRESH), sample_dataset.root, *rows, 25)
-
-
-def test_fresh_views_train_the_same_parts(fresh) -> None:
-    assert len(fresh.history) == 3 and np.isfinite([r["loss"] for r in fresh.history]).all()
-    check_what_changed(fresh)
-
-
-def test_every_epoch_has_views_of_its_own(sample_dataset, rows) -> None:
-    augmentation = Augmentation(**SMALL["augmentation"])
-    views, drawn = FreshViews(sample_dataset.root, rows[0], 32, augmentation, seed=0), np.arange(6)
-    first, again = views[drawn], views[drawn]
-    np.testing.assert_array_equal(first, again)
-    assert first.shape == (6, 32, 32, 3) and first.dtype == np.uint8
-    assert (first[0] != views[np.array([0, 0])][1]).any()  # an image that is drawn twice
-    views.epoch = 1
-    assert all((a != b).any() for a, b in zip(first, views[drawn], strict=True))
-
-
-def test_fresh_views_resume_exactly(fresh, sample_dataset, rows, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(paths, "CACHE", tmp_path)
-    arguments = make_recipe(**FRESH), sample_dataset.root, *rows, 25
-
-    def die(kept: Checkpoints, batch: int, logs: dict | None = None) -> None:
-        if kept.stage == "finetune" and len(kept.history) == 1 and batch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Checkpoints, "on_train_batch_end", die)
-        train.train_network(*arguments)
-    again = train.train_network(*arguments)
-    assert again.history == fresh.history and are_equal(again.model, fresh.model)
-
-
-def test_a_batch_that_exceeds_the_memory_is_divided(
-    sample_dataset, rows, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Batches of 4 fit; equal steps are made of two of them where 8 were asked for."""
-    fits, settings = 4, make_recipe(views=0, finetune_epochs=0, head_batch_size=8)
-    arguments, batches = (settings, sample_dataset.root, *rows, 25), []
-
-    def refuse(model: keras.Model, drawn: RandomBatches, **_: object) -> None:
-        batches.append((drawn.batch_size, model.optimizer.gradient_accumulation_steps))
-        if drawn.batch_size > fits:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+@pytest.mark.parametrize("stage", ["head", "finetune"])
+def test_a_batch_that_exceeds_the_memory(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     monkeypatch.setattr(keras.Model, "fit", refuse)
-    train.train_network(*arguments)
-    assert batches == [(8, None), (4, 2)]
-    assert "The memory does not suffice for 8 images at once: 4 at once" in capsys.readouterr().out
-    fits = 0
-    with pytest.raises(MarsclfError, match="1 images at once in stage head: lower image_size"):
-        train.train_network(*arguments)
+    vectors, labels = np.zeros((4, 8), np.float32), np.arange(4)
+    examples = Examples(vectors, labels, np.full(4, 0.25), 25)
+    with pytest.raises(MarsclfError, match=f"images in stage {stage}: lower {stage}_batch_size"):
+        train.fit_stage(stage, build_head(8, 0, 0.0, 25), examples, None, make_recipe(), 4)
 
 
 def test_one_network_per_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +214,7 @@ def test_the_notebook_trains_as_train_network_does(
     settings, index = Recipe(**record["parameters"]), sample_dataset.index
     assert settings.finetune_epochs and not settings.ensemble
     learned, validation = (index[index["split"] == split] for split in ("train", "val"))
+    monkeypatch.setattr(features, "make_predictor", make_predictor)
     # The features are cached by their content; the notebook's checkpoints are left out.
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     shutil.copytree(project / "cache" / "features", paths.CACHE / "features")

@@ -20,16 +20,17 @@ from marsclf.training import cross_validation
 from marsclf.training.familiarity import blank_frames
 from tools import results, train_classifier
 
-QUICK = {"image_size": 32, "head_epochs": 2, "head_hidden": 8, "finetune_epochs": 0, "views": 1}
+QUICK = {"image_size": 32, "head_epochs": 1, "head_hidden": 8, "finetune_epochs": 0, "views": 1}
 QUICK |= {"views_rare": 1, "augmentation": {}}
 
 
 def test_train_classifier(
-    sample_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_dataset: Dataset, eager: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parameters = parameters_of("laptop", QUICK)
     enter_project(monkeypatch, tmp_path)
     monkeypatch.setattr(cross_validation, "FOLDS", 2)
+    monkeypatch.setattr(train_classifier, "BLANK_FRAMES", 60)
     monkeypatch.setattr(train_classifier, "parameters_of", lambda _: parameters)
     monkeypatch.setattr(train_classifier, "data_of", lambda _: "msl-v1")
     trained = []
@@ -46,7 +47,7 @@ def test_train_classifier(
         train_classifier.train_classifier("laptop", None, None)
     assert not paths.RESULTS.exists()
 
-    dataset = replace(sample_dataset, name="msl-v1")
+    dataset = replace(sample_dataset, name="msl-v1", index=sample_dataset.index.iloc[::6])
     kinds = dataset.index["class_name"].where(dataset.index["label"] > 8, "Artifact")
     outside = replace(dataset, name="msl-v2.1", index=dataset.index.assign(class_name=kinds))
     both = {"msl-v1": dataset, "msl-v2.1": outside}
@@ -74,7 +75,8 @@ def test_train_classifier(
     right = (stored["label"] == stored["predicted"]).mean()
     assert promised["accuracy"] == pytest.approx(right, abs=1e-6)
     images = [blank_frames(32, 10)[number] for number in range(10)]
-    table = load_classifier("parts", paths.CACHE).predict([dataset.root, *images])
+    known = [dataset.root / path for path in dataset.index["path"]]
+    table = load_classifier("parts", paths.CACHE).predict([*known, *images])
     assert {*table["predicted"]} <= {*dataset.classes}
     assert table["unfamiliar"][-10:].all() and not table["unfamiliar"][:-10].all()
 

@@ -74,7 +74,7 @@ def write_notebook(folder: Path, name: str, parameters: str, code: str, tagged: 
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
-def execute_here(name: str, output: Path, parameters: dict, _: object = None) -> tuple[float, int]:
+def execute_here(name: str, output: Path, parameters: dict) -> tuple[float, int]:
     """Do what `run.execute` does in this process, as to start a kernel takes seconds."""
     source = paths.NOTEBOOKS / f"{name}.ipynb"
     cells = nbformat.read(source, as_version=4).cells

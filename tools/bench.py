@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from timeit import timeit
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -45,8 +44,6 @@ REPEATS, STARTS = 5, 5
 BATCH = 32  # Keras's own default
 IMAGES = 256  # in one repeat
 STEPS = 4  # of training, in one repeat
-REFERENCE_IMAGES = 200
-REFERENCE_SIZE = (193, 256)  # height and width in the reference's notebook, pixels
 RUNS = {
     "cold": ["--preset", DEFAULT_PRESET],
     "warm": ["--preset", DEFAULT_PRESET],
@@ -70,7 +67,6 @@ def bench(data_dir: Path | None) -> dict:
             ("images", measure_images, files, augmentation),
             ("training", measure_training, files, parameters, cache),
             ("classification", measure_growth, files, cache),
-            ("reference", measure_reference, files, cache),
             ("start", measure_start, files[0], cache),
             ("run", measure_runs, dataset.root, cache),
         ):
@@ -179,29 +175,6 @@ def classify(files: list[Path], cache: Path) -> dict:
     measured = {"images": len(files), "zooms": classifier.zooms, "seconds": round(seconds, 2)}
     rate = round(len(files) / seconds, 1)
     return measured | {"images_per_s": rate, "peak_rss_mb": peak_rss_mb()}
-
-
-def measure_reference(files: list[Path], cache: Path) -> dict:
-    """Measure prediction as in E. Orsini's notebook and by this library, both with Lite0.
-
-    That notebook reads all images into one array of float64 and predicts them one by one.
-    """
-    from marsclf.networks.backbones import build_backbone
-
-    network = build_backbone("EfficientNetLite0", REFERENCE_SIZE)
-    predict = make_predictor(network, cache)
-    chosen = _choose(files, REFERENCE_IMAGES)
-
-    def read(path: Path) -> np.ndarray:
-        return cv2.resize(cv2.imread(str(path)), REFERENCE_SIZE[::-1])
-
-    def reference() -> None:
-        images = np.array([read(path) for path in chosen], dtype=np.float64)
-        for image in images:
-            network.predict_on_batch(image[np.newaxis])
-
-    work = {"reference": reference, "library": lambda: list(predict_each(chosen, read, predict))}
-    return {"images": len(chosen), "ms_per_image": ms_per_image(take_turns(work), len(chosen))}
 
 
 def measure_start(file: Path, folder: Path) -> dict:

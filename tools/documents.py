@@ -20,14 +20,14 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import class_names, read_predictions
 from marsclf.files import replace_atomically, write_json
-from marsclf.pipeline import machine
-from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS, parameters_of
+from marsclf.pipeline.presets import DEFAULT_PRESET, LADDERS
 from tools.results import CLASSIFIERS, Result, read_json, read_published
 
 DOCUMENTS = ("README.md", "RESULTS.md", "MODEL_CARD.md", "docs/archive-scale.md")
 MARKER = re.compile(r"<!-- ([a-z0-9-]+):(begin|end) -->")
 TABLE = re.compile(r"(<!-- ([a-z0-9-]+):begin -->).*?(<!-- \2:end -->)", re.DOTALL)
 COMPARISONS = "comparisons.csv"  # recipes on later sols, see tools.compare
+B7_COST = "b7_gpu_cost.json"
 SELECTION = "selection.csv"  # those of an earlier criterion and one seed; a frozen record
 
 
@@ -166,20 +166,6 @@ def _bench_values(published: dict[str, Result]) -> dict:
     return {"bench": bench, "is_outdated": bench["recipe"] != recipe}
 
 
-def _b7_gpu_values(published: dict[str, Result]) -> dict:
-    """Return what B7 costs on a GPU, or without a measurement what a T4 needs, computed."""
-    try:
-        cost = _stored("b7_gpu_cost.json", "`make gpu-cost` on a machine with a GPU")
-    except NotMeasured as remedy:
-        index = read_predictions(_default_run(published).predictions["predictions"])
-        work = machine.multiplications(parameters_of("b7"), index)
-        return {"remedy": remedy, "work": work, "t4_speed": machine.T4_SPEED}
-    speeds = pd.DataFrame(cost["speeds"])
-    groups = speeds.groupby(["stage", "pixels", "precision"], sort=False)
-    rows = {of: records.to_dict("records") for of, records in groups}
-    return {"remedy": None, "cost": cost, "speeds": rows, "batches": speeds["batch"].unique()}
-
-
 VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     **dict.fromkeys(("headline", "results", "runs", "seeds", "ladder"), _result_values),
     **dict.fromkeys(("classes", "bursts", "verdicts", "confusions", "drift"), _test_values),
@@ -188,8 +174,7 @@ VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     "selection": partial(_comparison_values, SELECTION),
     "comparisons": partial(_comparison_values, COMPARISONS),
     "ranks": _rank_values,
-    "b7": lambda _: {"cost": _stored("b7_cost.json", "`make gpu-cost`")},
-    "b7-gpu": _b7_gpu_values,
+    "b7-gpu": lambda _: {"cost": _stored(B7_COST, "`make gpu-cost` on a machine with a GPU")},
 }
 
 

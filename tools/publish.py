@@ -1,7 +1,6 @@
 """Publishing the result of a preset on the real data: python -m tools.publish --preset P.
 
-The folders of a data set that the preset was not made for are named <preset>-<data set>. Figures
-that show only the data are published with the default preset alone.
+Figures that show only the data are published with the default preset alone.
 """
 
 import gzip
@@ -25,9 +24,9 @@ def publish(preset: str) -> None:
     preset's own parameters, and its metrics can be recomputed from its predictions.
     """
     run, run_dir = read_run(preset), paths.RUNS / preset
-    used, dataset = run.record["parameters"], run.record.get("dataset")
-    name = preset if dataset == data_of(preset) else f"{preset}-{dataset}"
+    used = run.record["parameters"] | {"dataset": run.record.get("dataset")}
     expected = json.loads(json.dumps(parameters_of(preset)))  # lists in place of tuples
+    expected["dataset"] = data_of(preset)
     faults = [
         f"{parameter} was {used.get(parameter)!r}, but the preset says {value!r}"
         for parameter, value in expected.items()
@@ -40,12 +39,12 @@ def publish(preset: str) -> None:
         faults.append(f"there are no figures in {run_dir / 'figures'}")
     if faults:
         raise MarsclfError(f"The run of {preset} cannot be published: {'; '.join(faults)}.")
-    documents = update_documents(dict(sorted((read_published() | {name: run}).items())))
-    with replace_atomically(paths.FIGURES / name) as folder:
+    documents = update_documents(dict(sorted((read_published() | {preset: run}).items())))
+    with replace_atomically(paths.FIGURES / preset) as folder:
         folder.mkdir()
         for figure in figures:
             shutil.copyfile(figure, folder / figure.name)
-    with replace_atomically(paths.RESULTS / name) as folder:
+    with replace_atomically(paths.RESULTS / preset) as folder:
         folder.mkdir()
         for part, file in run.predictions.items():
             # mtime=0: equal predictions give an equal file.
@@ -53,7 +52,7 @@ def publish(preset: str) -> None:
             (folder / f"{part}.csv.gz").write_bytes(packed)
         write_json(folder / run.file.name, run.record)
     write_documents(documents)
-    print(f"Published {preset}: {paths.RESULTS / name}, {paths.FIGURES / name}, the documents.")
+    print(f"Published {preset}: {paths.RESULTS / preset}, {paths.FIGURES / preset}, the documents.")
     commit = run.record["commit"]
     if commit == "unknown" or commit.endswith("-dirty"):
         print(f"Warning: its code is commit {commit!r}, which nobody else can check out.")

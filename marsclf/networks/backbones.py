@@ -12,7 +12,7 @@ from marsclf.errors import MarsclfError
 from marsclf.files import regular_file
 from marsclf.networks.efficientnet_lite import build_efficientnet_lite
 from marsclf.networks.pinned import keras
-from marsclf.networks.specs import BLOCKS, SPECS, find_spec
+from marsclf.networks.specs import BLOCKS, find_spec
 
 keras_efficientnet = keras.src.applications.efficientnet
 TIMEOUT = (5, 30)  # seconds to connect to a server, and to wait for its next bytes
@@ -78,22 +78,16 @@ def split_frozen(
     )
 
 
-def install_weights(name: str, file: Path) -> None:
-    """Copy a file of ImageNet weights into Keras's cache; raise MarsclfError for any other file.
-
-    Keras could load the file directly, but would then omit a scaling of the pixels that these
-    weights expect.
-    """
-    if name not in SPECS or "Lite" in name:
-        raise MarsclfError(f"{name} takes no file of weights: leave out --weights.")
-    fetch_weights(name, file)
-
-
 def fetch_weights(name: str, file: Path | None = None) -> None:
     """Download a backbone's ImageNet weights into Keras's cache, or copy `file` to there.
 
-    Does nothing if they are there. Raises MarsclfError if they cannot be had.
+    Does nothing if they are there. Keras could load `file` directly, but would then omit a scaling
+    of the pixels that these weights expect. Raises MarsclfError if the weights cannot be had, and
+    for a file that does not hold them.
     """
+    find_spec(name)
+    if "Lite" in name:
+        raise MarsclfError(f"{name} takes no file of weights: leave out --weights.")
 
     def copy(source: str, target: Path, _: object) -> None:
         shutil.copyfile(regular_file(Path(source)), target)

@@ -27,8 +27,6 @@ from marsclf.pipeline.presets import DEFAULT_PRESET, LADDER_NOTEBOOK, LADDERS, N
 from marsclf.provenance import commit, hardware, peak_rss_mb
 from marsclf.training.recipe import Recipe
 
-CELL_TIMEOUT_S = 6 * 3600
-PUBLISHED_RESULTS = "03_published_results.ipynb"
 KERNEL_ENVIRONMENT = {  # the user's own variables take precedence
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow reports a missing GPU as an error
     # Let glibc keep the memory of large arrays: returning it after every training step and getting
@@ -66,9 +64,9 @@ def run(
     for folder in (dataset.root, run_dir):
         str(folder).encode()  # UnicodeError: notebooks hold names in UTF-8 only
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
-    check_machine(preset, parameters, dataset.index, yes_on_cpu)
+    check_machine(preset, parameters["backbone"], yes_on_cpu)
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
-    result |= {name: parameters.get(name) for name in ("backbone", "seed")}
+    result |= {name: parameters[name] for name in ("backbone", "seed")}
     result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
     result |= {"classes": dataset.classes}
     wall_s, peaks = {"total": 0.0, "data": time.monotonic() - started}, []
@@ -78,8 +76,7 @@ def run(
         given |= {"data_dir": str(dataset.root), "run_dir": str(folder)}
         given["predictions_file"] = str(folder / "predictions.csv")
         for name in (LADDER_NOTEBOOK,) if is_ladder else NOTEBOOKS:
-            limit_s = None if is_ladder else CELL_TIMEOUT_S  # a ladder trains in one cell
-            wall_s[name], peak = execute(name, folder / f"{name}.ipynb", given, limit_s)
+            wall_s[name], peak = execute(name, folder / f"{name}.ipynb", given)
             peaks.append(peak)
             if name == NOTEBOOKS[1]:  # score the predictions before notebook 03 shows them
                 training = _complete_training_record(folder, result)
@@ -88,12 +85,6 @@ def run(
                 result["temperature"] = training["temperature"]
         if is_ladder:
             result["rungs"] = json.loads((folder / "rungs.json").read_text(encoding="utf-8"))
-        published = paths.RESULTS / DEFAULT_PRESET / "predictions.csv.gz"
-        if dataset.name == "sample" and not (sample or is_ladder) and published.is_file():
-            # The published predictions show the real results without the real images.
-            given |= {"data_dir": None, "run_dir": str(folder / "published"), "dataset": "msl-v1"}
-            given["predictions_file"] = str(published)
-            execute(NOTEBOOKS[2], folder / PUBLISHED_RESULTS, given)
         wall_s["total"] = time.monotonic() - started
         rounded = {stage: round(seconds, 1) for stage, seconds in wall_s.items()}
         result["wall_s"] = rounded["total"] if is_ladder else rounded
@@ -110,32 +101,25 @@ def run(
 def _replacing(run_dir: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `run_dir` if the block succeeds and stays if it fails.
 
-    Raises MarsclfError while another process does the same, and if `run_dir` cannot be replaced.
+    Raises MarsclfError while another process does the same.
     """
     # Notebooks take the name of their run from that of its folder.
     unfinished = run_dir.parent / "unfinished" / run_dir.name
-    beside = (unfinished.with_name(f"{run_dir.name}.{end}") for end in ("old", "lock", "pid"))
-    old, lock, pid = beside
+    old, lock = (unfinished.with_name(f"{run_dir.name}.{end}") for end in ("old", "lock"))
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(lock).acquire(timeout=0)
     except Timeout:
-        who = f"Process {pid.read_text()}" if pid.exists() else "Another process"
-        reason = f"{who} is running the preset {run_dir.name}"
+        reason = f"Another process is running the preset {run_dir.name}"
         raise MarsclfError(f"{reason}: wait until it ends, or stop it.") from None
     with held:
-        pid.write_text(str(os.getpid()))
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(exist_ok=True)
         yield unfinished
-        try:
-            if run_dir.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                run_dir.rename(old)
-            unfinished.rename(run_dir)
-        except OSError as error:  # such as an open file on Windows
-            reason = f"The run is complete, but {run_dir} cannot be replaced ({error.strerror})"
-            raise MarsclfError(f"{reason}: rename {unfinished} yourself.") from error
+        shutil.rmtree(old, ignore_errors=True)
+        if run_dir.exists():
+            run_dir.rename(old)
+        unfinished.rename(run_dir)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -150,18 +134,12 @@ def _complete_training_record(folder: Path, result: dict) -> dict:
     return training
 
 
-def execute(
-    name: str,
-    output: Path,
-    parameters: dict[str, object],
-    limit_s: int | None = CELL_TIMEOUT_S,
-) -> tuple[float, int]:
+def execute(name: str, output: Path, parameters: dict[str, object]) -> tuple[float, int]:
     """Run the notebook `name`; return the seconds it took and its peak memory (10^6 bytes).
 
-    It gets those of the parameters that it declares. No cell may take more than `limit_s` seconds.
-    The executed notebook is at `output` once it is complete, and until then, or if it fails, at
-    `output` with the suffix .partial.ipynb. Raises MarsclfError with the cell and the reason; the
-    kernel's stderr is then beside the notebook.
+    It gets those of the parameters that it declares. The executed notebook is at `output` once it
+    is complete, and until then, or if it fails, at `output` with the suffix .partial.ipynb. Raises
+    MarsclfError with the cell and the reason; the kernel's stderr is then beside the notebook.
     """
     source, partial = paths.NOTEBOOKS / f"{name}.ipynb", output.with_suffix(".partial.ipynb")
     log = output.with_suffix(".stderr")
@@ -171,7 +149,7 @@ def execute(
     print(f"{output.stem} ...", flush=True)
     started = time.monotonic()
     try:
-        peak = _execute(source, partial, given, log, limit_s)
+        peak = _execute(source, partial, given, log)
     except Exception as error:
         reason = _failure(name, partial, error, log)
         raise MarsclfError(f"{reason}\nThe notebook, executed up to there, is {partial}") from error
@@ -182,9 +160,7 @@ def execute(
     return seconds, peak
 
 
-def _execute(
-    source: Path, output: Path, parameters: dict[str, object], log: Path, limit_s: int | None
-) -> int:
+def _execute(source: Path, output: Path, parameters: dict[str, object], log: Path) -> int:
     """Execute a notebook with papermill; return the peak memory of its kernel (10^6 bytes)."""
     import papermill
     from jupyter_client import AsyncKernelManager
@@ -215,9 +191,9 @@ def _execute(
     for library in ("papermill", "asyncio"):  # `execute` reports the failure
         logging.getLogger(library).setLevel(logging.CRITICAL)
     options = {"kernel_name": "python3", "kernel_manager_class": KernelManager}
-    options |= {"execution_timeout": limit_s, "cwd": paths.NOTEBOOKS}
+    # No bar of progress: what the notebook prints tells more.
+    options |= {"cwd": paths.NOTEBOOKS, "progress_bar": False}
     options |= {"stdout_file": sys.stdout if sys.stdout and sys.stdout.isatty() else None}
-    options |= {"progress_bar": False}  # what the notebook prints tells more
     with log.open("wb") as stderr:
         papermill.execute_notebook(source, output, parameters, **options)
     return peak
@@ -233,8 +209,7 @@ def _failure(name: str, partial: Path, error: Exception, log: Path) -> str:
     place = f" in cell [{len(begun)}] `{begun[-1].strip().partition(chr(10))[0]}`" if begun else ""
     # A PapermillExecutionError holds name and text of the error that the cell raised.
     kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    too_long = f"it took longer than {CELL_TIMEOUT_S / 3600:g} hours."
-    known = {"MarsclfError": text, "CellTimeoutError": too_long}
+    known = {"MarsclfError": text}
     if "ernel died" in text:  # Jupyter's own notes start with "[", stacks follow "Fatal ..."
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         lines = [line for line in lines if line.strip() and line[0] != "["]
@@ -259,7 +234,5 @@ def _report(result: dict, run_dir: Path) -> None:
         expected = presets.load_preset(result["preset"])["expected"]
         print("Expected of this preset:", ", ".join(f"{k} {v}" for k, v in expected.items()))
     print(f"Figures: {run_dir / 'figures'}\nNotebooks, model and predictions: {run_dir}")
-    if (run_dir / PUBLISHED_RESULTS).is_file():
-        print(f"Published results on the real images: {run_dir / PUBLISHED_RESULTS}")
     if result["dataset"] == "sample":
         print(f"\n{SAMPLE_NOTICE}")

@@ -12,14 +12,13 @@ import numpy as np
 
 from marsclf.files import sha256_of
 from marsclf.networks.pinned import keras
-from marsclf.provenance import cores
-from marsclf.training.features import Features, FreshViews, apply_network
+from marsclf.training.features import Features, apply_network
 
 
 class Examples(NamedTuple):
-    """Features or fresh views, with what a training needs of them."""
+    """Features, with what a training needs of them."""
 
-    features: Features | FreshViews | np.ndarray  # [rows] gives a network's inputs (rows, ...)
+    features: Features | np.ndarray  # [rows] gives a network's inputs (rows, ...)
     labels: np.ndarray  # class ids (n,), from 0 to classes - 1
     shares: np.ndarray  # how often each is drawn (n,), sum 1
     classes: int  # how many there are
@@ -37,8 +36,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, examples: Examples, batch_size: int) -> None:
-        # Threads draw fresh views while the network works; cached features need only reading.
-        super().__init__(workers=cores() + 1 if isinstance(examples.features, FreshViews) else 1)
+        super().__init__()
         self.examples, self.batch_size = examples, batch_size
         self.rows = np.arange(len(examples.labels))
         self.weights = examples.shares / examples.shares.mean()
@@ -70,8 +68,6 @@ class RandomBatches(Batches):
 
     def draw(self, epoch: int) -> None:
         """Draw the examples of an epoch."""
-        if isinstance(self.examples.features, FreshViews):
-            self.examples.features.epoch = epoch
         rng, shares = np.random.default_rng((self.seed, epoch)), self.examples.shares
         self.rows = rng.choice(len(shares), self.epoch_size, p=shares)
 

@@ -1,9 +1,8 @@
-"""What networks learn from: cached features, or random views that are drawn anew.
+"""Features, which a frozen network computes from images, in a cache.
 
-Features are what a frozen network computes from images. The name of their cache file is a digest of
-everything they depend on: the network, the images' bytes, the view and its size, and the seed. A
-run that was killed therefore continues where it stopped, and a run with another head finds all
-features computed.
+The name of a cache file is a digest of everything the features depend on: the network, the images'
+bytes, the view and its size, and the seed. A run that was killed therefore continues where it
+stopped, and a run with another head finds all features computed.
 """
 
 import json
@@ -52,33 +51,6 @@ class Features:
     def digest(self) -> str:
         """Return a SHA-256 of the features, from the names of their files."""
         return sha256_of("".join(file.name for file in self.files).encode())
-
-
-@dataclass
-class FreshViews:
-    """Images of which `views[rows]` returns random views, uint8 (rows, size, size, 3).
-
-    The complete network runs on each of them, on a GPU: nothing is cached, and no epoch repeats
-    another. Equal seed, epoch and rows give equal views. `images` is a data set's index (columns
-    path, relative to `root`, and sha256). Raises MarsclfError for an image that cannot be read.
-    """
-
-    root: Path
-    images: pd.DataFrame
-    size: int
-    augmentation: Augmentation
-    seed: int
-    epoch: int = 0
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, self.epoch, *rows.tolist()])
-        images = (read_image(self.root / path) for path in self.images["path"].iloc[rows])
-        return np.stack([random_view(i, self.size, self.augmentation, rng) for i in images])
-
-    def digest(self) -> str:
-        """Return a SHA-256 of everything that determines the views."""
-        described = [VIEWS_VERSION, self.size, asdict(self.augmentation), self.seed]
-        return sha256_of(json.dumps([described, self.images["sha256"].tolist()]).encode())
 
 
 def read_image(path: Path) -> np.ndarray:

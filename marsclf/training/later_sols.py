@@ -16,6 +16,7 @@ import pandas as pd
 from marsclf.evaluation.calibration import fit_temperature, with_temperature
 from marsclf.images.views import Condition
 from marsclf.training.sampling import class_weights, spread_over_groups
+from marsclf.training.train import predict
 
 # The last sol to train on and the last to evaluate on; "late" is the data set's own split.
 FOLDS = {"early": (150, 320), "late": (181, 564)}
@@ -50,8 +51,6 @@ def judge(
     networks: list, root: Path, rows: pd.DataFrame, conditions: Mapping[str, Condition] = CONDITIONS
 ) -> np.ndarray:
     """Return the probabilities by TrainedNetworks (conditions, rows, classes)."""
-    from marsclf.training.train import predict  # only here: TensorFlow takes seconds to load
-
     return np.stack([predict(networks, root, rows, how) for how in conditions.values()])
 
 

@@ -49,8 +49,9 @@ class Recipe:
         positive = [f"{stage}_{name}" for stage in trained for name in settings]
         known = [field.name for field in fields(Augmentation)]
         for names, is_usable, rule in (
-            (["seed", "views", "head_hidden", "weight_decay"], lambda x: x >= 0, "0 or more"),
+            (["seed", "head_hidden", "weight_decay"], lambda x: x >= 0, "0 or more"),
             (positive, lambda x: x > 0, "above 0"),
+            (["views"], lambda x: 1 <= x <= self.views_rare, "from 1 to views_rare"),
             (["head_dropout", "finetune_ema"], lambda x: 0 <= x < 1, "at least 0 and below 1"),
             (["label_smoothing"], lambda x: 0 <= x <= 1, "from 0 to 1"),
             (["temperature"], lambda x: x is None or x > 0, "None or above 0"),

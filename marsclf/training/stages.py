@@ -29,21 +29,18 @@ def compile_model(
     weight_decay: float,
     label_smoothing: float,
     ema: float = 0.0,
-    accumulate: int = 1,
 ) -> None:
     """Compile a model for a stage of so many batches, as notebook 02 explains.
 
     The learning rate of AdamW falls to 0 along a cosine. `label_smoothing` is the share of the
     probability that is spread over all classes, `ema` the momentum per step of the exponential
-    moving average of the weights (0: none); `accumulate` batches make one step.
+    moving average of the weights (0: none).
     """
     optimizer = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(learning_rate, steps),
         weight_decay=weight_decay,
         use_ema=ema > 0,
-        # Keras averages after every batch, even where several batches make one step.
-        ema_momentum=ema ** (1 / accumulate),
-        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
+        ema_momentum=ema,
     )
     if any(layer.compute_dtype == "float16" for layer in model.layers):
         # Keras does so itself only if the head, too, computes in float16.

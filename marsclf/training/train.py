@@ -1,6 +1,5 @@
 """Training by a recipe: `train_network` takes the steps that notebook 02 shows one by one."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from marsclf.networks.engine import gpu_capability
 from marsclf.networks.pinned import keras
 from marsclf.training.batches import Batches, Examples, RandomBatches
 from marsclf.training.checkpoints import Checkpoints
-from marsclf.training.features import FreshViews, image_features, view_features
+from marsclf.training.features import image_features, view_features
 from marsclf.training.recipe import Recipe
 from marsclf.training.sampling import draw_shares, view_counts
 from marsclf.training.stages import build_head, compile_model, join
@@ -53,32 +52,17 @@ def load_backbone(
         keras.config.set_dtype_policy("float32")
 
 
-def load_parts(recipe: Recipe) -> tuple[keras.Model, keras.Model, keras.Model | None]:
-    """Return the backbone, the part of it that makes cached features, and the part above that.
-
-    The blocks that never learn make the features; without a second stage these are all blocks, and
-    no part is above. With fresh views nothing is cached: the part above is the complete backbone.
-    """
-    backbone = load_backbone(recipe.backbone, recipe.image_size, recipe.mixed_precision)
-    if not recipe.views:
-        return backbone, backbone, backbone
-    return backbone, *split_frozen(backbone, recipe.trained_blocks)
-
-
 def make_examples(
     recipe: Recipe, model: keras.Model, root: Path, rows: pd.DataFrame, classes: int, training: bool
 ) -> Examples:
-    """Return random views of images, with labels and shares of draws.
+    """Return the features by `model` of random views of images, with labels and shares of draws.
 
-    Without `views` in the recipe they are drawn anew for every epoch. Otherwise they are features
-    of `model`, cached: as many as the recipe says for training, else one of each image. Without
+    For training there are as many views of an image as the recipe says, else one. Without
     augmentation they are the views that are used for prediction.
     """
     augmentation, labels = Augmentation(**recipe.augmentation), rows["label"].to_numpy()
     counts = np.ones(len(rows), int)
-    if not recipe.views:
-        views = FreshViews(root, rows, model.input_shape[1], augmentation, recipe.seed)
-    elif augmentation == Augmentation():
+    if augmentation == Augmentation():
         conditions = [Condition(zoom=zoom) for zoom in recipe.test_zooms]
         views, counts = image_features(root, rows, model, *conditions), counts * len(conditions)
     else:
@@ -97,23 +81,19 @@ def train_network(
     It learns from the rows `train` of a data set's index, whose paths are relative to `root`, and
     keeps the best epoch on the rows `validation`, without these the last.
     """
-    backbone, frozen, upper = load_parts(recipe)
+    backbone = load_backbone(recipe.backbone, recipe.image_size, recipe.mixed_precision)
+    frozen, upper = split_frozen(backbone, recipe.trained_blocks)
     examples = [make_examples(recipe, frozen, root, train, classes, True), None]
     if validation is not None:
         examples[1] = make_examples(recipe, frozen, root, validation, classes, False)
     keras.utils.set_random_seed(recipe.seed)
     head = build_head(backbone.output_shape[1], recipe.head_hidden, recipe.head_dropout, classes)
-    classifier = join(upper, head) if upper else head
-    given = recipe, len(train)
-    if recipe.views:  # the head learns from vectors, which are computed once
-        vectors = [each and each.after(upper) for each in examples]
-        fitted = [fit_stage("head", head, *vectors, *given)]
-    else:
-        unfreeze_blocks(classifier, [])
-        fitted = [fit_stage("head", classifier, *examples, *given)]
-    if recipe.trained_blocks:
+    vectors = [each and each.after(upper) for each in examples]
+    fitted = [fit_stage("head", head, *vectors, recipe, len(train))]
+    if upper:
+        classifier = join(upper, head)
         unfreeze_blocks(classifier, recipe.trained_blocks)
-        fitted.append(fit_stage("finetune", classifier, *examples, *given))
+        fitted.append(fit_stage("finetune", classifier, *examples, recipe, len(train)))
     return TrainedNetwork(join(backbone, head), recipe.test_zooms, fitted)
 
 
@@ -133,31 +113,23 @@ def fit_stage(
 ) -> Checkpoints:
     """Compile and fit one stage ("head" or "finetune") of a recipe.
 
-    A batch that exceeds a GPU's memory is divided: several smaller batches then make one step.
-    Raises MarsclfError if the memory does not suffice for one image.
+    Raises MarsclfError if the memory does not suffice for a batch.
     """
     names = ("epochs", "batch_size", "patience", "learning_rate")
     epochs, batch_size, patience, rate = (getattr(recipe, f"{stage}_{name}") for name in names)
+    batches = RandomBatches(train, batch_size, epoch_size, recipe.seed)
+    check = validation and Batches(validation, batch_size)
     ema = recipe.finetune_ema if stage == "finetune" else 0.0
     regularization = recipe.weight_decay, recipe.label_smoothing, ema
-    at_once, untrained = batch_size, model.get_weights()
-    while True:
-        batches = RandomBatches(train, at_once, epoch_size, recipe.seed)
-        check = validation and Batches(validation, at_once)
-        accumulate = math.ceil(batch_size / at_once)
-        compile_model(model, rate, epochs * len(batches), *regularization, accumulate)
-        checkpoints = Checkpoints(stage, batches, check, epochs, patience)
-        how = {"initial_epoch": checkpoints.resume(model), "epochs": epochs, "shuffle": False}
-        try:
-            model.fit(batches, validation_data=check, callbacks=[checkpoints], verbose=0, **how)
-            return checkpoints
-        except tf.errors.ResourceExhaustedError:
-            lack = f"The memory does not suffice for {at_once} images at once"
-        if at_once == 1:
-            raise MarsclfError(f"{lack} in stage {stage}: lower image_size.")
-        at_once //= 2
-        print(f"{lack}: {at_once} at once, with {batch_size} in a step as before.", flush=True)
-        model.set_weights(untrained)
+    compile_model(model, rate, epochs * len(batches), *regularization)
+    checkpoints = Checkpoints(stage, batches, check, epochs, patience)
+    how = {"initial_epoch": checkpoints.resume(model), "epochs": epochs, "shuffle": False}
+    try:
+        model.fit(batches, validation_data=check, callbacks=[checkpoints], verbose=0, **how)
+    except tf.errors.ResourceExhaustedError:
+        lack = f"The memory does not suffice for batches of {batch_size} images in stage {stage}"
+        raise MarsclfError(f"{lack}: lower {stage}_batch_size or image_size.") from None
+    return checkpoints
 
 
 def predict(
