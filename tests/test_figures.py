@@ -152,7 +152,7 @@ def test_ladder_shows_each_rung_and_the_interval_in_test() -> None:
 
 def test_only_sample_data_is_stamped(tmp_path: Path) -> None:
     fig, _ = figures.new_figure(2)
-    plain = pixels_of(figures.save_figure(fig, tmp_path / "new", "plain.png"))
+    plain = pixels_of(figures.save_figure(fig, tmp_path / "new", "plain.png", "msl-v1"))
     stamped = pixels_of(figures.save_figure(fig, tmp_path / "new", "stamped.png", "sample"))
     assert len(list((tmp_path / "new").iterdir())) == 2
     assert plain.shape == (400, 1800, 3) and (plain[0, 0] == 255).all()
@@ -164,7 +164,7 @@ def test_gallery_places_each_image_under_its_title(tmp_path: Path) -> None:
     red[..., 0], blue[..., 2] = 255, 255
     fig = figures.gallery([red, None, blue[:, :20]], ["red", "", "blue"], 2, "Two of three")
     assert [axes.get_title(loc="left") for axes in fig.axes] == ["red", "", "blue"]
-    pixels = pixels_of(figures.save_figure(fig, tmp_path, "gallery.png"))
+    pixels = pixels_of(figures.save_figure(fig, tmp_path, "gallery.png", "my images"))
     for channel, width, height in ((0, 500, 333), (2, 250, 500)):
         others = np.delete(pixels, channel, axis=2).sum(axis=2)
         y, x = np.nonzero((pixels[..., channel] > 200) & (others < 100))

@@ -129,7 +129,7 @@ def store_measured(
             record |= {"familiarity": summarize_familiarity(pd.read_csv(file))}
             figures.set_style()
             chart = figures.familiarity(familiar)
-            figures.save_figure(chart, paths.FIGURES / labels, "familiarity.png")
+            figures.save_figure(chart, paths.FIGURES / labels, "familiarity.png", record["dataset"])
         write_json(folder / "metrics.json", record)
     write_documents(update_documents(read_published()))
 

@@ -49,7 +49,7 @@ def set_style() -> None:
     seaborn.set_theme(style="whitegrid", palette="colorblind", font_scale=0.95, rc=style)
 
 
-def save_figure(fig: Figure, folder: Path, name: str, dataset: str = "") -> Path:
+def save_figure(fig: Figure, folder: Path, name: str, dataset: str) -> Path:
     """Save `fig` as the PNG file `name` in `folder` (see `png_of`) and return its path."""
     with replace_atomically(folder / name) as temporary:
         temporary.write_bytes(png_of(fig, dataset))
