@@ -110,7 +110,7 @@ def test_a_kill_before_the_check_leaves_no_network(tmp_path, monkeypatch) -> Non
         raise KeyboardInterrupt
 
     network = tiny_network()
-    monkeypatch.setattr(network, "predict_on_batch", killed)
+    monkeypatch.setattr(engine, "_check_export", killed)
     with pytest.raises(KeyboardInterrupt):
         make_predictor(network, tmp_path)
     assert entries(tmp_path) == []
