@@ -25,7 +25,7 @@ PARAMETERS = {"seed": 0, "test_zooms": [1.0]}
 TRAINING = {"preset": "laptop", "seed": 0, "commit": "0" * 40, "data_digest": MSL_V1.digest}
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gb": 8.0, "gpu": None}
 NAMES = [f"rock {number}" for number in range(25)]
-TABLES = ("headline", "results", "runs", "seeds", "classes", "bursts", "verdicts", "confusions")
+TABLES = ("headline", "results", "runs", "seeds", "classes", "confusions")
 
 
 def page(*names: str) -> str:
@@ -156,7 +156,7 @@ def test_a_run_on_another_data_set_is_published_beside(project: Path, splits: tu
 
 
 def test_tables_show_what_the_predictions_give(project: Path) -> None:
-    (project / "RESULTS.md").write_text(page(*TABLES, "drift", "selection", "comparisons", "costs"))
+    (project / "RESULTS.md").write_text(page(*TABLES, "selection", "comparisons", "costs"))
     (paths.RESULTS / "selection.csv").write_text(
         "time,commit,preset,settings,criterion,early,grey,log loss,wall_s\n"
         "now,abc,laptop,{},0.8,0.7,0.9,,120\n"
