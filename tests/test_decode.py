@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import imagecodecs
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image, ImageOps
 
 from marsclf.errors import MarsclfError
@@ -29,8 +29,6 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
 RGB = Image.fromarray(PIXELS)
 GRAY = PIXELS[..., 0]
 EXIF = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0%c\0\0\0\0\0\0"
-FORMATS_OF_16_BITS = ("png", "none.tif", "lzw.tif", "deflate.tif")
-COLOR_AND_GRAY = pytest.mark.parametrize("pixels", [PIXELS, GRAY], ids=["color", "gray"])
 
 
 @pytest.fixture(autouse=True)
@@ -56,40 +54,49 @@ def refused(path: Path, reason: str = "") -> None:
     assert text and "\n" not in text and re.match(reason, text), text
 
 
-def encoded(values: np.ndarray, name: str) -> bytes:
-    """Return the content of a PNG or TIFF file with these pixels, gray or RGB."""
-    if name == "png":
-        return imagecodecs.png_encode(values)
-    options = {"photometric": "rgb" if values.ndim == 3 else "minisblack"}
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, values, compression=name.removesuffix(".tif"), **options)
-    return stream.getvalue()
+def deflated_tiff(width: int, height: int, more: dict | None = None) -> bytes:
+    """Return a black gray image whose tags, of which `more` changes some, precede its pixels."""
+    tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1} | (more or {})
+    data = zlib.compress(bytes(24 * 36 * tags[258] // 8), 0)
+    place, size = (324, 325) if 322 in tags else (273, 279)
+    tags |= {place: 14 + 12 * (len(tags) + 2), size: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
 
 
-@pytest.mark.parametrize("name", ["RGB.png", "RGB.tif", "RGB.jpg", "L.jpg", "P.png", "1.tif"])
+KINDS = "RGB.png 1.png P.png L.jpg RGB.jpg 1.tif L.tif P.tif RGB.tif"
+
+
+@pytest.mark.parametrize("name", KINDS.split())
 def test_pixels_are_those_that_pillow_gives(tmp_path: Path, name: str) -> None:
-    found = stored(RGB.convert(name.partition(".")[0]), tmp_path / name)
-    with Image.open(tmp_path / name) as image:
-        np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
-    # The content counts, not the suffix.
-    (tmp_path / name).rename(tmp_path / "a.webp")
+    image, path = RGB.convert(name.partition(".")[0]), tmp_path / name
+    for compression in (None, "tiff_lzw") if name.endswith(".tif") else (None,):
+        found = stored(image, path, compression=compression)
+        with Image.open(path) as again:
+            np.testing.assert_array_equal(found, np.asarray(again.convert("RGB")))
+    path.rename(tmp_path / "a.webp")  # the content counts, not the suffix
     np.testing.assert_array_equal(read_rgb(tmp_path / "a.webp"), found)
 
 
 @pytest.mark.parametrize("full", [65535, 4095, 1023])
-@COLOR_AND_GRAY
-@pytest.mark.parametrize("name", FORMATS_OF_16_BITS)
-def test_16_bits_fill_their_scale(tmp_path: Path, name: str, pixels: np.ndarray, full: int) -> None:
-    values = (pixels / 255 * full).round().astype(np.uint16)
+def test_16_bits_fill_their_scale(tmp_path: Path, full: int) -> None:
+    path = tmp_path / "a"
+    values = (PIXELS / 255 * full).round().astype(np.uint16)
     values[0, -1] = full
-    expected = np.broadcast_to(values.reshape(24, 36, -1) * (255 / full), PIXELS.shape)
-    (tmp_path / "a").write_bytes(encoded(values, name))
-    np.testing.assert_allclose(read_rgb(tmp_path / "a"), expected, atol=0.5001)
+    for pixels in (values, values[..., 0].copy()):
+        expected = np.broadcast_to(pixels.reshape(24, 36, -1) * (255 / full), PIXELS.shape)
+        path.write_bytes(imagecodecs.png_encode(pixels))
+        np.testing.assert_allclose(read_rgb(path), expected, atol=0.5001)
+    for pixels in (values[..., 0], values[..., 0].astype(">u2")):
+        for compression in (None, "tiff_lzw"):
+            found = stored(pixels, tmp_path / "a.tif", compression=compression)
+            np.testing.assert_allclose(found, expected, atol=0.5001)
 
 
 def test_exif_rotation(tmp_path: Path) -> None:
     # Pillow scrambles such a gray TIFF file if it opens the file itself.
-    for name, pixels in {"a.png": PIXELS, "b.png": GRAY.astype("u2") * 257, "a.tif": GRAY}.items():
+    gray = GRAY.astype("u2") * 257
+    for name, pixels in {"a.png": PIXELS, "b.png": gray, "a.tif": GRAY, "b.tif": gray}.items():
         for orientation in range(1, 9):
             found = stored(pixels, tmp_path / name, exif=EXIF % orientation)
             image = Image.fromarray(GRAY)
@@ -99,54 +106,31 @@ def test_exif_rotation(tmp_path: Path) -> None:
     stored(RGB, tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff\x12\x01")
 
 
-def test_floats_are_stretched_and_negative_integers_are_black(tmp_path: Path) -> None:
+def test_numbers_of_other_types(tmp_path: Path) -> None:
     values = np.linspace(-3, 1e4, GRAY.size, dtype=np.float32).reshape(GRAY.shape)
-    found = stored(values, tmp_path / "a.tif")
+    found = stored(values, tmp_path / "a.tif", compression="tiff_adobe_deflate")
     assert (found.min(), found.max()) == (0, 255) and (np.diff(found[..., 0].ravel()) >= 0).all()
-    values[3, 3], values[4, 4] = np.nan, np.inf
-    assert stored(values, tmp_path / "n.tif").max() == 255
+    for no_data in (-3.4028235e38, 1e32, np.nan, np.inf):
+        part = to_8_bit(values[2:])
+        filled = np.vstack([np.full((2, 36), no_data, np.float32), values[2:]])
+        found = stored(filled, tmp_path / "a.tif")
+        np.testing.assert_array_equal(found[2:], part)
+        assert not found[:2].any()
     assert not stored(np.zeros((4, 4), np.float32), tmp_path / "0.tif").any()
-    assert to_8_bit(np.array([[-5, 0, 4095]], np.int16))[0, :, 0].tolist() == [0, 0, 255]
+    assert stored(np.int32([[-5, 0, 4095]]), tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 255]
+    masked = np.ma.masked_equal(np.int32([[7, 0, 100_000], [7, 7, 50_000]]), 7)
+    assert to_8_bit(masked)[..., 0].tolist() == [[0, 0, 255], [0, 0, 128]]
 
 
-LZW = {"byteorder": ">", "planarconfig": "separate", "compression": "lzw"}
-TIFF_KINDS = [("uint16", {"planarconfig": "separate"}), ("int16", LZW), ("uint32", {})]
-TIFF_KINDS += [("float32", {"byteorder": ">", "compression": "deflate"})]
-
-
-@pytest.mark.parametrize(("dtype", "options"), TIFF_KINDS)
-def test_legal_tiff_files(tmp_path: Path, dtype: str, options: dict) -> None:
-    full = {"int16": 4095, "uint16": 65535, "uint32": 2**32 - 1}.get(dtype, 1)
-    values = (PIXELS / 255 * full).astype(dtype)
-    planes = np.moveaxis(values, 2, 0) if "planarconfig" in options else values
-    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", **options)
-    # Of the largest type, percentiles become black and white.
-    np.testing.assert_allclose(read_rgb(tmp_path / "a.tif"), PIXELS, atol=3)
-
-
-def test_a_tiff_file_of_another_kind_is_named(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", GRAY.astype(np.complex64))
-    refused(tmp_path / "a.tif", "TIFF images of 64-bit COMPLEXIEEEFP are not supported")
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((9, 9, 5), np.uint8), planarconfig="contig")
-    refused(tmp_path / "a.tif", "TIFF images with 5 channels")
-
-
-FILLS = [(np.float32, -3.4028235e38), (np.float32, 1e32), (np.float32, np.nan)]
-FILLS += [(np.int32, "tag"), (np.int32, "mask")]
-
-
-@pytest.mark.parametrize(("dtype", "fill"), FILLS)
-def test_pixels_without_data_are_black(tmp_path: Path, dtype: type, fill: float | str) -> None:
-    values = GRAY.astype(dtype) * 300
-    expected = to_8_bit(values[2:])
-    constant = 77777 if isinstance(fill, str) else fill
-    values[:2] = constant
-    tags = [(42113, 2, 0, "77777", True)] if fill == "tag" else []
-    tifffile.imwrite(tmp_path / "a.tif", values, extratags=tags)
-    masked = np.ma.masked_equal(values, constant)
-    found = to_8_bit(masked) if fill == "mask" else read_rgb(tmp_path / "a.tif")
-    np.testing.assert_array_equal(found[2:], expected)
-    assert not found[:2].any()
+def test_tiff_files_of_unsupported_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for pixels in (PIXELS.astype(np.uint16), GRAY.astype(np.float64)):
+        cv2.imwrite(str(path), pixels)
+        refused(path, "it is a TIFF file of an unsupported kind")
+    # Signed 8 bits, unsigned 32 bits, and 16 bits with white as zero.
+    for tags in ({339: 2}, {258: 32}, {258: 16, 262: 0}):
+        path.write_bytes(deflated_tiff(36, 24, tags))
+        refused(path, "it is a TIFF file of an unsupported kind; save it as PNG")
 
 
 def test_other_formats(tmp_path: Path) -> None:
@@ -162,26 +146,24 @@ def test_other_formats(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
 
 
-@COLOR_AND_GRAY
+@pytest.mark.parametrize("pixels", [PIXELS, GRAY], ids=["color", "gray"])
 def test_transparent_pixels_are_black(tmp_path: Path, pixels: np.ndarray) -> None:
     alpha = np.where(np.arange(36) < 18, 0, 255).astype(np.uint8) * np.ones((24, 1), np.uint8)
-    expected = np.where(alpha[..., None], pixels.reshape(24, 36, -1), 0)
-    photometric = "rgb" if pixels.ndim == 3 else "minisblack"
-    extra = {"photometric": photometric, "extrasamples": ["unassalpha"]}
-    for values in (np.dstack([pixels, alpha]), np.dstack([pixels, alpha]).astype(np.uint16) * 257):
-        (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(values))
-        tifffile.imwrite(tmp_path / "a.tif", values, planarconfig="contig", **extra)
-        for name in ("a.png", "a.tif"):
-            found = read_rgb(tmp_path / name)
-            np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1)
+    opaque = np.where(alpha[..., None], pixels.reshape(24, 36, -1), 0)
+    expected = np.broadcast_to(opaque, PIXELS.shape)
+    values = np.dstack([pixels, alpha])
+    for name in ("a.png", "a.tif"):
+        np.testing.assert_array_equal(stored(values, tmp_path / name), expected)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(values.astype(np.uint16) * 257))
+    np.testing.assert_allclose(read_rgb(tmp_path / "a.png"), expected, atol=1)
     found = stored(RGB, tmp_path / "t.png", transparency=tuple(int(v) for v in PIXELS[5, 5]))
     assert found[5, 5].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (20_000, 2), (60_000, 10), (2, 20_000)])
-def test_tiny_and_long_images(tmp_path: Path, size: tuple[int, int]) -> None:
-    found = stored(Image.new("L", size, 77), tmp_path / "a.png")
-    assert max(found.shape) <= scaling.LARGE_SIDE and (fit_view(found, 32) == 77).all()
+def test_tiny_and_long_images(tmp_path: Path) -> None:
+    for size in ((1, 1), (20_000, 2), (60_000, 10), (2, 20_000)):
+        found = stored(Image.new("L", size, 77), tmp_path / "a.png")
+        assert max(found.shape) <= scaling.LARGE_SIDE and (fit_view(found, 32) == 77).all()
 
 
 @pytest.mark.parametrize("name", ["L.jpg", "1.png", "I;16.png", "I;16.tif"])
@@ -205,24 +187,26 @@ def test_files_that_are_not_decoded(tmp_path: Path) -> None:
     (tmp_path / "endless").symlink_to("/dev/zero")
     for name, side in {"bomb": 10_001, "larger": 15_000}.items():  # Pillow refuses the latter
         Image.new("1", (side, side)).save(tmp_path / name, "PNG")
+    (tmp_path / "wide.tif").write_bytes(deflated_tiff(11_000, 10_000))
+    (tmp_path / "tile.tif").write_bytes(deflated_tiff(36, 24, {322: 64_000, 323: 64_000}))
     reasons = {"empty": "the file is empty", "garbage": "it is not an image of a known format"}
     reasons |= {"script": "it is not an image", "pipe": "it is not a file", ".": "it is not a file"}
     reasons |= {"endless": "it is not a file", "loop": ".*symbolic links"}
-    reasons |= dict.fromkeys(("bomb", "larger"), "the image has over 100,000,000 pixels")
+    large = ("bomb", "larger", "wide.tif", "tile.tif")
+    reasons |= dict.fromkeys(large, "the image has over 100,000,000 pixels")
     reasons |= {"gone": "No such file", "x" * 300: ".*name too long"}
     for name, reason in reasons.items():
         refused(tmp_path / name, reason)
 
 
 def one_of_each_kind() -> dict[str, bytes]:
-    values = PIXELS.astype(np.uint16) * 257
-    contents = {name: encoded(values, name) for name in FORMATS_OF_16_BITS}
-    for name in ("RGB.png", "RGB.tif", "L.jpeg", "CMYK.jpeg", "RGB.jpeg"):
+    contents = {"16.png": imagecodecs.png_encode(PIXELS.astype(np.uint16) * 257)}
+    for name in ("RGB.png", "RGB.tiff", "L.tiff", "L.jpeg", "CMYK.jpeg", "RGB.jpeg"):
         mode, _, kind = name.partition(".")
         stream = io.BytesIO()
-        RGB.convert(mode).save(stream, kind.replace("tif", "tiff"), progressive=True)
+        RGB.convert(mode).save(stream, kind, progressive=True)
         contents[name] = stream.getvalue()
-    return contents
+    return contents | {"deflated.tiff": deflated_tiff(36, 24)}
 
 
 def test_an_odd_tag_is_no_reason_to_say_anything(tmp_path, capfd, caplog) -> None:
@@ -231,31 +215,30 @@ def test_an_odd_tag_is_no_reason_to_say_anything(tmp_path, capfd, caplog) -> Non
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
-@pytest.mark.parametrize("name", one_of_each_kind())
-def test_a_file_that_is_cut_off(tmp_path, name, capfd) -> None:
-    content = one_of_each_kind()[name]
-    kind = "it is a TIFF file that cannot be decoded" if name.endswith(".tif") else ""
-    for length in (1, 10, len(content) // 2, len(content) - 30):
-        (tmp_path / "cut").write_bytes(content[:length])
-        refused(tmp_path / "cut", kind if length > 10 else "")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_damaged_pixels_and_too_few_rows(tmp_path: Path) -> None:
-    content = bytearray(one_of_each_kind()["L.jpeg"])
+def test_no_missing_pixel_is_filled_in(tmp_path: Path) -> None:
+    path, contents = tmp_path / "a", one_of_each_kind()
+    for content in contents.values():
+        path.write_bytes(content)
+        assert read_rgb(path).shape == (24, 36, 3)
+        for length in (1, 10, len(content) // 2, len(content) - 30):
+            path.write_bytes(content[:length])
+            refused(path)
+    content = bytearray(contents["L.jpeg"])
     content[len(content) // 2 : len(content) // 2 + 2] = b"\xff\xd9"  # an early end
-    (tmp_path / "a.jpg").write_bytes(content)
-    refused(tmp_path / "a.jpg", "the image data is damaged: (Corrupt|Premature)")
-    content = bytearray(one_of_each_kind()["RGB.png"])
+    path.write_bytes(content)
+    refused(path, "the image data is damaged: (Corrupt|Premature)")
+    content = bytearray(contents["RGB.png"])
     content[23] += 9  # the height
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    (tmp_path / "a.png").write_bytes(content)
-    refused(tmp_path / "a.png", "it is a PNG file that cannot be decoded: Not enough image")
+    path.write_bytes(content)
+    refused(path, "it is a PNG file that cannot be decoded: Not enough image")
+    path.write_bytes(deflated_tiff(36, 33))
+    refused(path, "it is a TIFF file that cannot be decoded")
 
 
-def test_thousands_of_damaged_files(tmp_path: Path) -> None:
+def test_a_thousand_damaged_files(tmp_path: Path) -> None:
     rng, contents, readable = np.random.default_rng(0), list(one_of_each_kind().values()), 0
-    for number in range(3_000):
+    for number in range(1_000):
         content = bytearray(contents[number % len(contents)])
         # The headers at either end break in more ways than the pixels between them.
         for place in rng.integers(-200, 200, rng.integers(1, 5)):
@@ -268,22 +251,23 @@ def test_thousands_of_damaged_files(tmp_path: Path) -> None:
         else:
             assert fit_view(found, 32).shape == (32, 32, 3) and found.dtype == np.uint8
             readable += 1
-    assert 300 < readable < 2_700
+    assert 100 < readable < 900
 
 
-def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch, name) -> None:
     def watched(image: Image.Image) -> object:
         assert alone.acquire(blocking=False)
         time.sleep(0.02)
         alone.release()
         return load(image)
 
-    RGB.save(tmp_path / "a.png")
+    RGB.save(tmp_path / name)
     alone, load = threading.Lock(), Image.Image.load
     monkeypatch.setattr(scaling, "LARGE_PIXELS", 100)
     monkeypatch.setattr(Image.Image, "load", watched)
     with ThreadPoolExecutor(4) as pool:
-        assert len(list(pool.map(read_rgb, [tmp_path / "a.png"] * 8))) == 8
+        assert len(list(pool.map(read_rgb, [tmp_path / name] * 8))) == 8
 
 
 def write_pds3(folder: Path, values: np.ndarray, more: str = "") -> Path:
@@ -330,10 +314,6 @@ def write_pds4(folder: Path, values: np.ndarray, more: str = "") -> Path:
 
 @pytest.mark.filterwarnings("ignore")  # pdr's own, on import and on labels without a mission
 class TestPds:
-    @pytest.fixture(autouse=True)
-    def pdr(self) -> None:
-        pytest.importorskip("pdr")
-
     def test_pds3(self, tmp_path: Path) -> None:
         path = write_pds3(tmp_path, np.moveaxis(PIXELS, 2, 0))
         for named in (path, path.with_suffix(".LBL")):

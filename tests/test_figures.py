@@ -16,7 +16,7 @@ from marsclf.data.msl import MSL_V1
 from marsclf.evaluation.predictions import as_predictions
 from marsclf.figures import results as figures
 
-OF_CLASSES = "cases_and_errors_per_class error_rate_per_class confusion_matrix commonest_confusions"
+OF_CLASSES = "cases_and_errors_per_class confusion_matrix commonest_confusions"
 CHARTS = f"{OF_CLASSES} reliability_diagram coverage_accuracy errors_by_camera_and_sol"
 
 
@@ -54,31 +54,26 @@ def ten(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("name", CHARTS.split())
-def test_charts_of_predictions(name: str, predictions: pd.DataFrame) -> None:
-    label = predictions["label"]
-    all_right = predictions.assign(predicted=label, confidence=0.5)
-    all_wrong = predictions.assign(predicted=(label + 1) % 25, confidence=0.5)
-    for table in (predictions, all_right, all_wrong):
-        fig = draw(name, table)
-        assert f"Test split, {len(table):,} images" in texts(fig)
-        fig.savefig(BytesIO(), dpi=50)
-        assert plt.get_fignums() == []
+def test_charts_of_perfect_predictions(name: str, predictions: pd.DataFrame) -> None:
+    table = predictions.assign(predicted=predictions["label"], confidence=0.5)
+    fig = draw(name, table)
+    assert f"Test split, {len(table):,} images" in texts(fig)
+    fig.savefig(BytesIO(), dpi=20)
+    assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("number", [2, 100])
 @pytest.mark.parametrize("name", OF_CLASSES.split())
-def test_charts_of_few_and_of_many_classes(name: str, number: int) -> None:
-    labels = np.arange(2 * number) % number
-    names = [f"rock {label}" for label in range(number)]
+def test_charts_of_many_classes(name: str) -> None:
+    labels = np.arange(200) % 100
+    names = [f"rock {label}" for label in range(100)]
     rows = pd.DataFrame({"split": "val", "path": "x.png", "label": labels})
     rows[["group", "sequence"]] = "a"
-    guesses = np.eye(number)[np.roll(labels, number // 2) % number] * 0.6 + 0.4 / number
+    guesses = np.eye(100)[np.roll(labels, 50)] * 0.6 + 0.004
     fig = draw(name, as_predictions(rows, guesses), names)
-    fig.savefig(BytesIO(), dpi=50)
-    assert fig.get_figheight() <= 30
     shown = texts(fig)
-    assert f"Validation split, {2 * number} images" in shown and "rock 1" in shown
-    assert ("40 more classes are not shown" in shown) is (number == 100 and "per_class" in name)
+    assert fig.get_figheight() <= 30
+    assert "Validation split, 200 images" in shown and "rock 1" in shown
+    assert ("40 more classes are not shown" in shown) is ("per_class" in name)
 
 
 def test_errors_in_charts(ten: pd.DataFrame) -> None:
@@ -87,8 +82,6 @@ def test_errors_in_charts(ten: pd.DataFrame) -> None:
     assert "no images in this split: apxs, apxs cal target" in texts(counts)
     lengths = [[bar.get_width() for bar in bars] for bars in counts.axes[0].containers]
     assert lengths == [[5, 5], [3, 0]]
-    rates = figures.error_rate_per_class(ten, MSL_V1.classes)
-    assert "ground: 60% (3 of 5)\nhorizon: 0% (0 of 5)" in texts(rates)
     confusions = texts(figures.commonest_confusions(ten, MSL_V1.classes))
     assert "3 of 3 errors shown" in confusions
     assert "ground → horizon" in confusions and "3 (60% of ground)" in confusions
@@ -129,25 +122,24 @@ def test_learning_curves_mark_the_second_stage() -> None:
     assert "3 epochs, best validation accuracy 20.0%" in texts(fig)
     (start,) = [line for line in fig.axes[0].lines if line.get_label() == "fine-tuning starts"]
     assert list(start.get_xdata()) == [2.5, 2.5]
-    assert "fine-tuning starts" not in texts(figures.learning_curves(history[:2]))
 
 
-def test_ladder_shows_each_rung_and_the_interval_in_test() -> None:
-    def splits(test: float) -> dict[str, dict]:
+def test_ladder_shows_each_rung_and_the_interval_of_the_last_split() -> None:
+    def splits(*accuracies: float) -> dict[str, dict]:
         return {
             split: {"accuracy": x, "macro_f1": x / 2, "accuracy_ci95": [x - 0.1, x + 0.05]}
-            for split, x in {"train": 0.9, "val": 0.8, "test": test}.items()
+            for split, x in zip(("train", "val", "test"), accuracies, strict=False)
         }
 
-    accuracy, macro_f1 = figures.ladder([("original", splits(0.6)), ("RGB", splits(0.7))]).axes
+    rungs = [("original", splits(0.9, 0.8, 0.6)), ("RGB", splits(0.9, 0.8, 0.7))]
+    accuracy, macro_f1 = figures.ladder(rungs).axes
     assert [tick.get_text() for tick in accuracy.get_yticklabels()] == ["original", "+ RGB"]
     drawn = [line.get_xdata() for line in (*accuracy.lines, macro_f1.lines[2])]
     np.testing.assert_allclose(drawn, [[90, 90], [80, 80], [60, 70], [30, 35]])
     ends = [segment[:, 0] for segment in accuracy.collections[0].get_segments()]
     np.testing.assert_allclose(ends, [[50, 65], [60, 75]])
-    two = [(name, {"train": of["train"], "val": of["val"]}) for name, of in [("a", splits(0.6))]]
-    (ends,) = figures.ladder(two).axes[0].collections[0].get_segments()
-    np.testing.assert_allclose(ends[:, 0], [70, 85])  # of validation, as there is no test split
+    (ends,) = figures.ladder([("a", splits(0.9, 0.8))]).axes[0].collections[0].get_segments()
+    np.testing.assert_allclose(ends[:, 0], [70, 85])
 
 
 def test_only_sample_data_is_stamped(tmp_path: Path) -> None:
@@ -176,20 +168,16 @@ def test_gallery_places_each_image_under_its_title(tmp_path: Path) -> None:
     assert y.min() > pixels.shape[0] - 40  # in the margin at the bottom, over no image
 
 
-def test_a_gallery_of_groups_with_a_scale() -> None:
-    tiles = [np.zeros((9, 9, 3), np.uint8)] * 6
-    *tiles, scale = figures.gallery(tiles, ["x"] * 6, 6, "Three pairs", 2, "evidence").axes
+def test_a_gallery_of_heatmaps_in_groups_with_a_scale() -> None:
+    heatmap = np.float32([[0, 0, 1], [0, 0, 0]])
+    overlay = figures.heatmap_overlay(np.full((40, 60, 3), 100, np.uint8), heatmap)
+    assert overlay.shape == (40, 60, 3)
+    assert overlay[0, -1].sum(dtype=int) > overlay[-1, 0].sum(dtype=int) + 150
+    *tiles, scale = figures.gallery([overlay] * 6, ["x"] * 6, 6, "Pairs", 2, "evidence").axes
     edges = [axes.get_position().intervalx for axes in tiles]
     gaps = [after[0] - before[1] for before, after in zip(edges, edges[1:], strict=False)]
     assert min(gaps[1::2]) > 3 * max(gaps[::2]) and edges[-1][1] < 1
     assert [text.get_text() for text in scale.texts] == ["0", "1  evidence"]
-
-
-def test_heatmap_overlay_is_bright_where_the_heatmap_is() -> None:
-    heatmap = np.float32([[0, 0, 1], [0, 0, 0]])
-    overlay = figures.heatmap_overlay(np.full((40, 60, 3), 100, np.uint8), heatmap).astype(int)
-    assert overlay.shape == (40, 60, 3)
-    assert overlay[0, -1].sum() > overlay[-1, 0].sum() + 150
 
 
 def test_a_personal_matplotlibrc_changes_no_figure(tmp_path: Path) -> None:
@@ -200,6 +188,5 @@ def test_a_personal_matplotlibrc_changes_no_figure(tmp_path: Path) -> None:
         return figures.png_of(fig)
 
     expected = png()
-    personal = {"text.usetex": True, "savefig.bbox": "tight", "font.size": 30}
-    with plt.rc_context(personal):
+    with plt.rc_context({"savefig.bbox": "tight", "font.size": 30}):
         assert png() == expected

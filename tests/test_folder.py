@@ -1,5 +1,6 @@
 """A folder of one's own images: every layout that works, and a sentence for every fault."""
 
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from PIL import Image
 
 from marsclf import paths
 from marsclf.cli import main
-from marsclf.data import folder
 from marsclf.data.open import find_faults, load_dataset, open_dataset
 from marsclf.data.splits import nearest, normalized, thumbnail
 from marsclf.errors import MarsclfError
@@ -84,8 +84,6 @@ def test_the_same_images_give_the_same_data_set(root: Path, tmp_path: Path) -> N
     copy = load_dataset(shutil.copytree(root, tmp_path / "msl-v1"))
     assert copy.digest == first.digest and copy.index.equals(first.index)
     assert copy.name == "my-msl-v1"  # the name alone makes no published data set
-    (root / "a" / "0.png").rename(root / "b" / "moved.png")
-    assert load_dataset(root).digest != first.digest
 
 
 def test_given_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,86 +139,53 @@ def test_drawn_splits_never_part_a_group(root: Path, by: str) -> None:
     assert predictions["sequence"].equals(index["sequence"])
 
 
-def test_many_classes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "MAX_CLASSES", 40)
-    in_folders(root, {f"{name:03d}": 2 for name in range(40)})
-    index = load_dataset(root).index
-    assert set(index.loc[index["split"] == "train", "label"]) == set(range(40))
-    in_folders(root, {"one more": 2})
-    with pytest.raises(MarsclfError, match="41 classes, of which 40"):
-        load_dataset(root)
-
-
-def add(place: str, seed: int | None = None) -> Damage:
-    return lambda root: draw(root / place, seed)
+def add(counts: dict[str, int]) -> Damage:
+    return lambda root: in_folders(root, counts)
 
 
 def write(name: str, content: str) -> Damage:
-    def damage(root: Path) -> None:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content.encode())
-
-    return damage
-
-
-def copy(old: str, new: str) -> Damage:
-    return lambda root: shutil.copy(root / old, root / new)
-
-
-def rename(old: str, new: str) -> Damage:
-    return lambda root: (root / old).rename(root / new)
+    return lambda root: (root / name).write_text(content)
 
 
 def remove(*places: str) -> Damage:
     return lambda root: [shutil.rmtree(root / place) for place in places]
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (remove("a", "b"), "no labeled images in .*: make one folder of images per class"),
-        (remove("b"), "All images in .* have the label 'a'"),
-        (add("c/0.png"), "The class 'c' has 1 image"),
-        (copy("a/0.png", "b/9.png"), r"several labels \(a and b\): a/0.png and b/9.png"),
-        (lambda root: (root / "c").mkdir(), "c holds no images"),
-        (add("loose.png"), "1 such as loose.png, are in no folder of a class"),
-        (write("a/9.png", ""), "the image a/9.png cannot be read: the file is empty"),
-        (write("a/9.jpg", "<html>"), "the image a/9.jpg cannot be read: it is not an image"),
-        (lambda root: in_folders(root, {"A": 2}), "'A' and 'a' differ only by case"),
-        (lambda root: in_folders(root, {"x\ty": 2}), r"'x\\ty' cannot be printed: give"),
-        (
-            lambda root: in_folders(
-                root, {unicodedata.normalize(form, "é"): 2 for form in ("NFC", "NFD")}
-            ),
-            r"'e\\u0301' and '\\xe9' differ only by case or encoding",
-        ),
-        (lambda root: in_folders(root, {"train": 3, "val/a": 3}), "a is beside splits"),
-    ],
-)
-def test_faults_of_folders(root: Path, damage: Damage, message: str) -> None:
-    damage(in_folders(root, {"a": 3, "b": 3}))
-    with pytest.raises(MarsclfError, match=message):
-        load_dataset(root)
-
-
+CLASSES = {"a": 3, "b": 3}
+ACCENTS = {unicodedata.normalize(form, "é"): 2 for form in ("NFC", "NFD")}
 SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in "ab"}
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("counts", "damage", "message"),
     [
-        (rename("val", "validation"), "validation is beside splits: name it train, val or test"),
-        (remove("val"), "has splits, but no images in val"),
-        (remove("train"), "has splits, but no images in train"),
-        (remove("train/a"), "The class 'a' is in val or test but not in train"),
-        (lambda root: in_folders(root, {"test/c": 2}), "'c' is in val or test but not in train"),
-        (add("val/0.png"), "my images/val, 1 such as 0.png, are in no folder of a class"),
+        (CLASSES, remove("a", "b"), "no labeled images in .*: make one folder of images per class"),
+        (CLASSES, remove("b"), "All images in .* have the label 'a'"),
+        (CLASSES, add({"c": 1}), "The class 'c' has 1 image"),
+        (CLASSES, add({f"{n}": 1 for n in range(499)}), "501 classes, of which 500"),
+        (
+            CLASSES,
+            lambda root: shutil.copy(root / "a/0.png", root / "b/9.png"),
+            r"several labels \(a and b\): a/0.png and b/9.png",
+        ),
+        (CLASSES, lambda root: (root / "c").mkdir(), "c holds no images"),
+        (CLASSES, add({".": 1}), "1 such as 0.png, are in no folder of a class"),
+        (CLASSES, write("a/9.png", ""), "the image a/9.png cannot be read: the file is empty"),
+        (CLASSES, write("a/9.jpg", "<html>"), "image a/9.jpg cannot be read: it is not an image"),
+        (CLASSES, add({"A": 2}), "'A' and 'a' differ only by case"),
+        (CLASSES, add({"x\ty": 2}), r"'x\\ty' cannot be printed: give"),
+        (CLASSES, add(ACCENTS), r"'e\\u0301' and '\\xe9' differ only by case or encoding"),
+        (CLASSES, add({"train": 3, "val/a": 3}), "a is beside splits"),
+        (SPLITS, add({"validation/a": 1}), "validation is beside splits: name it train, val or"),
+        (SPLITS, remove("val"), "has splits, but no images in val"),
+        (SPLITS, remove("train"), "has splits, but no images in train"),
+        (SPLITS, remove("train/a"), "The class 'a' is in val or test but not in train"),
+        (SPLITS, add({"val": 1}), "my images/val, 1 such as 0.png, are in no folder of a class"),
     ],
 )
-def test_faults_of_folders_in_splits(root: Path, damage: Damage, message: str) -> None:
-    damage(in_folders(root, SPLITS))
-    with pytest.raises(MarsclfError, match=message):
-        load_dataset(root)
+def test_faults_of_folders(root: Path, counts: dict, damage: Damage, message: str) -> None:
+    damage(in_folders(root, counts))
+    assert any(re.search(message, fault) for fault in find_faults(root))
 
 
 TABLE = "path,label,split,group\n1.png,a,train,x\n2.png,b,train,y\n3.png,a,val,z\n4.png,b,val,\n"
@@ -266,8 +231,8 @@ def test_all_faults_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -
 def test_images_that_all_look_alike_cannot_be_held_out(root: Path) -> None:
     for number in range(6):
         draw(root / "ab"[number % 2] / f"{number}.jpg", 0, quality=90 - number)
-    with pytest.raises(MarsclfError, match="Nothing in .* can be held out"):
-        load_dataset(root)
+    (fault,) = find_faults(root)
+    assert re.match("Nothing in .* can be held out", fault)
 
 
 def test_names_that_are_not_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,16 +242,13 @@ def test_names_that_are_not_text(root: Path, capsys: pytest.CaptureFixture[str])
     assert r"'a/\udcff.png' is not valid text: rename that file" in capsys.readouterr().err
 
 
-def test_the_product_of_thumbnails_is_their_correlation() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
-    images = [noise, noise // 2, np.full_like(noise, 90)]
-    thumbnails = normalized(np.stack([thumbnail(image) for image in images]))
-    small = [image.reshape(16, 4, 16, 4).mean(axis=(1, 3)).ravel() for image in images[:2]]
-    assert thumbnails[0] @ thumbnails[1] == pytest.approx(np.corrcoef(small)[0, 1], abs=0.01)
-    assert not thumbnails[2].any()  # correlates with nothing
-
-
 def test_nearest_finds_the_copy_and_never_the_image_itself() -> None:
+    flat, noise = (
+        np.full((64, 64), 90, np.uint8),
+        np.random.default_rng(0).integers(0, 256, (64, 64)),
+    )
+    images = normalized(np.stack([thumbnail(i) for i in (flat, noise.astype(np.uint8))]))
+    assert not images[0].any() and images[1] @ images[1] == pytest.approx(1)  # none, and itself
     thumbnails = np.random.default_rng(0).normal(size=(200, 256)).astype(np.float32)
     thumbnails[150] = thumbnails[3]
     thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)

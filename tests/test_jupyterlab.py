@@ -27,7 +27,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 pytestmark = pytest.mark.browser
 TOKEN = "of-this-test-alone"
-PICTURES = {"03_error_analysis": 8, "05_classify_new_images": 3}
+PICTURES = {"03_error_analysis": 7, "05_classify_new_images": 3}
 SETTINGS = {
     # All cells on the page, even those far below its edge; and no question about news.
     "notebook-extension/tracker": {"windowingMode": "none"},

@@ -11,7 +11,7 @@ from tiny_project import write_predictions
 from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
-from marsclf.evaluation.predictions import read_predictions
+from marsclf.evaluation.predictions import read_predictions, run_record
 
 RECORD = {
     "dataset": "msl-v1",
@@ -62,9 +62,9 @@ def test_each_data_set_has_lines_and_seeds_of_its_own(results: Path, tmp_path: P
     assert list(ledger.score(other)) == ["train", "val"] and len(ledger.rows()) == 2
 
 
-@pytest.mark.parametrize("dataset", ["sample", "custom", None])
-def test_other_data_is_not_entered(results: Path, tmp_path: Path, dataset: str | None) -> None:
-    assert ledger.score(make_run(tmp_path, dataset=dataset))["test"]["n"] == 40
+def test_other_data_is_not_entered(results: Path, tmp_path: Path) -> None:
+    for dataset in ("sample", "custom", None):
+        assert ledger.score(make_run(tmp_path, dataset=dataset))["test"]["n"] == 40
     assert not results.exists()
 
 
@@ -108,11 +108,9 @@ def test_seeds_of_one_recipe(results: Path) -> None:
     assert ledger.seeds(last)["0"]["burst_accuracy"] == 0.75
 
 
-@pytest.mark.parametrize("folder", sorted(paths.RESULTS.glob("*/metrics.json")), ids=str)
+@pytest.mark.parametrize("folder", sorted(paths.RESULTS.glob("laptop*")), ids=str)
 def test_published_recipes_are_recomputed(folder: Path) -> None:
-    result = json.loads(folder.read_text(encoding="utf-8"))
-    if "test" not in result["splits"]:
-        return
-    digest = ledger.digest_of(folder.with_name("predictions.csv.gz"))
+    result = run_record(folder / "predictions.csv.gz")
+    digest = ledger.digest_of(folder / "predictions.csv.gz")
     recipes = {row["recipe"] for row in ledger.rows() if row["predictions_sha256"] == digest}
     assert ledger.recipe_digest(result) in recipes

@@ -132,15 +132,6 @@ def test_calibration_bins_hold_their_upper_end() -> None:
     assert counts[counts > 0].to_dict() == {0: 2, 2: 1, 3: 1, 14: 1}
 
 
-def test_calibration_over_sols(four: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "PERIODS", 2)
-    found = metrics.calibration_over_sols(four)
-    # Gaps: 0.05 and 0.1 (two bins of one image); 0.6 and 1.
-    rows = [[600, 600, 2, 1, 0.925, 0.075], [700, 700, 2, 0, 0.8, 0.8]]
-    np.testing.assert_allclose(found.to_numpy(), rows)
-    assert len(metrics.calibration_over_sols(four.iloc[:1])) == 1
-
-
 def test_commonest_confusions(four: pd.DataFrame) -> None:
     table = metrics.commonest_confusions(pd.concat([four, four.iloc[[2]]]), MSL_V1.classes)
     expected = {"true": "ground", "predicted": "horizon", "count": 2, "share": 0.5}
@@ -163,38 +154,15 @@ def test_one_prediction_per_burst(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(found[columns], table[columns])
 
 
-def test_errors_by_burst_and_by_eye(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors(tmp_path: Path) -> None:
     rows = [spread(24, 0.8, 8), spread(9, 0.9, 8), spread(8, 0.6, 9), spread(9, 0.7, 8)]
     table = stored(tmp_path / "p.csv", [500, 600, 600, 600], [8] * 4, rows)
-    single, bursts = (of(table, MSL_V1.classes) for of in (metrics.errors, metrics.errors_by_burst))
-    assert single["path"].tolist() == table["path"].iloc[[0, 1, 3]].tolist()
-    assert single["of_true"].tolist() == pytest.approx([0.2, 0.1, 0.3])
-    columns = ["sol", "camera", "true", "said", "errors"]
-    assert bursts[columns].values.tolist() == [
-        [600, "MR", "ground", "horizon", 2],
-        [500, "MR", "ground", "wheel", 1],
-    ]
-    assert bursts.loc[0, ["confidence", "of_true"]].tolist() == pytest.approx([0.8, 0.2])
-    assert metrics.errors_by_burst(table[table["predicted"] == 8], MSL_V1.classes).empty
-    monkeypatch.setattr(metrics.paths, "RESULTS", tmp_path)
-    assert metrics.by_eye(single)["verdict"].tolist() == ["not looked at"] * 3
-    (tmp_path / "test_by_eye.csv").write_text(
-        'sequence,true,verdict,note\n0600MR000010,ground,plain mistake,"rocks, and soil"\n'
-    )
-    reviewed = metrics.by_eye(bursts)
-    assert reviewed["verdict"].tolist() == ["plain mistake", "not looked at"]
-    assert reviewed["note"].tolist() == ["rocks, and soil", ""]
-
-
-def test_published_verdicts_belong_to_test_images() -> None:
-    verdicts = pd.read_csv(metrics.paths.RESULTS / metrics.VERDICTS)
-    kinds = {"plain mistake", "two right answers", "hard to tell"}
-    assert set(verdicts["verdict"]) == kinds and verdicts["note"].str.len().min() > 5
-    assert not verdicts.duplicated(["sequence", "true"]).any()
-    predictions = read_predictions(metrics.paths.RESULTS / "laptop" / "predictions.csv.gz")
-    test = predictions[predictions["split"] == "test"]
-    known = test["sequence"] + test["label"].map(dict(enumerate(MSL_V1.classes)))
-    assert (verdicts["sequence"] + verdicts["true"]).isin(known).all()
+    found = metrics.errors(table, MSL_V1.classes)
+    assert found["path"].tolist() == table["path"].iloc[[0, 1, 3]].tolist()
+    assert found["said"].tolist() == ["wheel", "horizon", "horizon"]
+    assert found["of_true"].tolist() == pytest.approx([0.2, 0.1, 0.3])
+    columns = ["sol", "camera", "sequence", "true"]
+    assert found[columns].iloc[0].tolist() == [500, "MR", "0500MR000010", "ground"]
 
 
 @pytest.mark.parametrize("number", [2, 100, 101])
@@ -222,18 +190,14 @@ def test_predictions_of_other_classes_and_names(tmp_path: Path, number: int) -> 
     right = pairs.argmax(axis=1).repeat(2) == rows["label"]
     assert measured["burst"]["accuracy"] == pytest.approx(right.mean(), abs=0.02)
     names = class_names({"dataset": "own", "classes": [f"c{n}" for n in range(number)]}, found)
-    wrong = metrics.errors_by_burst(found, names)
-    assert set(wrong) == {"sequence", "true", "said", "errors", "confidence", "of_true"}
-    assert wrong["errors"].sum() == (found["label"] != found["predicted"]).sum()
+    assert len(metrics.errors(found, names)) == (found["label"] != found["predicted"]).sum()
     assert len(metrics.per_class(found, names)) == number
 
 
 def test_names_of_classes(four: pd.DataFrame) -> None:
-    for record in ({}, {"dataset": "msl-v1"}, {"dataset": "sample"}):  # as published before
-        assert class_names(record, four) == MSL_V1.classes
-    for record in ({"dataset": "own"}, {"classes": ["rock", "sand"]}):
-        with pytest.raises(MarsclfError, match="names . classes, but its predictions have 25"):
-            class_names(record, four)
+    assert class_names({}, four) == MSL_V1.classes  # as in records published before
+    with pytest.raises(MarsclfError, match="names 2 classes, but its predictions have 25"):
+        class_names({"classes": ["rock", "sand"]}, four)
 
 
 def test_stored_predictions_agree_with_their_four_digits(tmp_path: Path) -> None:

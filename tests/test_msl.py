@@ -3,11 +3,9 @@
 import os
 import shutil
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -64,21 +62,11 @@ def append(name: str, content: bytes) -> Damage:
     return damage
 
 
-def encoded(kind: str) -> bytes:
-    buffer = BytesIO()
-    Image.new("RGB", (9, 9)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def with_header_size(width: int, height: int) -> bytes:
-    """Return a JPEG with another size in its header, so that no large image is ever made."""
-    content = encoded("JPEG")
+def with_large_header(folder: Path) -> None:
+    """Give a JPEG the size 65,000 x 65,000 in its header, so that no large image is ever made."""
+    content = image_of(folder).read_bytes()
     at = content.index(b"\xff\xc0") + 5
-    return content[:at] + height.to_bytes(2) + width.to_bytes(2) + content[at + 4 :]
-
-
-def replace_image(content: bytes) -> Damage:
-    return lambda folder: image_of(folder).write_bytes(content)
+    image_of(folder).write_bytes(content[:at] + 2 * (65_000).to_bytes(2) + content[at + 4 :])
 
 
 def move_sol(folder: Path) -> None:
@@ -102,7 +90,6 @@ def make_pipe(path: Path) -> None:
         (lambda f: (f / TEST).write_text(" \n"), f"{TEST} is empty"),
         (append(VAL, b"\xff\xfe"), f"{VAL} is not UTF-8 text"),
         (set_line(TRAIN, 3, "calibrated/x.JPG"), f"{TRAIN}, line 3: 'calibrated"),
-        (set_line(VAL, 2, "{path} wheel"), f"{VAL}, line 2: "),
         (set_line(VAL, 2, "{path} -1"), f"{VAL}, line 2: .* and a label, 0 to 24"),
         (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),
         (set_line(TRAIN, 1, "calibrated/cat.JPG 8"), "line 1: 'cat.JPG' is not the name"),
@@ -117,7 +104,7 @@ def make_pipe(path: Path) -> None:
         (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* damaged: Premature"),
         (lambda f: make_pipe(image_of(f)), "image .* cannot be read: it is not a file"),
         (lambda f: make_pipe(f / VAL), f"{VAL}, which cannot be read .it is not a regular file"),
-        (replace_image(with_header_size(65_000, 65_000)), "cannot be read: .* over 100,000,000"),
+        (with_large_header, "cannot be read: .* over 100,000,000"),
         (lambda f: (f / MSL_V1.class_file).unlink(), "cannot be read"),
         (set_line(MSL_V1.class_file, 9, "8 soil"), "does not list the classes"),
         (append(MSL_V1.class_file, b"25 x"), "does not list the classes"),
@@ -159,15 +146,15 @@ def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: 
     assert len(set(digests)) == 3
 
 
-@pytest.mark.parametrize("named", ["", "msl-images/calibrated"])
-def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path, named: str) -> None:
-    outer = tmp_path / "outer"
-    outer.mkdir()
-    for path in [path for path in folder.iterdir() if path != outer]:
-        (outer / "msl-images").mkdir(exist_ok=True)
-        path.rename(outer / "msl-images" / path.name)
-    (fault,) = find_faults(outer / named)
-    assert fault.endswith(f"but in {outer / 'msl-images'}: name that folder.")
+def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "outer" / "msl-images"
+    paths = [*folder.iterdir()]
+    inner.mkdir(parents=True)
+    for path in paths:
+        path.rename(inner / path.name)
+    for named in (inner.parent, inner / "calibrated"):
+        (fault,) = find_faults(named)
+        assert fault.endswith(f"but in {inner}: name that folder.")
 
 
 @pytest.fixture
@@ -226,9 +213,8 @@ def test_index(sample_dataset: Dataset) -> None:
     index = sample_dataset.index
     with Image.open(sample_dataset.root / index.loc[0, "path"]) as image:
         assert tuple(index.loc[0, ["width", "height"]]) == image.size
-    expected = index.assign(split=pd.Categorical(index["split"], SPLITS, ordered=True))
-    expected = expected.sort_values(["split", "path"], ignore_index=True)
-    assert index["path"].equals(expected["path"])
+    keys = [(SPLITS.index(row.split), row.path) for row in index.itertuples()]
+    assert keys == sorted(keys)
     assert (index["class_name"] == np.array(MSL_V1.classes)[index["label"]]).all()
 
 
@@ -238,12 +224,11 @@ def test_parse_product_id() -> None:
     assert parse_product_id("0292MH0002810020103587C00_DRCL.JPG").camera == "MH"
 
 
-@pytest.mark.parametrize("old", ["0830", "MR", "0684", "_DRCL", ".JPG"])
 @pytest.mark.parametrize("new", ["", "AB", "٠٨٣٠", ".JPG\n"])
-def test_bad_product_id(old: str, new: str) -> None:
-    name = "0830MR0036510000500684E01_DRCL.JPG".replace(old, new)
-    with pytest.raises(MarsclfError, match="is not the name of a Curiosity image"):
-        parse_product_id(name)
+def test_bad_product_id(new: str) -> None:
+    for old in ("0830", "MR", "0684", "_DRCL", ".JPG"):
+        with pytest.raises(MarsclfError, match="is not the name of a Curiosity image"):
+            parse_product_id("0830MR0036510000500684E01_DRCL.JPG".replace(old, new))
 
 
 @pytest.mark.realdata

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,13 +39,12 @@ def test_locate(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert locate("~/images") == Path.home() / "images"
 
 
-@pytest.mark.parametrize("from_environment", [False, True])
-def test_given_folder_is_never_replaced(no_data, monkeypatch, from_environment) -> None:
+def test_given_folder_is_never_replaced(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = no_data / "missing"
-    if from_environment:
+    for given in (missing, None):
+        with pytest.raises(MarsclfError, match=f"{missing} is missing or not a folder"):
+            open_dataset(given)
         monkeypatch.setenv("MARSCLF_DATA_DIR", str(missing))
-    with pytest.raises(MarsclfError, match=f"{missing} is missing or not a folder"):
-        open_dataset(None if from_environment else missing)
     assert list(no_data.iterdir()) == []
 
 
@@ -64,10 +64,7 @@ def test_without_a_network_the_sample_replaces_the_download(
 
 
 def test_failed_download_is_an_error(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> Path:
-        raise MarsclfError("the download failed")
-
-    monkeypatch.setattr(download, "fetch", fail)
+    monkeypatch.setattr(download, "fetch", Mock(side_effect=MarsclfError("the download failed")))
     with pytest.raises(MarsclfError, match="the download failed"):
         open_dataset()
     assert not paths.CACHE.exists()

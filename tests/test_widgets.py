@@ -27,36 +27,40 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list:
     return displayed
 
 
-def explore(folder: Path, choices: dict) -> bytes:
-    """Explore the choices from "b" on, and return the PNG file."""
+def explore(folder: Path, choices: list | tuple, start: object) -> bytes:
+    """Explore the choices, and return the PNG file."""
 
     def draw(choice: object) -> Figure:
         figure = Figure((4, 2))
         figure.suptitle(str(choice))
         return figure
 
-    widgets.explore(draw, choices, "which", "b", folder=folder, name="x.png", dataset="")
+    widgets.explore(draw, choices, start, folder=folder, name="x.png", dataset="")
     return (folder / "x.png").read_bytes()
+
+
+MENU = [("a", (1, 2)), ("b", (3, 4))]
 
 
 def test_a_batch_run_has_no_controls(shown, monkeypatch, tmp_path, classified) -> None:
     monkeypatch.delenv("JPY_SESSION_NAME")
-    saved = explore(tmp_path, {"a": 1, "b": 2})
+    saved = explore(tmp_path, MENU, (3, 4))
     assert [item.data for item in shown] == [saved]
     assert widgets.chooser(classified, 24) is None
 
 
 @pytest.mark.parametrize(
-    ("choices", "kind"),
-    [({"a": 1, "b": 2.5}, ipywidgets.SelectionSlider), ({"a": "x", "b": "y"}, ipywidgets.Dropdown)],
+    ("choices", "start", "other", "kind"),
+    [((0.0, 1.0, 0.01), 0.9, 0.5, ipywidgets.FloatSlider)]
+    + [(MENU, (3, 4), (1, 2), ipywidgets.Dropdown)],
 )
-def test_a_control_in_jupyterlab(choices: dict, kind: type, shown: list, tmp_path: Path) -> None:
-    saved = explore(tmp_path, choices)
+def test_a_control_in_jupyterlab(choices, start, other, kind, shown: list, tmp_path: Path) -> None:
+    saved = explore(tmp_path, choices, start)
     control = shown[-1].children[0]
-    assert type(control) is kind and (control.value, control.description) == ("b", "which")
-    control.value = "a"
+    assert type(control) is kind and control.value == start
+    control.value = other
     assert shown[-1].data != saved
-    control.value = "b"
+    control.value = start
     assert shown[-1].data == saved == (tmp_path / "x.png").read_bytes()
 
 
@@ -105,9 +109,7 @@ def test_mistakes_by_class_pair(tmp_path: Path) -> None:
     confidence = np.linspace(0.6, 0.9, len(names))[:, None]
     predicted = np.eye(25)[[horizon] * 26 + [ground] * 5 + [wheel] * 2]
     predictions = as_predictions(index, predicted * confidence + np.eye(25)[0] * (1 - confidence))
-    pairs = widgets.mistaken_pairs(predictions, MSL_V1.classes)
-    assert list(pairs) == ["ground → horizon (26)", "wheel → ground (5)"]
-    pair = pairs["ground → horizon (26)"]
+    pair = ground, horizon
     figure = widgets.mistakes(predictions, tmp_path, pair, MSL_V1.classes)
     assert figure.get_suptitle() == "ground predicted as horizon: 24 of 26 images"
     assert len(figure.axes) == 24 and figure.axes[0].get_title("left") == "sol 590, 0.83"

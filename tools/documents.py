@@ -118,15 +118,9 @@ def _test_values(published: dict[str, Result]) -> dict:
     run = _default_run(published)
     predictions = read_predictions(run.predictions["predictions"])
     test, classes = predictions.query("split == 'test'"), class_names(run.record, predictions)
-    errors = metrics.by_eye(metrics.errors(test, classes))
-    errors["burst"] = errors["sequence"] + errors["true"]
-    verdicts = errors.groupby("verdict").agg(errors=("path", "count"), bursts=("burst", "nunique"))
     tables = {
         "classes": metrics.per_class(test, classes).query("support > 0"),
-        "bursts": metrics.by_eye(metrics.errors_by_burst(test, classes).head(15)),
-        "verdicts": verdicts.sort_values("errors", ascending=False, kind="stable").reset_index(),
         "confusions": metrics.commonest_confusions(test, classes).head(8),
-        "periods": metrics.calibration_over_sols(test),
     }
     return {name: table.to_dict("records") for name, table in tables.items()}
 
@@ -168,7 +162,7 @@ def _bench_values(published: dict[str, Result]) -> dict:
 
 VALUES: dict[str, Callable[[dict[str, Result]], dict]] = {
     **dict.fromkeys(("headline", "results", "runs", "seeds", "ladder"), _result_values),
-    **dict.fromkeys(("classes", "bursts", "verdicts", "confusions", "drift"), _test_values),
+    **dict.fromkeys(("classes", "confusions"), _test_values),
     **dict.fromkeys(("costs", "first", "archive"), _bench_values),
     **dict.fromkeys(("classifiers", "familiarity"), _classifier_values),
     "selection": partial(_comparison_values, SELECTION),

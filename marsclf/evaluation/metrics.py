@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from marsclf import paths
 from marsclf.data.dataset import SPLITS
 from marsclf.evaluation.calibration import softmax
 from marsclf.evaluation.predictions import as_predictions, probabilities_of
@@ -17,9 +16,6 @@ from marsclf.evaluation.predictions import as_predictions, probabilities_of
 THRESHOLD = 0.9
 RESAMPLES = 2000  # of the bootstrap
 BINS = 15  # of the calibration
-PERIODS = 4  # of `calibration_over_sols`, at most
-VERDICTS = "test_by_eye.csv"
-BURST = ["sol", "camera", "sequence"]  # of images without product ids, only the last is known
 
 
 def measure(predictions: pd.DataFrame) -> dict[str, dict]:
@@ -115,21 +111,6 @@ def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFram
     return table.assign(count=np.bincount(number, minlength=BINS))
 
 
-def calibration_over_sols(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each of four periods, or one per sol if fewer, of equally many sols.
-
-    The predictions must have the column sol. Columns: first_sol, last_sol, images, accuracy,
-    confidence (mean) and ece.
-    """
-    sols, rows = np.unique(predictions["sol"]), []
-    for period in np.array_split(sols, min(PERIODS, len(sols))):
-        part = predictions[predictions["sol"].isin(period)]
-        summary = summarize(part) | {"confidence": part["confidence"].mean()}
-        row = {"first_sol": period[0], "last_sol": period[-1], "images": len(part)}
-        rows.append(row | {name: summary[name] for name in ("accuracy", "confidence", "ece")})
-    return pd.DataFrame(rows)
-
-
 def confusion_matrix(predictions: pd.DataFrame) -> np.ndarray:
     """Return counts (classes, classes): true classes by row, predicted classes by column."""
     number = probabilities_of(predictions).shape[1]
@@ -173,35 +154,10 @@ def errors(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """
     wrong = predictions[predictions["label"] != predictions["predicted"]]
     labels, names = wrong["label"].to_numpy(), np.array(classes)
-    return wrong.filter(BURST).assign(
+    return wrong.filter(["sol", "camera", "sequence"]).assign(
         true=names[labels],
         said=names[wrong["predicted"].to_numpy()],
         confidence=wrong["confidence"],
         of_true=probabilities_of(wrong)[np.arange(len(wrong)), labels],
         path=wrong["path"],
     )
-
-
-def errors_by_burst(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Return one row per burst, true class and predicted class, the most errors first.
-
-    Columns of `errors` without path, confidence and of_true averaged, and `errors`, their number.
-    """
-    wrong = errors(predictions, classes)
-    groups = wrong.groupby([*wrong.filter(BURST), "true", "said"])
-    means = {"confidence": ("confidence", "mean"), "of_true": ("of_true", "mean")}
-    table = groups.agg(errors=("path", "count"), **means).reset_index()
-    return table.sort_values("errors", ascending=False, kind="stable", ignore_index=True)
-
-
-def by_eye(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Return `errors` or `errors_by_burst` with the columns verdict and note.
-
-    A person wrote both in results/test_by_eye.csv for the images of a burst and true class. Other
-    rows get the verdict "not looked at".
-    """
-    columns = ["sequence", "true", "verdict", "note"]
-    path = paths.RESULTS / VERDICTS
-    reviews = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(columns=columns)
-    table = mistakes.merge(reviews[columns], how="left", on=["sequence", "true"])
-    return table.fillna({"verdict": "not looked at", "note": ""})

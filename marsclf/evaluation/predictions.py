@@ -125,11 +125,10 @@ def run_record(predictions_file: Path) -> dict:
 def class_names(record: dict, predictions: pd.DataFrame) -> tuple[str, ...]:
     """Return the names of the classes of predictions, by id, from the record of their run.
 
-    Early records lack them; their classes are those of msl-v1. Raises MarsclfError if the number
-    of names is not that of the classes.
+    A record without names is of the classes of msl-v1. Raises MarsclfError if the number of names
+    is not that of the classes.
     """
-    is_early = record.get("dataset", "msl-v1") in ("msl-v1", "sample")
-    names = record.get("classes", MSL_V1.classes if is_early else ())
+    names = record.get("classes", MSL_V1.classes)
     if len(names) != (number := probabilities_of(predictions).shape[1]):
         reason = f"The run's record names {len(names)} classes, but its predictions have {number}"
         raise MarsclfError(f"{reason}: run notebook 02 again.")

@@ -1,7 +1,7 @@
 """Notebook controls: interactive in JupyterLab, plain figures and tables in a papermill run."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,30 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from marsclf.errors import MarsclfError
-from marsclf.evaluation import metrics
 from marsclf.figures.results import gallery, png_of, save_figure, tile
 
 COLUMNS, MAX_TILES, PAGE_WIDTH = 6, 24, 900  # width in pixels
-WIDE = {"width": "500px"}
 
 
-def explore(
-    draw: Callable[[Any], Figure], choices: Mapping[str, Any], label: str, start: str, **saved: Any
-) -> None:
-    """Save and show the figure of one choice; in JupyterLab add a control that shows the others.
+def explore(draw: Callable[[Any], Figure], choices: Sequence, start: Any, **saved: Any) -> None:
+    """Save and show the figure of one choice; in JupyterLab a control shows those of the others.
 
-    `draw` returns the figure of a choice. The control is a slider if all choices are numbers, else
-    a menu; `label` and the keys of `choices` are its texts. `start` is the key of the choice that
-    is saved; `saved` are the arguments of `save_figure`: folder, name, and dataset.
+    `draw` returns the figure of a choice, and `start` is the one that is saved. `choices` are the
+    lowest, the highest and the step of a slider as a tuple, or a list of texts and choices for a
+    menu. `saved` are the arguments of `save_figure`: folder, name, and dataset.
     """
-    path = save_figure(draw(choices[start]), **saved)
+    path = save_figure(draw(start), **saved)
     if not _in_jupyterlab():
         display(Image(path, width=PAGE_WIDTH))
         return
-    options = {"options": [*choices], "value": start, "description": label, "layout": WIDE}
-    if all(isinstance(choice, int | float) for choice in choices.values()):
-        control = ipywidgets.SelectionSlider(**options, continuous_update=False)
-    else:
-        control = ipywidgets.Dropdown(**options)
 
-    def show(text: str) -> None:
-        display(Image(png_of(draw(choices[text]), saved["dataset"]), width=PAGE_WIDTH))
+    def show(choice: Any = start) -> None:
+        display(Image(png_of(draw(choice), saved["dataset"]), width=PAGE_WIDTH))
 
-    display(ipywidgets.interactive(show, text=control))
+    interactive = ipywidgets.interactive(show, choice=choices)
+    interactive.children[0].layout.width = "500px"
+    interactive.children[0].continuous_update = False  # a slider draws when it is released
+    display(interactive)
 
 
 def chooser(
@@ -59,7 +53,7 @@ def chooser(
             display(Image(png_of(thumbnails(shown), dataset), width=PAGE_WIDTH), styled(shown))
 
     classes = [("all classes", None), *((name, name) for name in counts(table).index)]
-    options = {"value": (0, 1), "max": 1, "step": 0.01, "layout": WIDE}
+    options = {"value": (0, 1), "max": 1, "step": 0.01, "layout": {"width": "500px"}}
     between = ipywidgets.FloatRangeSlider(**options, continuous_update=False)
     menu = ipywidgets.Dropdown(options=classes, description="class")
     flags = [("all images", None), ("familiar", False), ("unfamiliar", True)]
@@ -114,21 +108,14 @@ def thumbnails(rows: pd.DataFrame) -> Figure:
     return gallery([tile(path) for path in rows["path"]], titles, COLUMNS, "Selected images")
 
 
-def mistaken_pairs(predictions: pd.DataFrame, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return pairs of true and predicted class by texts such as "ground → horizon (59)"."""
-    table = metrics.commonest_confusions(predictions, classes)
-    rows = table[["true", "predicted", "count"]].itertuples(index=False)
-    return {f"{true} → {predicted} ({n})": (true, predicted) for true, predicted, n in rows}
-
-
 def mistakes(
-    predictions: pd.DataFrame, root: Path, pair: tuple[str, str], classes: Sequence[str]
+    predictions: pd.DataFrame, root: Path, pair: tuple[int, int], classes: Sequence[str]
 ) -> Figure:
-    """Lay out up to 24 images below `root` of one class predicted as another, surest first.
+    """Lay out up to 24 images below `root` of one class id predicted as another, surest first.
 
     Every group (sol) has its turn before any shows a second image.
     """
-    label, predicted = map(classes.index, pair)
+    label, predicted = pair
     rows = predictions.query("label == @label and predicted == @predicted")
     shown = rows.sort_values("confidence", ascending=False, kind="stable")
     turns = shown.groupby("group").cumcount().sort_values(kind="stable")
@@ -136,5 +123,6 @@ def mistakes(
     titles = shown["confidence"].map("{:.2f}".format)
     if "sol" in shown:
         titles = "sol " + shown["sol"].astype(str) + ", " + titles
-    title = f"{pair[0]} predicted as {pair[1]}: {len(shown)} of {len(rows)} images"
+    names = f"{classes[label]} predicted as {classes[predicted]}"
+    title = f"{names}: {len(shown)} of {len(rows)} images"
     return gallery([tile(root / path) for path in shown["path"]], [*titles], COLUMNS, title)

@@ -10,13 +10,12 @@ import warnings
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
-from tifffile import COMPRESSION, TiffFile, TiffPage
+from PIL.TiffImagePlugin import TiffImageFile
 
 from marsclf.errors import MarsclfError
 from marsclf.images import scaling
@@ -37,11 +36,14 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".gif", ".bmp"),
     *(".jp2", ".j2k", ".jpf", ".jpx", ".img"),
 )
-TIFF_CHANNELS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3}
-UNASSOCIATED_ALPHA = 2  # colors that are not multiplied by their opacity yet
-ORIENTATION, GDAL_NODATA = 274, 42113  # tags
-for name in ("tifffile", "imagecodecs"):  # they log every odd tag
-    logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+ORIENTATION = 274  # a tag of EXIF
+BITS, COLORS, TILE_WIDTH, TILE_LENGTH, NUMBER_TYPE = 258, 262, 322, 323, 339  # tags of TIFF
+BLACK_IS_ZERO = 1
+# What Pillow reads right of gray TIFF images with more than 8 bits: byte order, bits and number
+# type (1 unsigned, 2 signed, 3 floating-point); and the modes in which it returns them.
+DEEP_TIFFS = {(b"MM", 16, 1), (b"II", 16, 1), (b"II", 16, 2), (b"II", 32, 2), (b"II", 32, 3)}
+DEEP_MODES = ("I;16", "I;16B", "I", "F")
+logging.getLogger("imagecodecs").setLevel(logging.CRITICAL + 1)  # it logs every odd tag
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
@@ -67,13 +69,14 @@ def read_rgb(path: str | Path) -> np.ndarray:
             if kind is None:
                 raise MarsclfError(f"it is not an image of a known format ({', '.join(FORMATS)})")
             stream.seek(0)
-            return _upright(*(_read_tiff(stream) if kind == "TIFF" else _read(stream, kind)))
+            return _upright(*_read(stream.read(), kind))
     except MarsclfError:
         raise
     except Image.DecompressionBombError:
         raise MarsclfError(f"the image has over {scaling.MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise MarsclfError(f"it is a {kind} file with a damaged or unsupported header") from None
+        text = f"it is a {kind} file of an unsupported kind, or its header is damaged"
+        raise MarsclfError(text) from None
     except Exception as error:  # decoders raise almost anything on a damaged file
         # Only the operating system's errors have a `strerror`, Pillow's do not.
         reason = " ".join((str(error) or type(error).__name__).split())
@@ -89,10 +92,11 @@ def ignore_decoder_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"(PIL|pdr)\b")
 
 
-def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
-    """Return the picture of a file that is not a TIFF, and its EXIF orientation."""
-    content = stream.read()
+def _read(content: bytes, kind: str) -> tuple[np.ndarray, int]:
+    """Return the first picture of a file, and its EXIF orientation."""
     with Image.open(BytesIO(content), formats=(kind,)) as image, scaling.one_if_large(*image.size):
+        if kind == "TIFF":
+            _check_tiff(image)
         # Pillow fills in missing pixels without a word, so these two have stricter decoders. Of
         # 16-bit color in PNG, it keeps the upper bytes only.
         values = imagecodecs.png_decode(content) if kind == "PNG" else None
@@ -102,12 +106,14 @@ def _read(stream: BinaryIO, kind: str) -> tuple[np.ndarray, int]:
         orientation = 1
         with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
             orientation = image.getexif().get(ORIENTATION, 1)
-        if image.mode == "I;16" and values is None:  # JPEG 2000
+        if image.mode in DEEP_MODES and values is None:
             values = np.asarray(image)
-        if values is not None and values.dtype == np.uint16:
+        if values is not None and values.dtype != np.uint8:
             values = scaling.shrunk(values)
             if values.ndim == 3 and values.shape[2] in (2, 4):
-                values = _without_transparent(values[..., :-1], values[..., -1:])
+                is_transparent = values[..., -1:] == 0
+                values = values[..., :-1]
+                values = np.ma.masked_array(values, np.broadcast_to(is_transparent, values.shape))
             return scaling.to_8_bit(values), orientation
         if rgb is None:
             if image.has_transparency_data:
@@ -130,50 +136,15 @@ def _decode_jpeg(content: bytes, width: int, height: int) -> np.ndarray | None:
         return None
 
 
-def _read_tiff(stream: BinaryIO) -> tuple[np.ndarray, int]:
-    """Return the first picture of a TIFF file, of any number type, and its EXIF orientation."""
-    with TiffFile(stream) as file:
-        page = file.pages.first
-        colors, numbers = (getattr(x, "name", x) for x in (page.photometric, page.sampleformat))
-        if colors == "YCBCR" and page.compression == COMPRESSION.JPEG:
-            colors = "RGB"  # tifffile converts it
-        extra = page.samplesperpixel - TIFF_CHANNELS.get(colors, 99)
-        if extra not in (0, 1) or page.imagedepth > 1:  # one more channel may be opacity
-            kind = f"{page.samplesperpixel} channels, {page.imagedepth} layers and {colors} colors"
-            raise MarsclfError(f"TIFF images with {kind} are not supported")
-        if page.dtype is None or page.dtype.kind not in "buif":
-            kind = f"{page.bitspersample}-bit {numbers}"
-            raise MarsclfError(f"TIFF images of {kind} are not supported")
-        with scaling.one_if_large(page.imagewidth, page.imagelength):
-            size = max(page.size, page.tilewidth * page.tilelength) * page.dtype.itemsize
-            if size > scaling.MAX_BYTES:
-                raise MarsclfError(f"the image takes over {scaling.MAX_BYTES:,} bytes")
-            rgb = scaling.shrunk(_decode_tiff(page, colors))
-        return rgb, page.tags.valueof(ORIENTATION, default=1)
-
-
-def _decode_tiff(page: TiffPage, colors: str) -> np.ndarray:
-    values = page.asarray(maxworkers=1)
-    if page.axes[0] == "S":  # separate planes
-        values = np.moveaxis(values, 0, -1)
-    values = values.reshape(*values.shape[:2], -1)
-    values = values if values.dtype == np.uint8 else scaling.shrunk(values)
-    values, extra = np.split(values, [TIFF_CHANNELS[colors]], axis=2)
-    if colors == "PALETTE":
-        values = (page.colormap.T[values[..., 0]] // 256).astype(np.uint8)
-    elif page.bitspersample < 8:
-        values = values * np.uint8(255 // (2**page.bitspersample - 1))
-    if page.extrasamples[:1] == (UNASSOCIATED_ALPHA,):
-        values = _without_transparent(values, extra)
-    with suppress(ValueError):  # not a number
-        no_data = float(page.tags.valueof(GDAL_NODATA, default="").strip("\0"))
-        values = np.ma.masked_equal(values, no_data, copy=False)
-    rgb = scaling.to_8_bit(values)
-    return 255 - rgb if colors == "MINISWHITE" else rgb
-
-
-def _without_transparent(values: np.ndarray, alpha: np.ndarray) -> np.ma.MaskedArray:
-    return np.ma.masked_array(values, np.broadcast_to(alpha == 0, values.shape))
+def _check_tiff(image: TiffImageFile) -> None:
+    """Raise MarsclfError for a TIFF image with huge tiles, or that Pillow would read wrongly."""
+    tags = image.tag_v2
+    scaling.shrunk_size(tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1))
+    bits, number_type = tags.get(BITS, (1,)), tags.get(NUMBER_TYPE, (1,))[0]
+    is_plain = bits[0] <= 8 and number_type == 1
+    is_gray = len(bits) == 1 and tags.get(COLORS) == BLACK_IS_ZERO
+    if not (is_plain or (is_gray and (tags.prefix, bits[0], number_type) in DEEP_TIFFS)):
+        raise MarsclfError("it is a TIFF file of an unsupported kind; save it as PNG")
 
 
 def _upright(rgb: np.ndarray, orientation: int) -> np.ndarray:
