@@ -160,10 +160,10 @@ def test_transparent_pixels_are_black(tmp_path: Path, pixels: np.ndarray) -> Non
     assert found[5, 5].tolist() == [0, 0, 0]
 
 
-def test_tiny_and_long_images(tmp_path: Path) -> None:
-    for size in ((1, 1), (20_000, 2), (60_000, 10), (2, 20_000)):
-        found = stored(Image.new("L", size, 77), tmp_path / "a.png")
-        assert max(found.shape) <= scaling.LARGE_SIDE and (fit_view(found, 32) == 77).all()
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 2), (60_000, 10), (2, 20_000)])
+def test_tiny_and_long_images(tmp_path: Path, size: tuple[int, int]) -> None:
+    found = stored(Image.new("L", size, 77), tmp_path / "a.png")
+    assert max(found.shape) <= scaling.LARGE_SIDE and (fit_view(found, 32) == 77).all()
 
 
 @pytest.mark.parametrize("name", ["L.jpg", "1.png", "I;16.png", "I;16.tif"])

@@ -183,6 +183,7 @@ def test_tables_show_what_the_predictions_give(project: Path) -> None:
     mean = f"{test['accuracy'] + 0.05:.1%} ± {0.1 / 2**0.5:.1%}"
     rows = read_predictions(run).query("split == 'test'")
     ground = rows.query("label == 8")
+    worst = metrics.errors_by_burst(rows, MSL_V1.classes).iloc[0]
     pair = metrics.commonest_confusions(rows, MSL_V1.classes).iloc[0]
     low, high = test["accuracy_ci95"]
     lines = [
@@ -191,6 +192,8 @@ def test_tables_show_what_the_predictions_give(project: Path) -> None:
         "| 10.0 min | 1.5 GB | 2 cores of Some CPU, no GPU, 8 GB | 000000000000 |",
         f"| `laptop` | msl-v1 | 0, 1 | {mean} |",
         f"| ground | {len(ground)} | {(ground['predicted'] == 8).mean():.1%} |",
+        f"| {worst.true} | {worst.said} | {worst.errors} | {worst.confidence:.2f} |",
+        f"| not looked at | {(rows['label'] != rows['predicted']).sum()} | 100.0% |",
         f"| {pair['true']} | {pair['predicted']} | {pair['count']} | {pair['share']:.1%} |",
         "| `laptop`: seed 1 | 85.0% | 80.0% | 90.0% | 0.510 | 1 | abc |\n"
         "| `laptop`: none | 80.0% | 70.0% | 90.0% | – | 2 | abc |",
