@@ -16,7 +16,7 @@ from marsclf.data.msl import MSL_V1
 from marsclf.evaluation.predictions import as_predictions
 from marsclf.figures import results as figures
 
-OF_CLASSES = "cases_and_errors_per_class confusion_matrix commonest_confusions"
+OF_CLASSES = "cases_and_errors_per_class error_rate_per_class confusion_matrix commonest_confusions"
 CHARTS = f"{OF_CLASSES} reliability_diagram coverage_accuracy errors_by_camera_and_sol"
 
 
@@ -82,6 +82,8 @@ def test_errors_in_charts(ten: pd.DataFrame) -> None:
     assert "no images in this split: apxs, apxs cal target" in texts(counts)
     lengths = [[bar.get_width() for bar in bars] for bars in counts.axes[0].containers]
     assert lengths == [[5, 5], [3, 0]]
+    rates = figures.error_rate_per_class(ten, MSL_V1.classes)
+    assert "ground: 60% (3 of 5)\nhorizon: 0% (0 of 5)" in texts(rates)
     confusions = texts(figures.commonest_confusions(ten, MSL_V1.classes))
     assert "3 of 3 errors shown" in confusions
     assert "ground → horizon" in confusions and "3 (60% of ground)" in confusions

@@ -37,7 +37,7 @@ FIGURES = {
     "sizes_and_brightness sols_and_cameras",
     "02": "learning_curves random_views",
     "03": "commonest_confusions confident_mistakes confusion_matrix coverage_accuracy "
-    "errors_by_camera_and_sol errors_per_class gradcam_right gradcam_wrong "
+    "error_rate_per_class errors_by_camera_and_sol errors_per_class gradcam_right gradcam_wrong "
     "mistakes_by_pair reliability reliability_before",
     "04": "as_read ladder",
     "05": "thumbnails gradcam",

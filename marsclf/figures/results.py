@@ -105,15 +105,22 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
-def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Chart the number of images beside the number of wrong predictions in up to 60 classes."""
+def _first_classes(
+    predictions: pd.DataFrame, classes: Sequence[str], by: str, ascending: bool
+) -> tuple[pd.DataFrame, str]:
+    """Return `metrics.per_class`, sorted, of at most MAX_ROWS classes, and a line on the others."""
     table = metrics.per_class(predictions, [fill(name, 40) for name in classes])
     absent = ", ".join(table.loc[table["support"] == 0, "class_name"])
     note = "\n" + shorten(f"no images in this split: {absent}", 120) if absent else ""
-    table = table[table["support"] > 0].sort_values("support", ascending=False, kind="stable")
+    table = table[table["support"] > 0].sort_values(by, ascending=ascending, kind="stable")
     if (more := len(table) - MAX_ROWS) > 0:
         note += f"\n{more} more classes are not shown"
-    table = table[:MAX_ROWS]
+    return table[:MAX_ROWS], note
+
+
+def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
+    """Chart the number of images of each class beside the number of wrong predictions."""
+    table, note = _first_classes(predictions, classes, "support", ascending=False)
     counts = table.melt("class_name", ["support", "errors"])
     fig, axes = new_figure(1.5 + 0.33 * len(table))
     bars(axes, data=counts, x="value", y="class_name", hue="variable", palette=[BLUE, RED])
@@ -123,6 +130,30 @@ def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]
     errors = (predictions["label"] != predictions["predicted"]).sum()
     title = _title(predictions, f"{errors:,} wrong ({errors / len(predictions):.1%})")
     axes.set(xlabel=f"images{note}", ylabel="", title=title)
+    return fig
+
+
+def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
+    """Chart the percentage of wrong predictions in each class, with its 95 % interval."""
+    table, note = _first_classes(predictions, classes, "recall", ascending=True)
+    wrong = (predictions["label"] != predictions["predicted"]).to_numpy()
+    rates, overall = 100 * (1 - table["recall"]), 100 * wrong.mean()
+    names = [
+        f"{row.class_name}: {100 * (1 - row.recall):.0f}% ({row.errors} of {row.support})"
+        for row in table.itertuples()
+    ]
+    of_class = predictions["label"].to_numpy()[:, None] == table.index.to_numpy()
+    low, high = 100 * metrics.bootstrap_over_groups(wrong, predictions["group"], of_class)
+    several = predictions.groupby("label")["group"].nunique().loc[table.index] > 1
+    fig, axes = new_figure(1.7 + 0.28 * len(table))
+    seaborn.barplot(x=rates, y=names, color=RED, saturation=1, errorbar=None, ax=axes)
+    if len(place := np.flatnonzero(several)):
+        over = f"{_interval(predictions)}, where there are several"
+        axes.hlines(place, low[place], high[place], color="black", label=over)
+    axes.axvline(overall, color="black", linestyle="--", label=f"all images: {overall:.1f}%")
+    axes.legend(loc="lower right")
+    axes.set(xlabel=f"wrong predictions, % of the class{note}", ylabel="", xlim=(0, 101))
+    axes.set(ylim=(len(table) - 0.5, -0.5), title=_title(predictions, "error rate per class"))
     return fig
 
 
