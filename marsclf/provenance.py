@@ -1,6 +1,7 @@
 """The code, the machine and the memory behind a result."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -58,8 +59,18 @@ def commit() -> str:
         return "unknown"
     # Only what determines the numbers: figures and tables of an earlier run may differ.
     code = ("marsclf", "notebooks", "presets", "requirements.lock")
-    changed = _output(*git, "status", "--porcelain", *code)
-    return head.strip() + ("-dirty" if changed else "")
+    changed = (line[3:] for line in _output(*git, "status", "--porcelain", *code).splitlines())
+    return head.strip() + ("-dirty" if any(_has_other_code(git, name) for name in changed) else "")
+
+
+def _has_other_code(git: tuple[str, ...], name: str) -> bool:
+    """Tell whether a changed file differs from its commit in more than a notebook's outputs."""
+    try:
+        texts = [_output(*git, "show", f"HEAD:{name}"), (paths.PROJECT_ROOT / name).read_text()]
+        first, second = ([cell["source"] for cell in json.loads(t)["cells"]] for t in texts)
+        return first != second
+    except (OSError, ValueError, TypeError, KeyError):
+        return True  # not a notebook, or no longer there
 
 
 def _output(*command: str, stderr: int | None = subprocess.DEVNULL) -> str:

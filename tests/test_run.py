@@ -257,6 +257,17 @@ def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> Non
     head = git("rev-parse", "HEAD")
     (project / "README.md").write_text("new tables")
     assert commit() == head
+    notebook = paths.NOTEBOOKS / "01_data_exploration.ipynb"
+    stored = json.loads(notebook.read_text())
+    code = next(cell for cell in stored["cells"] if cell["cell_type"] == "code")
+    code["outputs"] = [{"name": "stdout", "output_type": "stream", "text": "saved with outputs"}]
+    notebook.write_text(json.dumps(stored))
+    assert commit() == head
+    code["source"] = "seed = 1"
+    notebook.write_text(json.dumps(stored))
+    assert commit() == f"{head}-dirty"
+    git("checkout", "--", "notebooks")
+    assert commit() == head
     (paths.PRESETS / "laptop.yaml").write_text("changed")
     assert commit() == f"{head}-dirty"
 
