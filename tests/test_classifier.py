@@ -167,7 +167,7 @@ def test_a_file_is_checked_completely(made: bytes, reason: str, tmp_path: Path) 
 
 
 def test_the_table(classifier: Classifier, files: list[str], tmp_path: Path) -> None:
-    broken = tmp_path / "0830mr0036510000500684e01_drcl.img"
+    broken = tmp_path / "0830mr0036510000500684e01_drcl.jpg"
     broken.write_bytes(b"no image")
     table = classifier.predict([files[0], broken, *files[1:3]], threshold=0.05)
     assert table.dtypes.astype(str).to_dict() == COLUMNS

@@ -1,4 +1,4 @@
-"""Any image file of an archive as 8-bit RGB: common image formats, and PDS3 and PDS4 products.
+"""Any image file as 8-bit RGB.
 
 A file that cannot be read raises MarsclfError with a reason short enough for a table cell. No file
 can make this module exhaust the memory, hang, or run a program.
@@ -19,7 +19,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from marsclf.errors import MarsclfError
 from marsclf.images import scaling
-from marsclf.images.pds import read_pds
 
 # What the content of each format begins with.
 FORMATS = {
@@ -31,10 +30,9 @@ FORMATS = {
     "BMP": rb"BM",
     "JPEG2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
 }
-PDS_SUFFIXES = (".img", ".lbl", ".xml")
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".gif", ".bmp"),
-    *(".jp2", ".j2k", ".jpf", ".jpx", ".img"),
+    *(".jp2", ".j2k", ".jpf", ".jpx"),
 )
 ORIENTATION = 274  # a tag of EXIF
 BITS, COLORS, TILE_WIDTH, TILE_LENGTH, NUMBER_TYPE = 258, 262, 322, 323, 339  # tags of TIFF
@@ -56,12 +54,9 @@ def read_rgb(path: str | Path) -> np.ndarray:
     Raises MarsclfError if the file cannot be read, is not such an image, is damaged, or has more
     than 100 megapixels. The text is the reason alone; callers add the path.
     """
-    path, kind = Path(path), "PDS"
+    path, kind = Path(path), None
     try:
         scaling.check_file(path)
-        if path.suffix.lower() in PDS_SUFFIXES:
-            with scaling.one_at_a_time:
-                return read_pds(path)
         # A stream, because Pillow maps named files into memory, which scrambles some of them.
         with path.open("rb") as stream:
             start = stream.read(16)
@@ -89,7 +84,7 @@ def ignore_decoder_warnings() -> None:
 
     Call it within warnings.catch_warnings, which applies to all threads.
     """
-    warnings.filterwarnings("ignore", module=r"(PIL|pdr)\b")
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def _read(content: bytes, kind: str) -> tuple[np.ndarray, int]:
