@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marsclf import paths
 from marsclf.cli import main
 from marsclf.data.open import find_faults, load_dataset, open_dataset
-from marsclf.data.splits import nearest, normalized, thumbnail
+from marsclf.data.splits import nearest, normalized
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.predictions import as_predictions
 
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -53,7 +47,9 @@ def in_table(root: Path, table: str) -> Path:
 
 
 def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    in_folders(root, {"Écran large": 20, "b/deeper/at last": 20, "c": 10})
+    # Systems encode accents in two ways.
+    composed, split = (unicodedata.normalize(form, "Écran large") for form in ("NFC", "NFD"))
+    in_folders(root, {composed: 12, split: 8, "b/deeper/at last": 20, "c": 10})
     for number, name in enumerate(("x.tiff", "y.WEBP", "z z.jpg", "gray.bmp")):
         draw(root / "c" / name)
         if name == "gray.bmp":
@@ -64,7 +60,7 @@ def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) ->
     assert find_faults(root) == []
     dataset = open_dataset(root)
     index = dataset.index
-    assert (dataset.name, dataset.classes) == ("my images", ("b", "c", "Écran large"))
+    assert (dataset.name, dataset.classes) == ("my images", ("b", "c", composed))
     assert "No splits are given" in capsys.readouterr().out
     assert index["class_name"].value_counts().tolist() == [20, 20, 14]
     assert (index["class_name"] == np.array(dataset.classes)[index["label"]]).all()
@@ -80,7 +76,6 @@ def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_same_images_give_the_same_data_set(root: Path, tmp_path: Path) -> None:
     in_folders(root, {"a": 9, "b": 9})
     first = load_dataset(root)
-    shutil.rmtree(paths.CACHE)  # what is read from the cache equals what is decoded
     copy = load_dataset(shutil.copytree(root, tmp_path / "msl-v1"))
     assert copy.digest == first.digest and copy.index.equals(first.index)
     assert copy.name == "my-msl-v1"  # the name alone makes no published data set
@@ -152,7 +147,6 @@ def remove(*places: str) -> Damage:
 
 
 CLASSES = {"a": 3, "b": 3}
-ACCENTS = {unicodedata.normalize(form, "é"): 2 for form in ("NFC", "NFD")}
 SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in "ab"}
 
 
@@ -162,7 +156,7 @@ SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in
         (CLASSES, remove("a", "b"), "no labeled images in .*: make one folder of images per class"),
         (CLASSES, remove("b"), "All images in .* have the label 'a'"),
         (CLASSES, add({"c": 1}), "The class 'c' has 1 image"),
-        (CLASSES, add({f"{n}": 1 for n in range(499)}), "501 classes, of which 500"),
+        (CLASSES, add({f"{n}": 1 for n in range(39)}), "41 classes, of which 40 are possible"),
         (
             CLASSES,
             lambda root: shutil.copy(root / "a/0.png", root / "b/9.png"),
@@ -174,7 +168,6 @@ SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in
         (CLASSES, write("a/9.jpg", "<html>"), "image a/9.jpg cannot be read: it is not an image"),
         (CLASSES, add({"A": 2}), "'A' and 'a' differ only by case"),
         (CLASSES, add({"x\ty": 2}), r"'x\\ty' cannot be printed: give"),
-        (CLASSES, add(ACCENTS), r"'e\\u0301' and '\\xe9' differ only by case or encoding"),
         (CLASSES, add({"train": 3, "val/a": 3}), "a is beside splits"),
         (SPLITS, add({"validation/a": 1}), "validation is beside splits: name it train, val or"),
         (SPLITS, remove("val"), "has splits, but no images in val"),
@@ -220,12 +213,10 @@ def test_faults_of_tables(root: Path, old: str, new: str, message: str) -> None:
 
 
 def test_all_faults_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    in_folders(root, {"a": 3, "b": 3, "c": 1, "empty/x": 0})
+    in_folders(root, {"a": 3, "b": 3, "c": 1})
     (root / "a" / "0.png").write_bytes(b"")
     assert main(["check-data", "--data-dir", str(root)]) == 1
     assert capsys.readouterr().out.endswith(f"{root}: 2 faults\n")
-    with pytest.raises(MarsclfError, match="cannot be read.* .1 more: `python -m marsclf check"):
-        load_dataset(root)
 
 
 def test_images_that_all_look_alike_cannot_be_held_out(root: Path) -> None:
@@ -243,15 +234,10 @@ def test_names_that_are_not_text(root: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_nearest_finds_the_copy_and_never_the_image_itself() -> None:
-    flat, noise = (
-        np.full((64, 64), 90, np.uint8),
-        np.random.default_rng(0).integers(0, 256, (64, 64)),
-    )
-    images = normalized(np.stack([thumbnail(i) for i in (flat, noise.astype(np.uint8))]))
-    assert not images[0].any() and images[1] @ images[1] == pytest.approx(1)  # none, and itself
-    thumbnails = np.random.default_rng(0).normal(size=(200, 256)).astype(np.float32)
-    thumbnails[150] = thumbnails[3]
-    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    thumbnails = np.random.default_rng(0).integers(0, 256, (200, 256), np.uint8)
+    thumbnails[150], thumbnails[151] = thumbnails[3], 90
+    thumbnails = normalized(thumbnails)
+    assert not thumbnails[151].any()  # of uniform brightness: like no other
     rows = np.arange(200)
     correlation, partner = nearest(thumbnails, rows, rows)
     assert (partner[3], partner[150]) == (150, 3) and (partner != rows).all()

@@ -78,9 +78,6 @@ def test_no_figure_without_a_line(results: Path, tmp_path: Path) -> None:
     with pytest.raises(MarsclfError, match=r"test_ledger\.csv cannot be read"):
         ledger.score(predictions)
     (results / ledger.NAME).rmdir()
-    (tmp_path / "training.json").write_text('{"dataset": "msl-v1", "seed": 0}')
-    with pytest.raises(MarsclfError, match="lacks 'commit'"):
-        ledger.score(predictions)
     (tmp_path / "training.json").unlink()
     (tmp_path / "metrics.json").write_text("{")  # read where there is no training.json
     with pytest.raises(MarsclfError, match=r"metrics\.json cannot be read as a run"):

@@ -88,7 +88,7 @@ def make_pipe(path: Path) -> None:
         (shutil.rmtree, "missing or not a folder"),
         (lambda f: (f / VAL).unlink(), f"{VAL}, which cannot be read"),
         (lambda f: (f / TEST).write_text(" \n"), f"{TEST} is empty"),
-        (append(VAL, b"\xff\xfe"), f"{VAL} is not UTF-8 text"),
+        (append(VAL, b"\xff\xfe"), f"{VAL}, line 5: "),
         (set_line(TRAIN, 3, "calibrated/x.JPG"), f"{TRAIN}, line 3: 'calibrated"),
         (set_line(VAL, 2, "{path} -1"), f"{VAL}, line 2: .* and a label, 0 to 24"),
         (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),

@@ -1,7 +1,7 @@
 """The predictions file: its columns, and how it is written and read.
 
 A CSV (or .csv.gz) with one row per image: split, path, label, predicted, confidence and, for each
-class, the probability with four significant digits, p_00 ... p_24 (p_000 ... from 101 classes up).
+class, the probability with four significant digits, p_00 ... p_24.
 Where the groups are not the sols in the names of images, `group` and `sequence` follow confidence:
 images of one group are not independent, images of one sequence show one subject.
 """
@@ -98,8 +98,7 @@ def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:
 
 
 def _p_columns(classes: int) -> list[str]:
-    digits = max(2, len(str(classes - 1)))
-    return [f"p_{label:0{digits}d}" for label in range(classes)]
+    return [f"p_{label:02d}" for label in range(classes)]
 
 
 def _complete(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from marsclf.errors import MarsclfError
@@ -68,7 +68,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
             if kind is None:
                 raise MarsclfError(f"it is not an image of a known format ({', '.join(FORMATS)})")
             stream.seek(0)
-            return _upright(*_read(stream.read(), kind))
+            return _read(stream.read(), kind)
     except MarsclfError:
         raise
     except Image.DecompressionBombError:
@@ -102,8 +102,8 @@ def _check_file(path: Path) -> None:
         raise MarsclfError(f"the file has more than {MAX_BYTES:,} bytes")
 
 
-def _read(content: bytes, kind: str) -> tuple[np.ndarray, int]:
-    """Return the first picture of a file, and its EXIF orientation."""
+def _read(content: bytes, kind: str) -> np.ndarray:
+    """Return the first picture of a file, upright, as uint8 RGB."""
     with Image.open(BytesIO(content), formats=(kind,)) as image:
         size = _shrunk_size(*image.size)
         with nullcontext() if size == image.size else one_at_a_time:
@@ -115,22 +115,25 @@ def _read(content: bytes, kind: str) -> tuple[np.ndarray, int]:
             rgb = _decode_jpeg(content, *size) if kind == "JPEG" else None
             if rgb is None:
                 image.load()
-            orientation = 1
-            with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
-                orientation = image.getexif().get(ORIENTATION, 1)
-            if values is None and image.mode in ("I;16", "I;16B"):
-                values = np.asarray(image)
-            if values is not None and values.dtype != np.uint8:
-                step = -(-image.width // size[0])  # to scale all pixels would take much memory
-                rgb = _scaled(values[::step, ::step])
-            elif rgb is None:
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-                rgb = np.asarray(image.convert("RGB"))
+                if kind != "PNG" and image.mode in ("I;16", "I;16B"):
+                    values = np.asarray(image)
+                if values is None or values.dtype == np.uint8:
+                    rgb = _without_transparency(image)
+                else:
+                    step = -(-image.width // size[0])  # to scale all pixels takes much memory
+                    rgb = _scaled(values[::step, ::step])
             size = _shrunk_size(rgb.shape[1], rgb.shape[0])
-            rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
-            return rgb, orientation
+            picture = Image.fromarray(rgb).resize(size, Image.Resampling.BOX)
+            with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
+                picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
+            return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def _without_transparency(image: Image.Image) -> np.ndarray:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def _decode_jpeg(content: bytes, width: int, height: int) -> np.ndarray | None:
@@ -172,13 +175,3 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     highest = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
     scaled = (values.astype(np.float32) * np.float32(255 / highest)).round().astype(np.uint8)
     return np.broadcast_to(scaled, (*scaled.shape[:2], 3))
-
-
-def _upright(rgb: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation in (5, 6, 7, 8):
-        rgb = rgb.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        rgb = rgb[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        rgb = rgb[::-1]
-    return np.ascontiguousarray(rgb)
