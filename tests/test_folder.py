@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from marsclf.cli import main
-from marsclf.data.open import find_faults, load_dataset, open_dataset
+from marsclf.data.open import load_dataset, open_dataset, scan
 from marsclf.data.splits import nearest, normalized
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.predictions import as_predictions
@@ -57,7 +57,7 @@ def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) ->
     for ignored in ("c/notes.txt", "c/.hidden.png", ".cache/x.png", "__MACOSX/c/._1.png", "a.txt"):
         (root / ignored).parent.mkdir(parents=True, exist_ok=True)
         (root / ignored).write_text("not an image")
-    assert find_faults(root) == []
+    assert scan(root)[0] == []
     dataset = open_dataset(root)
     index = dataset.index
     assert (dataset.name, dataset.classes) == ("my images", ("b", "c", composed))
@@ -178,7 +178,7 @@ SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in
 )
 def test_faults_of_folders(root: Path, counts: dict, damage: Damage, message: str) -> None:
     damage(in_folders(root, counts))
-    assert any(re.search(message, fault) for fault in find_faults(root))
+    assert any(re.search(message, fault) for fault in scan(root)[0])
 
 
 TABLE = "path,label,split,group\n1.png,a,train,x\n2.png,b,train,y\n3.png,a,val,z\n4.png,b,val,\n"
@@ -193,10 +193,7 @@ TABLE = "path,label,split,group\n1.png,a,train,x\n2.png,b,train,y\n3.png,a,val,z
         (",", ";", "line 1 must be path,label.* is path;label;split;group"),
         ("1.png", '"1.png' + 140_000 * " ", "labels.csv cannot be read .*EOF inside"),
         ("1.png,a", "1.png,", "line 2: 1.png has no label"),
-        *(
-            (f"{number}.png", path, f"line {number + 1}: .* must be the path of an image in this")
-            for number, path in ((1, "../1.png"), (2, "/1.png"), (3, "x/..\\..\\1.png"), (4, "C:1"))
-        ),
+        ("1.png,a", ",a", "line 2: the image . cannot be read: it is not a file"),
         ("\n3.png", "\n1.png", "line 4: 1.png is already listed in .*, line 2"),
         ("3.png", "gone.png", "line 4: the image gone.png cannot be read: No such file"),
         ("train,y", "training,y", "line 3: the split 'training' must be train, val or test"),
@@ -222,7 +219,7 @@ def test_all_faults_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -
 def test_images_that_all_look_alike_cannot_be_held_out(root: Path) -> None:
     for number in range(6):
         draw(root / "ab"[number % 2] / f"{number}.jpg", 0, quality=90 - number)
-    (fault,) = find_faults(root)
+    (fault,) = scan(root)[0]
     assert re.match("Nothing in .* can be held out", fault)
 
 

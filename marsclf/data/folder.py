@@ -18,7 +18,7 @@ from marsclf.images.decode import IMAGE_SUFFIXES
 
 LABELS = "labels.csv"
 LAYOUT = f"make one folder of images per class, or a {LABELS} with the columns path and label"
-COLUMNS = ["path", "class_name", "split", "group"]
+COLUMNS = ["path", "label", "split", "group"]
 # Several of these, or nothing else, are meant as splits; one of them may be a class.
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
 MAX_CLASSES = 40  # each is a column of the predictions and a line of the charts
@@ -32,7 +32,7 @@ def scan(root: Path) -> tuple[list[str], Dataset | None]:
         return faults, None
     table = pd.DataFrame(rows, columns=["place", *COLUMNS]).sort_values("path", kind="stable")
     # Systems encode the accents in names in two ways.
-    table["class_name"] = table["class_name"].map(lambda name: unicodedata.normalize("NFC", name))
+    table["class_name"] = [unicodedata.normalize("NFC", label) for label in table.pop("label")]
     table = dataset.measure(root, table.assign(sequence=table["path"]), faults)
     for _, same in table.groupby("sha256", sort=False):
         if len(named := same.drop_duplicates("class_name")) > 1:
@@ -55,7 +55,7 @@ def scan(root: Path) -> tuple[list[str], Dataset | None]:
 
 
 def _in_folders(root: Path, faults: list[str]) -> list[tuple[str, ...]]:
-    """Return place, path, class, split and group of each image in the folders of classes."""
+    """Return place, path, label, split and group of each image in the folders of classes."""
     tops, rows = _folders(root), []
     alike = sum(top.name.lower() in LIKE_SPLITS for top in tops)
     has_splits = alike > 1 or 0 < alike == len(tops)
@@ -94,7 +94,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _listed(root: Path, faults: list[str]) -> list[tuple[str, ...]]:
-    """Return place, path, class, split and group of each valid line of labels.csv."""
+    """Return place, path, label, split and group of each valid line of labels.csv."""
     file, rows = root / LABELS, []
     options = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
     try:
@@ -108,21 +108,17 @@ def _listed(root: Path, faults: list[str]) -> list[tuple[str, ...]]:
         wanted = "path,label, and perhaps split and group"
         faults.append(f"{file}, line 1 must be {wanted}, but is {','.join(table.columns)[:120]}.")
         return []
-    table = table.reindex(columns=["path", "label", "split", "group"]).fillna("").map(str.strip)
+    table = table.reindex(columns=COLUMNS, fill_value="").fillna("").map(str.strip)
     for number, row in enumerate(table.itertuples(index=False), start=2):
-        place, path = f"{file}, line {number}", PureWindowsPath(row.path)  # takes / and \
+        place = f"{file}, line {number}"
         if not any(row):  # a blank line
             continue
-        if not path.name or path.anchor or ".." in path.parts:
-            fault = f"{row.path!r:.120} must be the path of an image in this folder"
-        elif not row.label:
-            fault = f"{row.path} has no label"
+        if not row.label:
+            faults.append(f"{place}: {row.path} has no label.")
         elif row.split not in ("", *SPLITS):
-            fault = f"the split {row.split!r:.120} must be train, val or test"
-        else:
-            rows.append((place, path.as_posix(), *row[1:]))
-            continue
-        faults.append(f"{place}: {fault}.")
+            faults.append(f"{place}: the split {row.split!r:.120} must be train, val or test.")
+        else:  # paths may have either kind of slashes
+            rows.append((place, PureWindowsPath(row.path).as_posix(), *row[1:]))
     if not (rows or faults):
         faults.append(f"{file} lists no images.")
     return rows

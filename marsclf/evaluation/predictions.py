@@ -80,10 +80,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if not is_valid.all():
         place = f"{path}, line {int(np.argmin(is_valid)) + 2}"
         raise MarsclfError(f"{place} is not a valid prediction: run notebook 02 again.")
-    try:
-        return _complete(table[columns].astype({"label": int, "predicted": int}))
-    except MarsclfError as error:
-        raise MarsclfError(f"{path} lacks the columns group and sequence, but {error}.") from None
+    return _complete(table[columns].astype({"label": int, "predicted": int}))
 
 
 def newest_predictions(run_dir: Path) -> Path | None:
