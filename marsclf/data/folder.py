@@ -2,6 +2,7 @@
 
 import unicodedata
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -163,16 +164,16 @@ def _grouped(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     is_drawn, has_groups = not table["split"].any(), table["group"].any()
     with suppress(MarsclfError):
         table = table.assign(**pd.DataFrame(map(parse_product_id, table["path"]), table.index))
-    together = [*table.groupby("sha256").indices.values()]
+    same = [*table.groupby("sha256").indices.values()]
     what, groups = "of a group", table["group"].where(table["group"] != "", table["path"])
     if "sol" in table and not has_groups:
         what, groups = "of a sol", table["sol"].astype(str)
     elif is_drawn and not has_groups:
-        what = "that look alike"
-        together += near_duplicates(normalized(np.stack(table["thumbnail"])))
-        table["sequence"] = merge_groups(groups, together)
+        alike = near_duplicates(normalized(np.stack(table["thumbnail"])))
+        what, groups = "that look alike", merge_groups(groups, chain(same, alike))
+        table["sequence"] = groups
     if is_drawn:
-        groups = merge_groups(groups, together)
+        groups = merge_groups(groups, same)
         table["split"] = splits = draw_splits(table["class_name"], groups)
         counts = ", ".join(f"{split} {(splits == split).sum():,}" for split in SPLITS)
         notes.append(
