@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_data(options: argparse.Namespace) -> int:
     _check_repository()
-    from marsclf.data.open import find_faults, locate
+    from marsclf.data.open import locate, scan
 
     root = locate(options.data_dir)
     if root is None:
@@ -90,7 +90,7 @@ def _check_data(options: argparse.Namespace) -> int:
             "There is no data yet: name a folder with --data-dir or MARSCLF_DATA_DIR, or call "
             f"`make run`, which downloads it to {paths.DATA}."
         )
-    faults = find_faults(root)
+    faults = scan(root)[0]
     print("\n".join([*faults, f"{root}: {len(faults)} fault{'s' * (len(faults) != 1)}"]))
     return 1 if faults else 0
 

@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marsclf import paths
 from marsclf.cli import main
-from marsclf.data.open import find_faults, load_dataset, open_dataset
-from marsclf.data.splits import nearest, normalized, thumbnail
+from marsclf.data.open import load_dataset, open_dataset, scan
+from marsclf.data.splits import nearest, normalized
 from marsclf.errors import MarsclfError
 from marsclf.evaluation.predictions import as_predictions
 
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -53,7 +47,9 @@ def in_table(root: Path, table: str) -> Path:
 
 
 def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    in_folders(root, {"Écran large": 20, "b/deeper/at last": 20, "c": 10})
+    # Systems encode accents in two ways.
+    composed, split = (unicodedata.normalize(form, "Écran large") for form in ("NFC", "NFD"))
+    in_folders(root, {composed: 12, split: 8, "b/deeper/at last": 20, "c": 10})
     for number, name in enumerate(("x.tiff", "y.WEBP", "z z.jpg", "gray.bmp")):
         draw(root / "c" / name)
         if name == "gray.bmp":
@@ -61,10 +57,10 @@ def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) ->
     for ignored in ("c/notes.txt", "c/.hidden.png", ".cache/x.png", "__MACOSX/c/._1.png", "a.txt"):
         (root / ignored).parent.mkdir(parents=True, exist_ok=True)
         (root / ignored).write_text("not an image")
-    assert find_faults(root) == []
+    assert scan(root)[0] == []
     dataset = open_dataset(root)
     index = dataset.index
-    assert (dataset.name, dataset.classes) == ("my images", ("b", "c", "Écran large"))
+    assert (dataset.name, dataset.classes) == ("my images", ("b", "c", composed))
     assert "No splits are given" in capsys.readouterr().out
     assert index["class_name"].value_counts().tolist() == [20, 20, 14]
     assert (index["class_name"] == np.array(dataset.classes)[index["label"]]).all()
@@ -80,7 +76,6 @@ def test_one_folder_per_class(root: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_same_images_give_the_same_data_set(root: Path, tmp_path: Path) -> None:
     in_folders(root, {"a": 9, "b": 9})
     first = load_dataset(root)
-    shutil.rmtree(paths.CACHE)  # what is read from the cache equals what is decoded
     copy = load_dataset(shutil.copytree(root, tmp_path / "msl-v1"))
     assert copy.digest == first.digest and copy.index.equals(first.index)
     assert copy.name == "my-msl-v1"  # the name alone makes no published data set
@@ -151,8 +146,12 @@ def remove(*places: str) -> Damage:
     return lambda root: [shutil.rmtree(root / place) for place in places]
 
 
+def draw_alike(root: Path) -> None:
+    for number in range(6):
+        draw(root / "ab"[number % 2] / f"{number}.jpg", 0, quality=90 - number)
+
+
 CLASSES = {"a": 3, "b": 3}
-ACCENTS = {unicodedata.normalize(form, "é"): 2 for form in ("NFC", "NFD")}
 SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in "ab"}
 
 
@@ -162,19 +161,19 @@ SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in
         (CLASSES, remove("a", "b"), "no labeled images in .*: make one folder of images per class"),
         (CLASSES, remove("b"), "All images in .* have the label 'a'"),
         (CLASSES, add({"c": 1}), "The class 'c' has 1 image"),
-        (CLASSES, add({f"{n}": 1 for n in range(499)}), "501 classes, of which 500"),
+        (CLASSES, add({f"{n}": 1 for n in range(39)}), "41 classes, of which 40 are possible"),
         (
             CLASSES,
             lambda root: shutil.copy(root / "a/0.png", root / "b/9.png"),
             r"several labels \(a and b\): a/0.png and b/9.png",
         ),
         (CLASSES, lambda root: (root / "c").mkdir(), "c holds no images"),
+        ({}, draw_alike, "Nothing in .* can be held out, because"),
         (CLASSES, add({".": 1}), "1 such as 0.png, are in no folder of a class"),
         (CLASSES, write("a/9.png", ""), "the image a/9.png cannot be read: the file is empty"),
         (CLASSES, write("a/9.jpg", "<html>"), "image a/9.jpg cannot be read: it is not an image"),
         (CLASSES, add({"A": 2}), "'A' and 'a' differ only by case"),
         (CLASSES, add({"x\ty": 2}), r"'x\\ty' cannot be printed: give"),
-        (CLASSES, add(ACCENTS), r"'e\\u0301' and '\\xe9' differ only by case or encoding"),
         (CLASSES, add({"train": 3, "val/a": 3}), "a is beside splits"),
         (SPLITS, add({"validation/a": 1}), "validation is beside splits: name it train, val or"),
         (SPLITS, remove("val"), "has splits, but no images in val"),
@@ -185,7 +184,7 @@ SPLITS = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in
 )
 def test_faults_of_folders(root: Path, counts: dict, damage: Damage, message: str) -> None:
     damage(in_folders(root, counts))
-    assert any(re.search(message, fault) for fault in find_faults(root))
+    assert any(re.search(message, fault) for fault in scan(root)[0])
 
 
 TABLE = "path,label,split,group\n1.png,a,train,x\n2.png,b,train,y\n3.png,a,val,z\n4.png,b,val,\n"
@@ -200,10 +199,7 @@ TABLE = "path,label,split,group\n1.png,a,train,x\n2.png,b,train,y\n3.png,a,val,z
         (",", ";", "line 1 must be path,label.* is path;label;split;group"),
         ("1.png", '"1.png' + 140_000 * " ", "labels.csv cannot be read .*EOF inside"),
         ("1.png,a", "1.png,", "line 2: 1.png has no label"),
-        *(
-            (f"{number}.png", path, f"line {number + 1}: .* must be the path of an image in this")
-            for number, path in ((1, "../1.png"), (2, "/1.png"), (3, "x/..\\..\\1.png"), (4, "C:1"))
-        ),
+        ("1.png,a", ",a", "line 2: the image . cannot be read: it is not a file"),
         ("\n3.png", "\n1.png", "line 4: 1.png is already listed in .*, line 2"),
         ("3.png", "gone.png", "line 4: the image gone.png cannot be read: No such file"),
         ("train,y", "training,y", "line 3: the split 'training' must be train, val or test"),
@@ -219,22 +215,6 @@ def test_faults_of_tables(root: Path, old: str, new: str, message: str) -> None:
         load_dataset(root)
 
 
-def test_all_faults_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    in_folders(root, {"a": 3, "b": 3, "c": 1, "empty/x": 0})
-    (root / "a" / "0.png").write_bytes(b"")
-    assert main(["check-data", "--data-dir", str(root)]) == 1
-    assert capsys.readouterr().out.endswith(f"{root}: 2 faults\n")
-    with pytest.raises(MarsclfError, match="cannot be read.* .1 more: `python -m marsclf check"):
-        load_dataset(root)
-
-
-def test_images_that_all_look_alike_cannot_be_held_out(root: Path) -> None:
-    for number in range(6):
-        draw(root / "ab"[number % 2] / f"{number}.jpg", 0, quality=90 - number)
-    (fault,) = find_faults(root)
-    assert re.match("Nothing in .* can be held out", fault)
-
-
 def test_names_that_are_not_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     in_folders(root, {"a": 3, "b": 3})
     (root / "a" / "0.png").rename(root / "a" / "\udcff.png")
@@ -243,15 +223,10 @@ def test_names_that_are_not_text(root: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_nearest_finds_the_copy_and_never_the_image_itself() -> None:
-    flat, noise = (
-        np.full((64, 64), 90, np.uint8),
-        np.random.default_rng(0).integers(0, 256, (64, 64)),
-    )
-    images = normalized(np.stack([thumbnail(i) for i in (flat, noise.astype(np.uint8))]))
-    assert not images[0].any() and images[1] @ images[1] == pytest.approx(1)  # none, and itself
-    thumbnails = np.random.default_rng(0).normal(size=(200, 256)).astype(np.float32)
-    thumbnails[150] = thumbnails[3]
-    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    thumbnails = np.random.default_rng(0).integers(0, 256, (200, 256), np.uint8)
+    thumbnails[150], thumbnails[151] = thumbnails[3], 90
+    thumbnails = normalized(thumbnails)
+    assert not thumbnails[151].any()  # of uniform brightness: like no other
     rows = np.arange(200)
     correlation, partner = nearest(thumbnails, rows, rows)
     assert (partner[3], partner[150]) == (150, 3) and (partner != rows).all()

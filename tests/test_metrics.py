@@ -111,18 +111,13 @@ def test_interval_of_bursts_is_wider_than_of_single_images() -> None:
 
 def test_several_intervals_at_once_are_those_of_each_alone() -> None:
     random = np.random.default_rng(0)
-    correct, groups, counted = (
-        random.random(80) < 0.7,
-        np.arange(80) // 4,
-        random.random((80, 3)) < 0.8,
-    )
-    found = metrics.bootstrap_over_groups(correct, groups, counted)
+    correct, groups = random.random(80) < 0.7, np.arange(80) // 4
+    counted = random.random((80, 3)) < 0.8
     counted[:, 1] = True
+    found = metrics.bootstrap_over_groups(correct, groups, counted)
     assert found.shape == (2, 3)
-    again = metrics.bootstrap_over_groups(correct, groups, counted)
-    np.testing.assert_allclose(again[:, 1], metrics.bootstrap_over_groups(correct, groups))
-    np.testing.assert_array_equal(again[:, ::2], found[:, ::2])
-    shares = metrics.bootstrap_over_groups(counted, groups)
+    np.testing.assert_allclose(found[:, 1], metrics.bootstrap_over_groups(correct, groups))
+    shares = metrics.bootstrap_over_groups(counted, groups, np.ones_like(counted))
     np.testing.assert_allclose(shares[:, 0], metrics.bootstrap_over_groups(counted[:, 0], groups))
 
 
@@ -165,7 +160,7 @@ def test_errors(tmp_path: Path) -> None:
     assert found[columns].iloc[0].tolist() == [500, "MR", "0500MR000010", "ground"]
 
 
-@pytest.mark.parametrize("number", [2, 100, 101])
+@pytest.mark.parametrize("number", [2, 40])
 def test_predictions_of_other_classes_and_names(tmp_path: Path, number: int) -> None:
     path, rng = tmp_path / "own.csv", np.random.default_rng(0)
     rows = pd.DataFrame({"split": "val", "path": [f"a/{n}.png" for n in range(60)]})
@@ -173,10 +168,9 @@ def test_predictions_of_other_classes_and_names(tmp_path: Path, number: int) -> 
     rows["group"], rows["sequence"] = ["NA"] * 30 + ["007"] * 30, [str(n // 2) for n in range(60)]
     probabilities = rng.dirichlet(np.full(number, 0.2), 60)
     write_predictions(path, rows, probabilities)
-    digits = 3 if number > 100 else 2
     assert path.read_text().partition("\n")[0] == ",".join(
         ["split", "path", "label", "predicted", "confidence", "group", "sequence"]
-        + [f"p_{label:0{digits}d}" for label in range(number)]
+        + [f"p_{label:02d}" for label in range(number)]
     )
     found = read_predictions(path)
     pd.testing.assert_frame_equal(found[list(rows)], rows)
@@ -186,11 +180,7 @@ def test_predictions_of_other_classes_and_names(tmp_path: Path, number: int) -> 
     ends = sorted([right[:30].mean(), right[30:].mean()])
     measured = metrics.measure(found)["val"]
     np.testing.assert_allclose(measured["accuracy_ci95"], ends, atol=1e-6)
-    pairs = np.exp(np.log(np.maximum(probabilities_of(found), 1e-7)).reshape(30, 2, -1).mean(1))
-    right = pairs.argmax(axis=1).repeat(2) == rows["label"]
-    assert measured["burst"]["accuracy"] == pytest.approx(right.mean(), abs=0.02)
-    names = class_names({"dataset": "own", "classes": [f"c{n}" for n in range(number)]}, found)
-    assert len(metrics.errors(found, names)) == (found["label"] != found["predicted"]).sum()
+    names = class_names({"classes": [f"c{n}" for n in range(number)]}, found)
     assert len(metrics.per_class(found, names)) == number
 
 
@@ -226,9 +216,6 @@ def test_a_faulty_row(tmp_path: Path, four: pd.DataFrame, column: str, value: ob
 
 def test_a_faulty_file(tmp_path: Path, four: pd.DataFrame) -> None:
     four.drop(columns=["label", "p_08"]).to_csv(tmp_path / "lacking.csv", index=False)
-    scene = ["group", "sequence", "sol", "camera"]
-    other = four.drop(columns=scene).replace({"path": {four["path"][3]: "a.png"}})
-    other.to_csv(tmp_path / "other.csv", index=False)
     four.drop(columns="group").to_csv(tmp_path / "half.csv", index=False)
     four.iloc[:0].to_csv(tmp_path / "rows.csv", index=False)
     zipped = gzip.compress((tmp_path / "predictions.csv").read_bytes())
@@ -236,7 +223,6 @@ def test_a_faulty_file(tmp_path: Path, four: pd.DataFrame) -> None:
     for name, fault in {
         "absent.csv": "no predictions file",
         "lacking.csv": "lacks the columns label, p_08",
-        "other.csv": "lacks the columns group and sequence, but 'a.png' is not the name of a Cur",
         "half.csv": "lacks the columns group",
         "rows.csv": "holds no predictions",
         "cut.csv.gz": "cannot be read",

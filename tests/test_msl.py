@@ -5,13 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from marsclf.data.dataset import SPLITS, Dataset
+from marsclf.cli import main
+from marsclf.data.dataset import SPLITS
 from marsclf.data.msl import MSL_V1, MSL_V2
-from marsclf.data.open import find_faults, load_dataset
+from marsclf.data.open import load_dataset, scan
 from marsclf.data.product_id import Product, parse_product_id
 from marsclf.errors import MarsclfError
 
@@ -62,13 +61,6 @@ def append(name: str, content: bytes) -> Damage:
     return damage
 
 
-def with_large_header(folder: Path) -> None:
-    """Give a JPEG the size 65,000 x 65,000 in its header, so that no large image is ever made."""
-    content = image_of(folder).read_bytes()
-    at = content.index(b"\xff\xc0") + 5
-    image_of(folder).write_bytes(content[:at] + 2 * (65_000).to_bytes(2) + content[at + 4 :])
-
-
 def move_sol(folder: Path) -> None:
     """List an image of a train sol, with a new name, in the test split."""
     image = image_of(folder)
@@ -77,34 +69,26 @@ def move_sol(folder: Path) -> None:
     append(TEST, f"calibrated/{other.name} 8".encode())(folder)
 
 
-def make_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (shutil.rmtree, "missing or not a folder"),
         (lambda f: (f / VAL).unlink(), f"{VAL}, which cannot be read"),
         (lambda f: (f / TEST).write_text(" \n"), f"{TEST} is empty"),
-        (append(VAL, b"\xff\xfe"), f"{VAL} is not UTF-8 text"),
+        (append(VAL, b"\xff\xfe"), f"{VAL}, line 5: "),
         (set_line(TRAIN, 3, "calibrated/x.JPG"), f"{TRAIN}, line 3: 'calibrated"),
         (set_line(VAL, 2, "{path} -1"), f"{VAL}, line 2: .* and a label, 0 to 24"),
         (set_line(VAL, 2, "{path} " + "9" * 5000), f"{VAL}, line 2: "),
         (set_line(TRAIN, 1, "calibrated/cat.JPG 8"), "line 1: 'cat.JPG' is not the name"),
         *(
             (set_line(TRAIN, 1, f"{path}{{name}} 8"), "line 1: .* must be a relative path in")
-            for path in ("../x/", "/tmp/", "calibrated/../../", "..\\", "C:", "a\0/", "a b/")
+            for path in ("../x/", "/tmp/", "..\\", "C:")
         ),
         (append(TRAIN, b"%s"), f"is already listed in .*{TRAIN}, line 1"),
         (append(TEST, b"%s"), f"{TEST}, line .* already listed in .*{TRAIN}, line 1"),
         (move_sol, "is in several splits: train, test"),
         (lambda f: image_of(f).unlink(), f"{TRAIN}, line 1: the image .* cannot be read"),
         (lambda f: os.truncate(image_of(f), 2000), f"{TRAIN}, line 1: .* damaged: Premature"),
-        (lambda f: make_pipe(image_of(f)), "image .* cannot be read: it is not a file"),
-        (lambda f: make_pipe(f / VAL), f"{VAL}, which cannot be read .it is not a regular file"),
-        (with_large_header, "cannot be read: .* over 100,000,000"),
         (lambda f: (f / MSL_V1.class_file).unlink(), "cannot be read"),
         (set_line(MSL_V1.class_file, 9, "8 soil"), "does not list the classes"),
         (append(MSL_V1.class_file, b"25 x"), "does not list the classes"),
@@ -112,19 +96,21 @@ def make_pipe(path: Path) -> None:
 )
 def test_fault_is_reported(folder: Path, damage: Damage, message: str) -> None:
     damage(folder)
-    (fault,) = find_faults(folder)
+    (fault,) = scan(folder)[0]
     with pytest.raises(MarsclfError, match=message) as raised:
         load_dataset(folder)
     assert str(raised.value) == fault
 
 
-def test_all_faults_are_listed(folder: Path) -> None:
+def test_all_faults_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image_of(folder, TRAIN, 4).unlink()
     set_line(VAL, 2, "{path} 25")(folder)
     image_of(folder, TEST, 1).write_bytes(b"")
-    faults = find_faults(folder)
+    assert main(["check-data", "--data-dir", str(folder)]) == 1
+    *faults, last = capsys.readouterr().out.splitlines()
     places = [f"{VAL}, line 2", f"{TRAIN}, line 4", f"{TEST}, line 1"]
     assert [place in fault for place, fault in zip(places, faults, strict=True)] == [True] * 3
+    assert last == f"{folder}: 3 faults"
     with pytest.raises(MarsclfError, match="2 more: `python -m marsclf check-data`") as raised:
         load_dataset(folder)
     assert str(raised.value).startswith(faults[0])
@@ -133,8 +119,7 @@ def test_all_faults_are_listed(folder: Path) -> None:
 def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: Path) -> None:
     before = load_dataset(folder)
     (folder / "calibrated" / "notes.txt").write_text("not listed, so no part of the data")
-    digests = [before.digest, load_dataset(folder).digest]
-    assert digests[0] == digests[1]
+    assert load_dataset(folder).digest == before.digest
     content = (folder / TRAIN).read_bytes().replace(b"\n", b"\r\n")
     (folder / TRAIN).write_bytes(b"\xef\xbb\xbf" + content + b"\r\n\r\n")
     after = load_dataset(folder)
@@ -142,18 +127,13 @@ def test_digest_depends_on_every_byte_but_the_index_not_on_line_endings(folder: 
     pixels = bytearray(image_of(folder, VAL).read_bytes())
     pixels[-10] ^= 1
     image_of(folder, VAL).write_bytes(pixels)
-    digests += [after.digest, load_dataset(folder).digest]
-    assert len(set(digests)) == 3
+    assert len({before.digest, after.digest, load_dataset(folder).digest}) == 3
 
 
-def test_the_folder_beside_the_given_one(folder: Path, tmp_path: Path) -> None:
-    inner = tmp_path / "outer" / "msl-images"
-    paths = [*folder.iterdir()]
-    inner.mkdir(parents=True)
-    for path in paths:
-        path.rename(inner / path.name)
+def test_the_folder_beside_the_given_one(folder: Path, tmp_path_factory) -> None:
+    inner = shutil.copytree(folder, tmp_path_factory.mktemp("outer") / "msl-images")
     for named in (inner.parent, inner / "calibrated"):
-        (fault,) = find_faults(named)
+        (fault,) = scan(named)[0]
         assert fault.endswith(f"but in {inner}: name that folder.")
 
 
@@ -177,7 +157,7 @@ def version_2(sample_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_version_2(version_2: Path) -> None:
-    assert find_faults(version_2) == []
+    assert scan(version_2)[0] == []
     complete = load_dataset(version_2)
     assert complete.classes == MSL_V2.classes and complete.name == "other"
     assert complete.index["split"].tolist() == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
@@ -186,36 +166,16 @@ def test_version_2(version_2: Path) -> None:
     assert complete.index["group"].tolist() == ["1", "2", "949", "950", "1921", "1922"]
     (note,) = complete.notes
     assert "left out" in note and note.endswith(": 1.")
-    # It is the same data set without the test images, and without their list too.
+    next(version_2.glob("images/1921*")).unlink()
+    with pytest.raises(MarsclfError, match="test-set-v2.1.txt, line 1: the image .* cannot be re"):
+        load_dataset(version_2)
+    # It is the same data set without all test images, and without their list too.
     for missing in (version_2.glob("images/192*"), [version_2 / MSL_V2.lists["test"]]):
         for path in missing:
             path.unlink()
         found = load_dataset(version_2)
         assert found.notes == ("test: not at hand",) and found.digest == complete.digest
         assert found.index["split"].tolist() == ["train"] * 3 + ["val"] * 2
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (set_line(MSL_V2.class_file, 9, "8,Hole"), "the classes 0 Arm cover to 18 Wheel tracks in"),
-        (set_line(MSL_V2.lists["val"], 1, "{path} 19"), "and a label, 0 to 18"),
-        (lambda f: next(f.glob("images/1921*")).unlink(), "test-set-v2.1.txt, line 1: the image"),
-    ],
-)
-def test_faults_of_version_2(version_2: Path, damage: Damage, message: str) -> None:
-    damage(version_2)
-    with pytest.raises(MarsclfError, match=message):
-        load_dataset(version_2)
-
-
-def test_index(sample_dataset: Dataset) -> None:
-    index = sample_dataset.index
-    with Image.open(sample_dataset.root / index.loc[0, "path"]) as image:
-        assert tuple(index.loc[0, ["width", "height"]]) == image.size
-    keys = [(SPLITS.index(row.split), row.path) for row in index.itertuples()]
-    assert keys == sorted(keys)
-    assert (index["class_name"] == np.array(MSL_V1.classes)[index["label"]]).all()
 
 
 def test_parse_product_id() -> None:

@@ -59,7 +59,7 @@ def test_without_a_network_the_sample_replaces_the_download(
     dataset = open_dataset()
     assert (dataset.name, dataset.root) == ("sample", paths.CACHE / "sample")
     printed = capsys.readouterr().out
-    assert "127.0.0.1 cannot be reached" in printed and SAMPLE_NOTICE in printed
+    assert "127.0.0.1:1/msl.zip cannot be reached" in printed and SAMPLE_NOTICE in printed
     assert list(paths.DATA.parent.iterdir()) == []
 
 

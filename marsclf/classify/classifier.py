@@ -22,7 +22,6 @@ from marsclf.errors import MarsclfError
 from marsclf.evaluation.calibration import pool, with_temperature
 from marsclf.evaluation.metrics import THRESHOLD
 from marsclf.images.decode import ignore_decoder_warnings, read_rgb
-from marsclf.images.scaling import to_8_bit
 from marsclf.images.views import Condition, fit_view
 from marsclf.networks.engine import Predictor, make_predictor, predict_each, stored_predictor
 
@@ -180,4 +179,4 @@ def _rgb(image: np.ndarray) -> np.ndarray:
             "An image must be a uint8 array (height, width) or (height, width, 3), not "
             f"{image.dtype} {image.shape}."
         )
-    return to_8_bit(image)
+    return image if image.ndim == 3 else np.stack([image] * 3, axis=2)

@@ -2,7 +2,6 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from marsclf import paths
-from marsclf.data.splits import SPLITS, thumbnail
+from marsclf.data.splits import SPLITS
 from marsclf.errors import MarsclfError
-from marsclf.files import regular_file, replace_atomically, sha256_of
+from marsclf.files import sha256_of
 from marsclf.images.decode import ignore_decoder_warnings, read_rgb
 from marsclf.provenance import cores
 
@@ -64,47 +62,37 @@ def make_dataset(
 def measure(root: Path, table: pd.DataFrame, faults: list[str]) -> pd.DataFrame:
     """Return a table of images (place, path) with sha256, width, height, channels and thumbnail.
 
-    An image that cannot be read is a fault at its place. What is decoded is kept in the cache, by
-    the contents of the files.
+    An image that cannot be read, or is listed again, is a fault at its place; of repeated rows only
+    the first is returned.
     """
-    files = [root / path for path in table["path"]]
+    first = table.drop_duplicates("path").set_index("path")["place"]
+    for row in table[table["path"].duplicated()].itertuples():
+        faults.append(f"{row.place}: {row.path} is already listed in {first[row.path]}.")
+    table = table.drop_duplicates("path", ignore_index=True)
     with ThreadPoolExecutor(cores()) as pool, warnings.catch_warnings():
         ignore_decoder_warnings()
-        digests = list(pool.map(_digest, files))
-        stored = paths.CACHE / "thumbnails" / f"{sha256_of(repr(digests).encode())}.npy"
-        is_known = stored.is_file()
-        found = np.load(stored) if is_known else pool.map(_measure_image, files)
-        found = list(tqdm(found, "decoding", len(files), disable=is_known or None))
-    table = table.assign(sha256=digests)
+        found = pool.map(_measure_image, [root / path for path in table["path"]])
+        found = list(tqdm(found, "decoding", len(table), disable=None))
     for row, values in zip(table.itertuples(), found, strict=True):
-        if isinstance(values, str):
-            faults.append(f"{row.place}: the image {row.path} cannot be read: {values}.")
-    if any(isinstance(values, str) for values in found):
-        return table
-    if not is_known:
-        with replace_atomically(stored) as temporary:
-            np.save(temporary, found)
-    measured = np.stack(found)
-    table[["width", "height", "channels"]] = measured[:, :3]
-    return table.assign(thumbnail=list(measured[:, 3:].astype(np.uint8)))
+        if "error" in values:
+            faults.append(f"{row.place}: the image {row.path} cannot be read: {values['error']}.")
+    return table.join(pd.DataFrame(found))
 
 
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file, "" if it cannot be read: decoding it tells why."""
-    with suppress(OSError):
-        return sha256_of(regular_file(path).read_bytes())
-    return ""
-
-
-def _measure_image(path: Path) -> np.ndarray | str:
-    """Return width, height, 1 if the image is gray else 3, and its thumbnail, int32 (259,)."""
+def _measure_image(path: Path) -> dict[str, object]:
+    """Return the columns that `measure` adds, or an error and, for sha256, the path."""
     try:
         rgb = read_rgb(path)
     except MarsclfError as error:
-        return str(error)
-    channels = 1 if (rgb == rgb[..., :1]).all() else 3
-    small = thumbnail(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
-    return np.array([rgb.shape[1], rgb.shape[0], channels, *small], dtype=np.int32)
+        return {"sha256": str(path), "error": str(error)}
+    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    return {
+        "sha256": sha256_of(path.read_bytes()),
+        "width": rgb.shape[1],
+        "height": rgb.shape[0],
+        "channels": 1 if (rgb == rgb[..., :1]).all() else 3,
+        "thumbnail": cv2.resize(gray, (16, 16), interpolation=cv2.INTER_AREA).reshape(-1),
+    }
 
 
 def without_copies(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -125,10 +113,3 @@ def find_shared_groups(table: pd.DataFrame) -> list[str]:
         for group, found in splits.items()
         if len(found) > 1
     ]
-
-
-def find_repeated(table: pd.DataFrame) -> list[str]:
-    """Return a fault for each line that lists an image again."""
-    first = dict(zip(table["path"][::-1], table["place"][::-1], strict=True))
-    rows = table[table["path"].duplicated()].itertuples()
-    return [f"{row.place}: {row.path} is already listed in {first[row.path]}." for row in rows]

@@ -28,8 +28,8 @@ SAMPLE_NOTICE = (
 class PublishedDataSet:
     """A published data set: where it is, and which files it consists of.
 
-    `lists` are the files of the splits; the paths in them are relative to the folder `images`. A
-    test split that is `optional` may be missing, and does not count for the digest.
+    `lists` are the files of the splits; the paths in them are relative to the folder `images`. The
+    digest counts the splits that are `required`; others may be missing.
     """
 
     name: str
@@ -38,7 +38,7 @@ class PublishedDataSet:
     class_file: str
     lists: dict[str, str]
     images: str
-    optional: bool
+    required: tuple[str, ...]
     classes: tuple[str, ...]
 
 
@@ -49,7 +49,7 @@ MSL_V1 = PublishedDataSet(
     class_file="msl_synset_words-indexed.txt",
     lists={split: f"{split}-calibrated-shuffled.txt" for split in SPLITS},
     images="",
-    optional=False,
+    required=SPLITS,
     classes=(
         "apxs", "apxs cal target", "chemcam cal target", "chemin inlet open", "drill",
         "drill holes", "drt front", "drt side", "ground", "horizon", "inlet", "mahli",
@@ -65,7 +65,7 @@ MSL_V2 = PublishedDataSet(
     class_file="class_map.csv",
     lists={split: f"{split}-set-v2.1.txt" for split in SPLITS},
     images="images",
-    optional=True,
+    required=("train", "val"),
     classes=(
         "Arm cover", "Other rover part", "Artifact", "Nearby surface", "Close-up rock", "DRT",
         "DRT spot", "Distant landscape", "Drill hole", "Night sky", "Float", "Layers",
@@ -93,11 +93,11 @@ def scan(root: Path, published: PublishedDataSet) -> tuple[list[str], Dataset | 
         order = f"the classes 0 {names[0]} to {last} {names[-1]} in order"
         faults.append(f"{root / published.class_file} does not list {order}.")
     for split, list_file in published.lists.items():
-        is_optional = published.optional and split == "test"
-        lines = _read_lines(root / list_file, [] if is_optional else faults)
+        is_required = split in published.required
+        lines = _read_lines(root / list_file, faults if is_required else [])
         listed = (root / published.images / line.split()[0] for _, line in lines)
-        if is_optional and not any(path.exists() for path in listed):
-            notes.append("test: not at hand")
+        if not (is_required or any(path.exists() for path in listed)):
+            notes.append(f"{split}: not at hand")
             continue
         for place, line in lines:
             if _COPY.fullmatch(line):
@@ -115,18 +115,15 @@ def scan(root: Path, published: PublishedDataSet) -> tuple[list[str], Dataset | 
                 rows.append(row | product._asdict())
     if not rows:
         return faults, None
-    table = pd.DataFrame(rows)
-    faults += dataset.find_repeated(table)
-    table = table.drop_duplicates("path")
+    table = dataset.measure(root, pd.DataFrame(rows), faults)
     faults += dataset.find_shared_groups(table)
-    table = dataset.measure(root, table, faults)
     if faults:
         return faults, None
-    counted = table[["sha256", "path"]][table["split"].ne("test") | (not published.optional)]
-    files = [published.class_file, *published.lists.values()][: -1 if published.optional else None]
-    hashes = dict(zip(counted["path"], counted["sha256"], strict=True))
-    hashes |= {name: sha256_of((root / name).read_bytes()) for name in files}
-    listed = sorted(f"{sha256}  {path}\n" for path, sha256 in hashes.items())
+    is_counted = table["split"].isin(published.required)
+    digests = dict(table.loc[is_counted, ["path", "sha256"]].to_numpy())
+    for name in (published.class_file, *map(published.lists.get, published.required)):
+        digests[name] = sha256_of((root / name).read_bytes())
+    listed = sorted(f"{sha256}  {path}\n" for path, sha256 in digests.items())
     digest = sha256_of("".join(listed).encode())
     name = published.name if digest == published.digest else "other"
     if (root / SAMPLE_MARKER).is_file():
@@ -136,16 +133,13 @@ def scan(root: Path, published: PublishedDataSet) -> tuple[list[str], Dataset | 
 
 
 def _read_lines(path: Path, faults: list[str]) -> list[tuple[str, str]]:
-    """Return (place, line) for each line of a UTF-8 file that is not blank; none is a fault."""
+    """Return (place, line) for each line of a text file that is not blank; none is a fault."""
     try:
-        text = regular_file(path).read_bytes().decode("utf-8-sig")
+        text = regular_file(path).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         faults.append(f"The data needs {path}, which cannot be read ({error.strerror}).")
         return []
-    except UnicodeDecodeError:
-        faults.append(f"{path} is not UTF-8 text.")
-        return []
-    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    lines = enumerate(map(str.strip, text.splitlines()), start=1)
     found = [(f"{path}, line {number}", line) for number, line in lines if line]
     if not found:
         faults.append(f"{path} is empty.")

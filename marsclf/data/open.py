@@ -49,27 +49,15 @@ def load_dataset(root: str | Path) -> Dataset:
 
     A relative `root` is relative to the project folder. Raises MarsclfError with the first fault.
     """
-    faults, dataset = _scan(root)
+    faults, dataset = scan(root)
     if faults:
         others = f" ({len(faults) - 1} more: `python -m marsclf check-data` lists all faults.)"
         raise MarsclfError(faults[0] + (others if len(faults) > 1 else ""))
     return dataset
 
 
-def find_faults(root: str | Path) -> list[str]:
-    """Return every fault of the data in `root`, one sentence each."""
-    return _scan(root)[0]
-
-
-def _target(name: str) -> Path:
-    """Return the folder to which a published data set is downloaded."""
-    if name not in PUBLISHED:
-        raise MarsclfError(f"There is no data set {name!r}: the names are {', '.join(PUBLISHED)}.")
-    return paths.DATA if name == MSL_V1.name else paths.DATA.with_name(name)
-
-
-def _scan(root: str | Path) -> tuple[list[str], Dataset | None]:
-    """Return the faults of the data in `root`, and the data set if it has none."""
+def scan(root: str | Path) -> tuple[list[str], Dataset | None]:
+    """Return every fault of the data in `root`, one sentence each, and the data set without any."""
     root = paths.resolve(root)
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
         fix = "use --data-dir or MARSCLF_DATA_DIR to name the folder of the images"
@@ -83,3 +71,10 @@ def _scan(root: str | Path) -> tuple[list[str], Dataset | None]:
             place = found.parent.resolve()
             return [f"The data set is not in {root} but in {place}: name that folder."], None
     return folder.scan(root)
+
+
+def _target(name: str) -> Path:
+    """Return the folder to which a published data set is downloaded."""
+    if name not in PUBLISHED:
+        raise MarsclfError(f"There is no data set {name!r}: the names are {', '.join(PUBLISHED)}.")
+    return paths.DATA if name == MSL_V1.name else paths.DATA.with_name(name)

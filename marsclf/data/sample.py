@@ -70,12 +70,8 @@ def _split_images(split: str, rng: np.random.Generator) -> Iterator[tuple[str, i
             if product_type == "I":  # the coarser of the two products of a frame
                 image = image.filter(ImageFilter.GaussianBlur(1))
             identity = f"{burst:06d}{frame:03d}{burst:04d}{frame:03d}{product_type}01_DRCL"
-            is_gray = burst % GRAY_EVERY == 0
-            yield (
-                f"{sol:04d}{camera}{identity}.JPG",
-                label,
-                image.convert("L" if is_gray else "RGB"),
-            )
+            image = image.convert("RGB" if burst % GRAY_EVERY else "L")
+            yield f"{sol:04d}{camera}{identity}.JPG", label, image
 
 
 def _picture(label: int, split: str, size: tuple[int, int], scene: int, frame: int) -> np.ndarray:

@@ -2,23 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 
-import cv2
 import numpy as np
 import pandas as pd
 
 SPLITS = ("train", "val", "test")
 SHARES = np.array([0.7, 0.15, 0.15])  # of the images of each class, in the order of SPLITS
-THUMBNAIL = 16  # pixels per side: keeps the layout of the scene, drops texture and noise
 NEAR_DUPLICATE = 0.98  # from this correlation up, two images look the same to a person
 
 
-def thumbnail(gray: np.ndarray) -> np.ndarray:
-    """Return a gray image, uint8 (height, width), at 16 x 16 pixels as uint8 (256,)."""
-    return cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).reshape(-1)
-
-
 def normalized(thumbnails: np.ndarray) -> np.ndarray:
-    """Return thumbnails (N, 256) with mean 0 and length 1: products of two are correlations."""
+    """Return thumbnails (n, 256) with mean 0 and length 1: products of two are correlations."""
     thumbnails = thumbnails - thumbnails.mean(axis=1, keepdims=True, dtype=np.float32)
     # An image of uniform brightness stays 0 and correlates with nothing.
     return thumbnails / np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-6)

@@ -25,22 +25,18 @@ def score(predictions_file: Path) -> dict[str, dict]:
     """Return `metrics.measure` of a predictions file, and enter the file in the ledger first.
 
     A line is added if the JSON beside the file names a published data set, the file has a test
-    split, and no line has its digest yet. Raises MarsclfError for a faulty predictions file, for a
-    JSON that lacks what the line needs, and if the ledger cannot be read or written.
+    split, and no line has its digest yet. Raises MarsclfError for a faulty predictions file, and if
+    the ledger cannot be read or written.
     """
     splits = metrics.measure(read_predictions(predictions_file))
     record, digest = run_record(predictions_file), digest_of(predictions_file)
     if not (record.get("dataset") in PUBLISHED and "test" in splits) or digest in scored():
         return splits
     row = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
-    try:
-        row |= {name: record[name] for name in ("commit", "preset", "seed")}
-        row |= {"settings": json.dumps(record["settings"]), "predictions_sha256": digest}
-        row |= _figures(splits["test"])
-        row |= {"recipe": recipe_digest(record), "dataset": record["dataset"]}
-    except KeyError as error:
-        reason = f"{predictions_file} cannot be scored: the JSON file beside it lacks {error}"
-        raise MarsclfError(f"{reason}; run notebook 02 again.") from error
+    row |= {name: record[name] for name in ("commit", "preset", "seed")}
+    row |= {"settings": json.dumps(record["settings"]), "predictions_sha256": digest}
+    row |= _figures(splits["test"])
+    row |= {"recipe": recipe_digest(record), "dataset": record["dataset"]}
     append_row(paths.RESULTS / NAME, row)
     return splits
 

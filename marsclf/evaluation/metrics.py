@@ -71,24 +71,18 @@ def burst_consensus(predictions: pd.DataFrame) -> pd.DataFrame:
 def bootstrap_over_groups(
     correct: np.ndarray, groups: np.ndarray, counted: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the 95 % interval [low, high] of the accuracy from resampling complete groups.
+    """Return the 95 % interval [low, high], (2,), of the accuracy from resampling complete groups.
 
     Images of one group, such as a sol, are not independent, so it is the unit that is drawn: the
     percentile interval of a cluster bootstrap (Efron and Tibshirani 1993, chapters 8 and 13).
-
-    Args:
-        correct: whether each image is right, for one accuracy (n,) or for several (n, k).
-        groups: of each image (n,).
-        counted: which images count for each accuracy (n, k), at least one. None: all of them.
-
-    Returns (2,), for several accuracies (2, k).
+    `correct` tells which images are right, (n,), and `groups` are theirs. For several accuracies,
+    `counted` tells the images of each, (n, k), at least one; then `correct` may be (n, k) too, and
+    the intervals are (2, k).
     """
     number = np.unique(groups, return_inverse=True)[1]
-    every = np.ones(correct.shape) if counted is None else counted.astype(float)
-    every, right = every.reshape(len(number), -1), correct.reshape(len(number), -1)
-    hits, images = (
-        pd.DataFrame(each).groupby(number).sum().to_numpy() for each in (right * every, every)
-    )
+    every = np.ones((len(number), 1)) if counted is None else counted.astype(float)
+    right = correct.reshape(len(number), -1) * every
+    hits, images = (pd.DataFrame(each).groupby(number).sum().to_numpy() for each in (right, every))
     # RandomState, because NumPy promises that its stream never changes; default_rng's may.
     random, accuracies = np.random.RandomState(0), []
     for _ in range(RESAMPLES):  # one at a time: there may be as many groups as images
@@ -97,7 +91,7 @@ def bootstrap_over_groups(
         of = times @ images
         accuracies.append(np.where(of > 0, times @ hits / np.maximum(of, 1), np.nan))
     interval = np.nanpercentile(accuracies, [2.5, 97.5], axis=0)
-    return interval if correct.ndim == 2 or counted is not None else interval[:, 0]
+    return interval[:, 0] if counted is None else interval
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The predictions file: its columns, and how it is written and read.
 
 A CSV (or .csv.gz) with one row per image: split, path, label, predicted, confidence and, for each
-class, the probability with four significant digits, p_00 ... p_24 (p_000 ... from 101 classes up).
+class, the probability with four significant digits, p_00 ... p_24.
 Where the groups are not the sols in the names of images, `group` and `sequence` follow confidence:
 images of one group are not independent, images of one sequence show one subject.
 """
@@ -80,10 +80,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if not is_valid.all():
         place = f"{path}, line {int(np.argmin(is_valid)) + 2}"
         raise MarsclfError(f"{place} is not a valid prediction: run notebook 02 again.")
-    try:
-        return _complete(table[columns].astype({"label": int, "predicted": int}))
-    except MarsclfError as error:
-        raise MarsclfError(f"{path} lacks the columns group and sequence, but {error}.") from None
+    return _complete(table[columns].astype({"label": int, "predicted": int}))
 
 
 def newest_predictions(run_dir: Path) -> Path | None:
@@ -98,8 +95,7 @@ def probabilities_of(predictions: pd.DataFrame) -> np.ndarray:
 
 
 def _p_columns(classes: int) -> list[str]:
-    digits = max(2, len(str(classes - 1)))
-    return [f"p_{label:0{digits}d}" for label in range(classes)]
+    return [f"p_{label:02d}" for label in range(classes)]
 
 
 def _complete(table: pd.DataFrame) -> pd.DataFrame:
