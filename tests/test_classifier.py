@@ -80,9 +80,6 @@ def test_a_linear_head(tmp_path: Path) -> None:
     view = np.full((1, 32, 32, 3), 90, np.uint8)
     found = classifier_file.build_network(path, weights, metadata)[0](view)
     np.testing.assert_allclose(found, model(view), atol=1e-3)
-    for classes in (["rock"], ["rock", "rock"], ["rock", "sand", "sky"], ["rock", "a\nb"]):
-        with pytest.raises(MarsclfError, match="do not fit the model"):
-            save_classifier(model, path, **options | {"classes": classes})
     scale = model.get_layer("top_bn").gamma
     scale.assign(scale + 1)
     with pytest.raises(MarsclfError, match="top_bn/gamma have changed, but BatchNorm must be"):

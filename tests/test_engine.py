@@ -70,18 +70,18 @@ def test_a_network_is_exported_once_and_then_needs_no_keras(exported, cache, mon
     check_equal(predict(IMAGES[:1]), expected[:1])
     check_equal(first, expected)  # not overwritten by another batch
     assert entries(cache) == before
-    check_equal(stored_predictor(before[0], (None, 16, 16, 3), cache)(IMAGES), expected)
-    assert stored_predictor("another", (None, 16, 16, 3), cache) is None
+    check_equal(stored_predictor(before[0], cache)(IMAGES), expected)
+    assert stored_predictor("another", cache) is None
 
 
 def test_a_damaged_export_is_replaced(exported: keras.Model, tmp_path: Path) -> None:
     damaged = tmp_path / "networks" / "mine" / "network.xml"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("<net")
-    assert stored_predictor("mine", exported.input_shape, tmp_path) is None
+    assert stored_predictor("mine", tmp_path) is None
     predict = make_predictor(exported, tmp_path, name="mine")
     check_equal(predict(IMAGES), exported.predict_on_batch(IMAGES))
-    assert stored_predictor("mine", exported.input_shape, tmp_path) is not None
+    assert stored_predictor("mine", tmp_path) is not None
 
 
 def test_without_openvino_keras_predicts(exported, cache, monkeypatch) -> None:

@@ -152,15 +152,11 @@ def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> C
         return classifier_file.build_network(file, weights, metadata)
 
     name, size = f"classifier-{digest[:32]}-{NETWORK_VERSION}", metadata["image_size"]
-    engine = stored_predictor(name, (None, size, size, 3), cache)
+    engine = stored_predictor(name, cache)
     if engine is None:
-        from rich.console import Console
-
-        text = "Preparing the network for this processor, once: about 10 s"
-        # Nothing elsewhere: a kernel's environment asks for colors as if it had a terminal.
-        options = {"force_terminal": sys.stderr.isatty(), "force_jupyter": False}
-        with Console(stderr=True, **options).status(text):
-            engine = make_predictor(networks()[1], cache, name=name)
+        if sys.stderr.isatty():
+            print("Preparing the network for this processor, once: about 10 s", file=sys.stderr)
+        engine = make_predictor(networks()[1], cache, name=name)
     return Classifier(
         image_size=size,
         zooms=tuple(metadata["zooms"]),

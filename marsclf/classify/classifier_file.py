@@ -109,15 +109,11 @@ def save_classifier(
     """Write the classifier file of a trained model, images to probabilities (training.stages.join).
 
     `backbone` is the name of the model's backbone; for the others see the module's docstring.
-    Raises MarsclfError for weights that float16 cannot hold, if BatchNorm was trained, and for
-    classes that the file cannot hold.
+    Raises MarsclfError for weights that float16 cannot hold, and if BatchNorm was trained.
     """
     from marsclf.networks.backbones import build_backbone
     from marsclf.training.familiarity import with_familiarity
 
-    classes = list(classes)
-    if not _are_classes(classes) or len(classes) != model.output_shape[1]:
-        raise MarsclfError(f"The classes {classes!r:.150} do not fit the model.")
     size = model.input_shape[1]
     complete = with_familiarity(model, familiarity) if familiarity else model
     untrained, trained = _variables(build_backbone(backbone, size)), _variables(complete)
@@ -139,7 +135,7 @@ def save_classifier(
         "image_size": size,
         "head_hidden": next(hidden, 0),
         "first_learning_block": first,
-        "classes": classes,
+        "classes": list(classes),
         "zooms": list(zooms),
         "calibration": {"kind": "temperature", "temperature": temperature},
         "training": training,
