@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock
 
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
@@ -77,17 +76,18 @@ def make_predictor(
     Upon export, its outputs for `sample`, or for images of noise, must equal Keras's to 1e-3.
     """
     if not has_gpu():
+        name = name or network_digest(model)[:32]
         try:
-            name = name or network_digest(model)[:32]
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache / "networks.lock", timeout=300):  # another process may export it
-                if predict := stored_predictor(name, cache):
-                    return predict
+            predict = stored_predictor(name, cache)
+            if predict is None:  # missing or damaged
                 with replace_atomically(cache / "networks" / name) as folder:
                     _save_openvino(model, folder / NETWORK)
                     _check_export(folder / NETWORK, model, sample)
-                return _compile(cache / "networks" / name / NETWORK)
+                predict = _compile(cache / "networks" / name / NETWORK)
+            return predict
         except Exception as error:  # OpenVINO's errors have no common base class
+            if predict := stored_predictor(name, cache):  # another process was faster
+                return predict
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"predicting with Keras, which is slower: {reason}", stacklevel=2)
     one_at_a_time = threading.Lock()

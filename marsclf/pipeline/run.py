@@ -66,9 +66,8 @@ def run(
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
     check_machine(preset, parameters["backbone"], yes_on_cpu)
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
-    result |= {name: parameters[name] for name in ("backbone", "seed")}
-    result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
-    result |= {"classes": dataset.classes}
+    result |= {"backbone": parameters["backbone"], "seed": parameters["seed"], "commit": code}
+    result |= {"settings": settings or {}, "parameters": parameters, "classes": dataset.classes}
     wall_s, peaks = {"total": 0.0, "data": time.monotonic() - started}, []
     with _replacing(run_dir) as folder:
         # The parameters include the preset's, so a preset named in notebook 02 is not loaded.
