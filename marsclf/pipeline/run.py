@@ -61,8 +61,6 @@ def run(
         raise MarsclfError(f"{place}; {preset} is for {wanted}: name a folder with --data-dir.")
     if not is_ladder:
         Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
-    for folder in (dataset.root, run_dir):
-        str(folder).encode()  # UnicodeError: notebooks hold names in UTF-8 only
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
     check_machine(preset, parameters["backbone"], yes_on_cpu)
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
