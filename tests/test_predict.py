@@ -214,7 +214,7 @@ def test_what_prevents_a_table(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     said = failure(capsys, "images/sub/empty", "-", "--output", "new.csv")
     assert "There is no image in images/sub/empty, standard input" in said
-    assert names_in(Path()) == ["images", "t.csv.partial"]
+    assert not list(Path().glob("*new.csv*"))
 
 
 @pytest.mark.parametrize(
@@ -256,10 +256,7 @@ def test_overlays(images: Path) -> None:
         assert overlay.width == 900 and np.ptp(np.asarray(overlay)) > 50
 
 
-@pytest.mark.parametrize("output", ["t.csv", "t.parquet"])
-def test_memory_does_not_grow_with_the_number_of_images(
-    output: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paths alone of these images would take 78 MB."""
     number, used = 120_000, []
 
@@ -275,6 +272,6 @@ def test_memory_does_not_grow_with_the_number_of_images(
     Path("images").mkdir()
     monkeypatch.setattr(find, "find_images", names)
     monkeypatch.setattr(Classifier, "rows", rows)
-    assert main(["predict", "images", "--output", output]) == 0
+    assert main(["predict", "images", "--output", "t.parquet"]) == 0
     used.append(psutil.Process().memory_info().rss)
     assert max(used) - used[2] < 50e6
