@@ -5,9 +5,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,13 +16,8 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
     The caller writes a file or a folder to it. An existing file or folder at `path` is replaced.
     The temporary path has the same name as `path`, because Keras and NumPy look at the suffix.
-    Removes temporary folders that killed programs left beside `path` a day ago or earlier.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(".*.marsclf-tmp"):
-        with suppress(OSError):  # another process has removed it
-            if time.time() - leftover.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(leftover, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(".marsclf-tmp", f".{path.name}.", path.parent))
     temporary = scratch / path.name
     try:

@@ -50,10 +50,8 @@ def peak_rss_mb(pid: int | None = None) -> int:
 def commit() -> str:
     """Return the commit of this code, "-dirty" added if files differ from it, or "unknown"."""
     git = ("git", "-C", str(paths.PROJECT_ROOT))
-    # Git itself says why it cannot tell the commit, such as in a checkout of another user.
-    stderr = None if (paths.PROJECT_ROOT / ".git").exists() else subprocess.DEVNULL
     # The prefix is empty unless the project lies inside another repository.
-    printed = _output(*git, "rev-parse", "--show-prefix", "HEAD", stderr=stderr)
+    printed = _output(*git, "rev-parse", "--show-prefix", "HEAD")
     prefix, _, head = printed.partition("\n")
     if prefix or not head:
         return "unknown"
@@ -73,10 +71,10 @@ def _has_other_code(git: tuple[str, ...], name: str) -> bool:
         return True  # not a notebook, or no longer there
 
 
-def _output(*command: str, stderr: int | None = subprocess.DEVNULL) -> str:
+def _output(*command: str) -> str:
     """Return what a command prints, or "" if it fails."""
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.check_output(command, stderr=stderr, text=True)
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
     return ""
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import save, save_file
+from safetensors.numpy import save
 from tiny_project import CLASSES
 
 from marsclf import paths
@@ -80,9 +79,6 @@ def test_a_linear_head(tmp_path: Path) -> None:
     view = np.full((1, 32, 32, 3), 90, np.uint8)
     found = classifier_file.build_network(path, weights, metadata)[0](view)
     np.testing.assert_allclose(found, model(view), atol=1e-3)
-    for classes in (["rock"], ["rock", "rock"], ["rock", "sand", "sky"], ["rock", "a\nb"]):
-        with pytest.raises(MarsclfError, match="do not fit the model"):
-            save_classifier(model, path, **options | {"classes": classes})
     scale = model.get_layer("top_bn").gamma
     scale.assign(scale + 1)
     with pytest.raises(MarsclfError, match="top_bn/gamma have changed, but BatchNorm must be"):
@@ -93,21 +89,7 @@ def test_a_linear_head(tmp_path: Path) -> None:
     assert classifier_file.read(path)[2] == digest and list(tmp_path.iterdir()) == [path]
 
 
-class Payload:
-    """Unpickling this would end the tests."""
-
-    def __reduce__(self) -> tuple:
-        return sys.exit, (99,)
-
-
-def test_files_of_other_formats_are_refused_and_not_executed(tmp_path: Path) -> None:
-    (tmp_path / "code.pkl").write_bytes(pickle.dumps(Payload()))
-    (tmp_path / "empty.safetensors").touch()
-    np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    save_file({"a": np.zeros(3, np.float16)}, tmp_path / "other.safetensors")
-    for path in tmp_path.iterdir():
-        with pytest.raises(MarsclfError, match=r"is not a classifier file of marsclf \(.+\): name"):
-            load_classifier(path, tmp_path)
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for missing in (tmp_path / "gone", tmp_path, tmp_path / "pipe"):
         with pytest.raises(MarsclfError, match=r"cannot be read \(.+\)\.$"):
@@ -133,24 +115,19 @@ BIAS = "probabilities/bias"
     ("made", "reason"),
     [
         (changed(format="other"), "header does not describe a marsclf-classifier"),
-        (changed(version=2), "version is 2"),
         (changed(image_size=10**6), "image_size is 1000000"),
         (changed(zooms=[1.0, 1e9]), "zooms are"),
         (changed(classes=["a"]), "classes is"),
-        (changed(classes=["a", "b"] * 2), "classes is"),
         (changed(classes=["a", ["b"]]), "classes is"),
         (changed(classes=["a", "\x1b[2J"]), "classes is"),
-        (changed(classes=[str(number) for number in range(1001)]), "classes is"),
         (changed(classes=["a", "b"]), "do not fit EfficientNetLite0"),
         (changed(backbone=["EfficientNetLite0"]), "backbone is"),
-        (changed(calibration={"kind": "vector", "temperature": 1}), "kind is 'vector'"),
         (changed(calibration={"kind": "temperature", "temperature": 0}), "temperature is 0"),
         (changed(first_learning_block="top"), "weights 'top_conv/kernel' are missing"),
-        (changed(training=None), "training is None"),
         (changed(backbone="ResNet"), "There is no backbone 'ResNet'"),
-        (changed(calibration=[float("nan")]), "is not a classifier file"),
         (content("[" * 100_000), "is not a classifier file"),
-        ((2**62).to_bytes(8, "little") + bytes(100), "is not a classifier file"),
+        (b"", "is not a classifier file"),
+        (save({"a": np.zeros(3)}), "is not a classifier file"),
         (content()[:-10], "is not a classifier file"),
         (content(**{BIAS: np.zeros(9, np.float16)}), "do not fit EfficientNetLite0"),
         (content(**{"other/kernel": np.zeros(3, np.float16)}), "weights 'other/kernel' are"),

@@ -1,10 +1,14 @@
 """The engine's outputs are Keras's; a network is exported once; Keras predicts where it must."""
 
+import errno
 import itertools
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import keras
@@ -70,18 +74,18 @@ def test_a_network_is_exported_once_and_then_needs_no_keras(exported, cache, mon
     check_equal(predict(IMAGES[:1]), expected[:1])
     check_equal(first, expected)  # not overwritten by another batch
     assert entries(cache) == before
-    check_equal(stored_predictor(before[0], (None, 16, 16, 3), cache)(IMAGES), expected)
-    assert stored_predictor("another", (None, 16, 16, 3), cache) is None
+    check_equal(stored_predictor(before[0], cache)(IMAGES), expected)
+    assert stored_predictor("another", cache) is None
 
 
 def test_a_damaged_export_is_replaced(exported: keras.Model, tmp_path: Path) -> None:
     damaged = tmp_path / "networks" / "mine" / "network.xml"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("<net")
-    assert stored_predictor("mine", exported.input_shape, tmp_path) is None
+    assert stored_predictor("mine", tmp_path) is None
     predict = make_predictor(exported, tmp_path, name="mine")
     check_equal(predict(IMAGES), exported.predict_on_batch(IMAGES))
-    assert stored_predictor("mine", exported.input_shape, tmp_path) is not None
+    assert stored_predictor("mine", tmp_path) is not None
 
 
 def test_without_openvino_keras_predicts(exported, cache, monkeypatch) -> None:
@@ -105,15 +109,17 @@ def test_keras_predicts_where_openvino_gives_other_outputs(
     assert entries(tmp_path) == []
 
 
-def test_a_kill_before_the_check_leaves_no_network(tmp_path, monkeypatch) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+def test_another_process_may_export_the_same_network(tmp_path, monkeypatch) -> None:
+    replace, network = engine.replace_atomically, tiny_network()
 
-    network = tiny_network()
-    monkeypatch.setattr(engine, "_check_export", killed)
-    with pytest.raises(KeyboardInterrupt):
-        make_predictor(network, tmp_path)
-    assert entries(tmp_path) == []
+    @contextmanager
+    def fail_after_the_other(path: Path) -> Iterator[Path]:
+        with replace(path) as folder:
+            yield folder
+        raise OSError(errno.ENOTEMPTY, "the other has put its folder there")
+
+    monkeypatch.setattr(engine, "replace_atomically", fail_after_the_other)
+    check_equal(make_predictor(network, tmp_path)(IMAGES), network.predict_on_batch(IMAGES))
 
 
 def test_threads_may_share_a_predictor(exported: keras.Model, cache: Path) -> None:
@@ -136,13 +142,18 @@ def double(images: np.ndarray) -> np.ndarray:
     return 2 * images
 
 
-def test_each_item_is_predicted_in_order() -> None:
+def test_each_item_is_predicted_in_order_up_to_one_that_fails() -> None:
     def load(item: int) -> np.ndarray:
         time.sleep(0.002 * (item % 5 == 0))  # some take longer and are overtaken
+        if item == 4 * engine.CHUNK:
+            raise MarsclfError("an image is missing")
         return np.array([item])
 
-    found = np.stack(list(predict_each(iter(range(70)), load, double)))
-    assert found[:, 0].tolist() == list(range(0, 140, 2))
+    outputs, number = predict_each(itertools.count(), load, double), 4 * engine.CHUNK
+    found = np.stack(list(islice(outputs, number)))
+    assert found[:, 0].tolist() == list(range(0, 2 * number, 2))
+    with pytest.raises(MarsclfError, match="an image is missing"):
+        next(outputs)
     assert list(predict_each([], load, double)) == []
 
 
@@ -163,16 +174,3 @@ def test_items_are_loaded_ahead_within_a_bound() -> None:
     time.sleep(0.02)
     assert len(begun) == limit
     outputs.close()
-
-
-def test_a_failing_load_ends_the_outputs() -> None:
-    def load(item: int) -> np.ndarray:
-        if item == 3 * engine.CHUNK:
-            raise MarsclfError("an image is missing")
-        return np.array([item])
-
-    outputs = predict_each(range(1000), load, double)
-    for item in range(3 * engine.CHUNK):
-        assert next(outputs)[0] == 2 * item
-    with pytest.raises(MarsclfError, match="an image is missing"):
-        next(outputs)

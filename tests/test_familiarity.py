@@ -48,52 +48,32 @@ def test_a_group_does_not_vouch_for_its_own_images() -> None:
     assert np.all(known @ weights + bias > 0.2)
 
 
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten flat, saturated, black or shaded frames."""
-    folder, random = tmp_path_factory.mktemp("blank"), np.random.default_rng(0)
-    shade = np.add.outer(np.arange(90), np.arange(120))
-    frames = [np.full((64, 64, 3), color) for color in ((0,) * 3, (255,) * 3, (40, 90, 30))]
-    frames += [np.full((100, 120), value) for value in (12, 128, 200)]
-    frames += [
-        shade,
-        255 - shade,
-        random.integers(0, 6, (80, 80)),
-        random.integers(250, 256, (9, 9)),
-    ]
-    for number, frame in enumerate(frames):
-        Image.fromarray(np.uint8(frame)).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def with_unit(
+def test_blank_frames_are_flagged(
     small_model: keras.Model,
     sample_dataset: Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """The file of the small classifier, which tells sample images from blank frames."""
-    network, rows = features_model(small_model), sample_dataset.index[::4]
-    known = np.stack([fit_view(read_rgb(sample_dataset.root / path), 64) for path in rows["path"]])
-    known, outside = (network.predict(x, verbose=0) for x in (known, blank_frames(64, 100)))
-    unit, _ = fit_familiarity(known, outside, [*rows["group"], *range(-100, 0)])
-    path = tmp_path_factory.mktemp("unit") / "c.safetensors"
-    options = {"backbone": "EfficientNetLite0", "training": {}}
-    options |= {"classes": CLASSES, "zooms": [1.0, 0.5], "temperature": 0.5}
-    save_classifier(small_model, path, familiarity=unit, **options)
-    return path
-
-
-def test_blank_frames_are_flagged(
-    with_unit: Path,
-    sample_dataset: Dataset,
-    blank: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(engine, "gpu_capability", lambda: (8, 0))  # Keras predicts: no export
-    loaded = load_classifier(with_unit, tmp_path)
+    network, rows = features_model(small_model), sample_dataset.index[::4]
+    known = np.stack([fit_view(read_rgb(sample_dataset.root / path), 64) for path in rows["path"]])
+    known, outside = (network.predict(x, verbose=0) for x in (known, blank_frames(64, 100)))
+    unit, _ = fit_familiarity(known, outside, [*rows["group"], *range(-100, 0)])
+    file = tmp_path / "c.safetensors"
+    options = {"backbone": "EfficientNetLite0", "training": {}, "familiarity": unit}
+    options |= {"classes": CLASSES, "zooms": [1.0, 0.5], "temperature": 0.5}
+    save_classifier(small_model, file, **options)
+    loaded, random = load_classifier(file, tmp_path), np.random.default_rng(0)
+    shade = np.add.outer(np.arange(90), np.arange(120))
+    frames = [np.full((64, 64, 3), color) for color in ((0,) * 3, (255,) * 3, (40, 90, 30))]
+    frames += [np.full((100, 120), value) for value in (12, 128, 200)]
+    frames += [shade, 255 - shade]
+    frames += [random.integers(low, low + 6, (80, 80)) for low in (0, 250)]
+    blank = tmp_path / "blank"
+    blank.mkdir()
+    for number, frame in enumerate(frames):
+        Image.fromarray(np.uint8(frame)).save(blank / f"{number}.png")
     images = [sample_dataset.root / path for path in sample_dataset.index["path"][1::20]]
     table = loaded.predict([blank, *images])
     assert table["unfamiliar"][:10].all() and table["unfamiliar"][10:].mean() < 0.1
@@ -101,6 +81,6 @@ def test_blank_frames_are_flagged(
     assert loaded.network().output_shape == (None, len(CLASSES))  # as Grad-CAM needs it
     monkeypatch.setattr(predict, "load_classifier", lambda _: loaded)
     output = tmp_path / "t.parquet"
-    assert main(["predict", str(blank), "--model", str(with_unit), "--output", str(output)]) == 0
+    assert main(["predict", str(blank), "--model", str(file), "--output", str(output)]) == 0
     assert "10 are unfamiliar" in capsys.readouterr().err
     pd.testing.assert_frame_equal(pd.read_parquet(output).astype(COLUMNS), table[:10])

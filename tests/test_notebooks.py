@@ -36,9 +36,9 @@ FIGURES = {
     "01": "bursts class_counts class_gallery class_shift look_alikes near_duplicates "
     "sizes_and_brightness sols_and_cameras",
     "02": "learning_curves random_views",
-    "03": "commonest_confusions confident_mistakes confusion_matrix coverage_accuracy "
-    "error_rate_per_class errors_by_camera_and_sol errors_per_class gradcam_right gradcam_wrong "
-    "mistakes_by_pair reliability reliability_before",
+    "03": "confident_mistakes confusion_matrix coverage_accuracy error_rate_per_class "
+    "errors_by_camera_and_sol errors_per_class gradcam_right gradcam_wrong mistakes_by_pair "
+    "reliability reliability_before",
     "04": "as_read ladder",
     "05": "thumbnails gradcam",
 }

@@ -156,12 +156,13 @@ def test_a_stopped_run_resumes(
     first.rename("another.jpg")
     assert "images have changed" in failure(capsys, *COMMAND[1:], "--resume")
     Path("another.jpg").rename(first)
+    first.write_bytes(b"")  # it has its row, so it is not read again
     assert PARTIAL.read_bytes() == before
     with PARTIAL.open("ab") as file:  # as a process leaves it that is killed while it writes
         file.write(b'\n["images/')
     assert main([*COMMAND, "--resume"]) == 3
     assert Path("t.csv").read_bytes() == Path("complete.csv").read_bytes()
-    assert "40 images" in (said := capsys.readouterr().err) and "8 took" in said
+    assert "40 images" in capsys.readouterr().err
     assert main([*COMMAND, "--resume"]) == 0
     assert "is complete: there is nothing to resume" in capsys.readouterr().err
 
@@ -198,27 +199,23 @@ def test_a_killed_process_can_be_resumed(images: Path, prepared: Path) -> None:
     assert ended.returncode == 3, ended.stderr
     loading, summary, *_ = ended.stderr.splitlines()  # nothing of TensorFlow
     assert loading == "Loading the classifier ..." and summary.startswith("40 images: ")
-    assert "24 took" in summary and pd.read_csv("t.csv")["path"].nunique() == IMAGES
+    assert pd.read_csv("t.csv")["path"].nunique() == IMAGES
     assert names_in(Path()) == ["images", "t.csv"]
 
 
-def test_foreign_partial_results(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_prevents_a_table(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     PARTIAL.write_bytes(b"my notes \xff")
-    assert "t.csv.partial holds something else" in failure(capsys, *COMMAND[1:], "--resume")
+    assert "t.csv.partial is from other paths" in failure(capsys, *COMMAND[1:], "--resume")
     assert PARTIAL.read_bytes() == b"my notes \xff"
-
-
-def test_two_runs_at_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(".t.csv.lock"):
         assert "Another process is writing t.csv" in failure(capsys, *COMMAND[1:])
-
-
-def test_no_image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("empty").mkdir()
+    (images / "sub" / "empty").mkdir()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-    said = failure(capsys, "empty", "-", "--output", "t.csv")
-    assert "There is no image in empty, standard input" in said
-    assert names_in(Path()) == ["empty"]
+    said = failure(capsys, "images/sub/empty", "-", "--output", "new.csv")
+    assert "There is no image in images/sub/empty, standard input" in said
+    assert not list(Path().glob("*new.csv*"))
 
 
 @pytest.mark.parametrize(
@@ -260,10 +257,7 @@ def test_overlays(images: Path) -> None:
         assert overlay.width == 900 and np.ptp(np.asarray(overlay)) > 50
 
 
-@pytest.mark.parametrize("output", ["t.csv", "t.parquet"])
-def test_memory_does_not_grow_with_the_number_of_images(
-    output: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paths alone of these images would take 78 MB."""
     number, used = 120_000, []
 
@@ -279,6 +273,6 @@ def test_memory_does_not_grow_with_the_number_of_images(
     Path("images").mkdir()
     monkeypatch.setattr(find, "find_images", names)
     monkeypatch.setattr(Classifier, "rows", rows)
-    assert main(["predict", "images", "--output", output]) == 0
+    assert main(["predict", "images", "--output", "t.parquet"]) == 0
     used.append(psutil.Process().memory_info().rss)
     assert max(used) - used[2] < 50e6

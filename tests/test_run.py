@@ -92,7 +92,7 @@ def test_a_run_without_data_and_network(
     folder, variables = leave_old_run(project), dict(os.environ)
     run.run("laptop", settings={"seed": 3})
     assert dict(os.environ) == variables
-    assert [path.name for path in paths.RUNS.rglob("*.old")] == []
+    assert {path.name for path in paths.RUNS.iterdir()} == {"laptop", "unfinished"}
     files = {"predictions.csv", "training.json", "model.keras", "metrics.json"}
     files |= {f"{name}.ipynb" for name in presets.NOTEBOOKS}
     assert {path.name for path in folder.iterdir()} == files | {"figures"}

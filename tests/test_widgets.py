@@ -80,10 +80,7 @@ def test_chooser(shown: list, classified: pd.DataFrame, capsys: pytest.CaptureFi
     assert os.sep not in re.findall("<td.*?>(.*?)</td>", page)[0] and "nan" not in page.lower()
 
 
-def test_counts_select_and_thumbnails(classified: pd.DataFrame) -> None:
-    found = widgets.counts(classified)
-    assert found.index.tolist() == ["wheel", "ground"]
-    assert found.round(6).to_numpy().tolist() == [[2, 1, 1, 0.65], [1, 1, 0, 0.6]]
+def test_select_and_thumbnails(classified: pd.DataFrame) -> None:
     selected = widgets.select(classified)
     assert selected["confidence"].tolist() == [0.35, 0.6, 0.95]
     assert widgets.select(classified, "wheel", least=0.5)["confidence"].tolist() == [0.95]

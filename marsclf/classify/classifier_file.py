@@ -109,15 +109,11 @@ def save_classifier(
     """Write the classifier file of a trained model, images to probabilities (training.stages.join).
 
     `backbone` is the name of the model's backbone; for the others see the module's docstring.
-    Raises MarsclfError for weights that float16 cannot hold, if BatchNorm was trained, and for
-    classes that the file cannot hold.
+    Raises MarsclfError for weights that float16 cannot hold, and if BatchNorm was trained.
     """
     from marsclf.networks.backbones import build_backbone
     from marsclf.training.familiarity import with_familiarity
 
-    classes = list(classes)
-    if not _are_classes(classes) or len(classes) != model.output_shape[1]:
-        raise MarsclfError(f"The classes {classes!r:.150} do not fit the model.")
     size = model.input_shape[1]
     complete = with_familiarity(model, familiarity) if familiarity else model
     untrained, trained = _variables(build_backbone(backbone, size)), _variables(complete)
@@ -139,7 +135,7 @@ def save_classifier(
         "image_size": size,
         "head_hidden": next(hidden, 0),
         "first_learning_block": first,
-        "classes": classes,
+        "classes": list(classes),
         "zooms": list(zooms),
         "calibration": {"kind": "temperature", "temperature": temperature},
         "training": training,
@@ -167,27 +163,21 @@ def _variables(model: "keras.Model") -> dict[str, "keras.Variable"]:
     }
 
 
-def _are_classes(names: object) -> bool:
-    """Tell whether these are different names that can be printed, in a reasonable number."""
-    if not isinstance(names, list) or not 2 <= len(names) <= 1000:
-        return False
-    different = {n for n in names if isinstance(n, str) and n.strip() and n.isprintable()}
-    return len(different) == len(names)
-
-
 def _check(metadata: dict) -> None:
     """Raise an error unless the metadata have the form in the module's docstring."""
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"its header does not describe a {FORMAT}")
     values = defaultdict(str, metadata | dict(metadata.get("calibration", {})))
     size, units, temperature = map(values.get, ("image_size", "head_hidden", "temperature"))
+    classes = values["classes"]
+    names = {n for n in classes if isinstance(n, str) and n.strip() and n.isprintable()}
     is_valid = {
         "version": values["version"] == VERSION,
         "backbone": isinstance(values["backbone"], str),
         "image_size": isinstance(size, int) and 32 <= size <= 1024,
         "head_hidden": isinstance(units, int) and 0 <= units <= 8192,
         "first_learning_block": values["first_learning_block"] in (None, *BLOCKS),
-        "classes": _are_classes(values["classes"]),
+        "classes": isinstance(classes, list) and 2 <= len(names) == len(classes) <= 1000,
         "kind": values["kind"] == "temperature",
         "temperature": isinstance(temperature, int | float) and 0.01 <= temperature <= 100,
         "training": isinstance(values["training"], dict),

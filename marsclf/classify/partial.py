@@ -18,8 +18,6 @@ from marsclf.classify.table import WRITERS, Row, kind, printable
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically
 
-START = '{"marsclf predict": '  # of every such file
-
 
 def partial_of(output: Path) -> Path:
     """Return the file that holds the rows of an incomplete output."""
@@ -53,23 +51,20 @@ def locked(output: Path) -> Iterator[None]:
 def skip_finished(partial: Path, settings: dict, images: Iterator[str], resume: bool) -> int:
     """Advance `images` past those that have a row in `partial`, and return their number.
 
-    Raises MarsclfError if the file exists, but `resume` is false, or the file is something else, or
-    from a run with other settings or images.
+    Raises MarsclfError if the file exists, but `resume` is false, or if it is not from a run with
+    these settings and images.
     """
     if not os.path.lexists(partial):
         return 0
-    with partial.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline().rstrip("\n")
-    if not first.startswith(START[: len(first)]):
-        raise MarsclfError(f"{partial} holds something else: move it, or rename the output.")
     if not resume:
         remedy = "add --resume to continue it, or remove it"
         raise MarsclfError(f"{partial} is from a run that was stopped: {remedy}.")
-    if not _header(settings).startswith(first):
-        raise MarsclfError(
-            f"{partial} is from other paths, or from another classifier or threshold: remove it, "
-            "or repeat the paths, --explain, --model and --threshold of that run."
-        )
+    with partial.open(encoding="utf-8", errors="replace") as file:
+        if not json.dumps(settings).startswith(file.readline().rstrip("\n")):
+            raise MarsclfError(
+                f"{partial} is from other paths, or from another classifier or threshold: remove "
+                "it, or repeat the paths, --explain, --model and --threshold of that run."
+            )
     number = 0
     for row in _read(partial):
         if printable(next(images, "")) != row.path:
@@ -83,7 +78,7 @@ def append(partial: Path, settings: dict, rows: Iterable[Row]) -> None:
     """Store rows, after the settings if they are the first."""
     with partial.open("a", encoding="utf-8") as file:
         if not file.tell():
-            file.write(_header(settings))
+            file.write(json.dumps(settings))
         file.writelines(f"\n{json.dumps(row)}" for row in rows)
 
 
@@ -94,10 +89,6 @@ def finish(partial: Path, output: Path) -> Counter:
     counts = Counter(map(kind, _read(partial)))
     partial.unlink()
     return counts
-
-
-def _header(settings: dict) -> str:
-    return f"{START}{json.dumps(settings)}}}"
 
 
 def _read(partial: Path) -> Iterator[Row]:

@@ -8,7 +8,6 @@ width. They are independent of pyplot, so none stays open. `predictions` are row
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
-from itertools import zip_longest
 from pathlib import Path
 from textwrap import fill, shorten
 from typing import Any
@@ -33,7 +32,6 @@ from marsclf.images.decode import read_rgb
 WIDTH_INCHES, WIDTH_PIXELS = 9.0, 1800
 PHOTO_PIXELS = 1000  # width of figures with images, whose files grow with the pixels
 HEAT, EVIDENCE = "inferno", "evidence for the class, relative"  # colors and scale of heatmaps
-MAX_ROWS, MAX_CELLS = 60, 40  # classes in a bar chart; in a matrix with the counts in its cells
 BLUE, ORANGE, GREEN, RED = seaborn.color_palette("colorblind").as_hex()[:4]
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 SPLIT_COLORS = {"train": BLUE, "val": ORANGE, "test": GREEN}
@@ -81,12 +79,12 @@ def new_figure(height: float, **options: object) -> tuple[Figure, Any]:
     return fig, fig.subplots(**options)
 
 
-def bars(axes: Axes, labels: Sequence[str] | None = None, **options: object) -> None:
-    """Draw `seaborn.barplot(**options)` with its value, or one of `labels`, at each bar's end."""
+def bars(axes: Axes, **options: object) -> None:
+    """Draw `seaborn.barplot(**options)` with its value at each bar's end."""
     seaborn.barplot(ax=axes, saturation=1, errorbar=None, **options)
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # lines may pass behind labels
     for container in axes.containers:
-        axes.bar_label(container, labels, padding=3, fontsize=9, bbox=behind)
+        axes.bar_label(container, padding=3, fontsize=9, bbox=behind)
 
 
 def _title(predictions: pd.DataFrame, finding: str) -> str:
@@ -100,27 +98,20 @@ def _interval(predictions: pd.DataFrame) -> str:
     return f"95% interval over {'sols' if 'sol' in predictions else 'groups'}"
 
 
-def _short(name: str) -> str:
-    """Return a name, cut where it is long, for a place where it need not be unique."""
-    return name if len(name) <= 24 else f"{name[:23]}…"
-
-
-def _first_classes(
+def _present_classes(
     predictions: pd.DataFrame, classes: Sequence[str], by: str, ascending: bool
 ) -> tuple[pd.DataFrame, str]:
-    """Return `metrics.per_class`, sorted, of at most MAX_ROWS classes, and a line on the others."""
+    """Return `metrics.per_class`, sorted, of the classes with images, and a line on the others."""
     table = metrics.per_class(predictions, [fill(name, 40) for name in classes])
     absent = ", ".join(table.loc[table["support"] == 0, "class_name"])
     note = "\n" + shorten(f"no images in this split: {absent}", 120) if absent else ""
     table = table[table["support"] > 0].sort_values(by, ascending=ascending, kind="stable")
-    if (more := len(table) - MAX_ROWS) > 0:
-        note += f"\n{more} more classes are not shown"
-    return table[:MAX_ROWS], note
+    return table, note
 
 
 def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the number of images of each class beside the number of wrong predictions."""
-    table, note = _first_classes(predictions, classes, "support", ascending=False)
+    table, note = _present_classes(predictions, classes, "support", ascending=False)
     counts = table.melt("class_name", ["support", "errors"])
     fig, axes = new_figure(1.5 + 0.33 * len(table))
     bars(axes, data=counts, x="value", y="class_name", hue="variable", palette=[BLUE, RED])
@@ -135,7 +126,7 @@ def cases_and_errors_per_class(predictions: pd.DataFrame, classes: Sequence[str]
 
 def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """Chart the percentage of wrong predictions in each class, with its 95 % interval."""
-    table, note = _first_classes(predictions, classes, "recall", ascending=True)
+    table, note = _present_classes(predictions, classes, "recall", ascending=True)
     wrong = (predictions["label"] != predictions["predicted"]).to_numpy()
     rates, overall = 100 * (1 - table["recall"]), 100 * wrong.mean()
     names = [
@@ -158,45 +149,23 @@ def error_rate_per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> F
 
 
 def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Chart the confusion matrix: shares of the true class and, of up to 40 classes, counts."""
-    names = [pd.Index(classes, name=name) for name in ("true class", "predicted class")]
-    counts = pd.DataFrame(metrics.confusion_matrix(predictions), *names)
-    support = counts.sum(axis=1)
-    counts = counts.loc[support > 0, support + counts.sum() > 0]
-    shares, shown = 100 * counts.div(support[support > 0], axis=0), counts.astype(str)
-    look = {"cmap": "Blues", "vmin": 0, "vmax": 100}
+    """Chart the confusion matrix: its counts, colored by their share of the true class."""
+    counts = metrics.confusion_matrix(predictions)
+    true = counts.any(axis=1)
+    either = true | counts.any(axis=0)
+    counts = counts[true][:, either]
+    names = np.array([name if len(name) <= 24 else f"{name[:23]}…" for name in classes])
+    fig, axes = new_figure(2.6 + 0.27 * len(counts))
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "linewidths": 0.5, "linecolor": "lightgray"}
     look["cbar_kws"] = {"label": "% of the true class", "fraction": 0.03, "pad": 0.01}
-    if counts.shape[1] <= MAX_CELLS:
-        fig, axes = new_figure(2.6 + 0.27 * len(counts))
-        look |= {"annot": shown.where(counts > 0, ""), "fmt": "", "annot_kws": {"fontsize": 8}}
-        look |= {"xticklabels": True, "yticklabels": True}
-        look |= {"linewidths": 0.5, "linecolor": "lightgray"}
-    else:  # as many names as there is room for
-        fig, axes = new_figure(WIDTH_INCHES)
-        axes.tick_params(labelsize=4.5)
-    seaborn.heatmap(shares.rename(index=_short, columns=_short), ax=axes, **look)
+    look |= {"annot": np.where(counts, counts.astype(str), ""), "fmt": ""}
+    look |= {"annot_kws": {"fontsize": 8}, "xticklabels": names[either], "yticklabels": names[true]}
+    seaborn.heatmap(100 * counts / counts.sum(axis=1, keepdims=True), ax=axes, **look)
     axes.tick_params("x", rotation=90)
     axes.tick_params("y", rotation=0)
     right = (predictions["label"] == predictions["predicted"]).mean()
-    axes.set_title(_title(predictions, f"accuracy {right:.1%}"))
-    return fig
-
-
-def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """Chart the twelve commonest pairs of a true class and a wrongly predicted one."""
-    table = metrics.commonest_confusions(predictions, classes).head(12)
-    pairs = [fill(f"{true} → {said}", 50) for true, said in table[["true", "predicted"]].values]
-    labels = [
-        f"{number} ({share:.0%} of {_short(true)})"
-        for true, _, number, share in table.itertuples(index=False)
-    ]
-    fig, axes = new_figure(1.4 + 0.3 * max(len(table), 1))
-    bars(axes, labels, x=table["count"], y=pairs, color=RED)
-    axes.margins(x=0.35)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    errors = (predictions["label"] != predictions["predicted"]).sum()
-    title = _title(predictions, f"{table['count'].sum()} of {errors} errors shown")
-    axes.set(xlabel="images (true class → predicted class)", ylabel="", title=title)
+    title = _title(predictions, f"accuracy {right:.1%}")
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
     return fig
 
 
@@ -356,14 +325,14 @@ def gallery(
     rows = -(-len(images) // columns)
     height = head + rows * (tile + above) + foot
     fig = Figure(figsize=(WIDTH_INCHES, height))
-    for number, (image, text) in enumerate(zip_longest(images, titles)):
+    for number, (image, text) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(number, columns)
         left = edge + column * (tile + gap) + column // together * wider
         bottom = height - head - (row + 1) * (tile + above)
         place = left / WIDTH_INCHES, bottom / height, tile / WIDTH_INCHES, tile / height
         axes = fig.add_axes(place, anchor="NW")
         axes.set_axis_off()
-        axes.set_title(text or "", loc="left", fontsize=8, pad=4)
+        axes.set_title(text, loc="left", fontsize=8, pad=4)
         if image is not None:
             axes.imshow(image)
     fig.suptitle(title, x=0.005, y=1 - 0.06 / height, ha="left", va="top", fontsize=12.5)

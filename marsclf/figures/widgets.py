@@ -52,12 +52,11 @@ def chooser(
         if len(shown):
             display(Image(png_of(thumbnails(shown), dataset), width=PAGE_WIDTH), styled(shown))
 
-    classes = [("all classes", None), *((name, name) for name in counts(table).index)]
-    options = {"value": (0, 1), "max": 1, "step": 0.01, "layout": {"width": "500px"}}
-    between = ipywidgets.FloatRangeSlider(**options, continuous_update=False)
-    menu = ipywidgets.Dropdown(options=classes, description="class")
+    found = table["predicted"].value_counts().index
+    classes = [("all classes", None), *zip(found, found, strict=True)]
+    between = ipywidgets.FloatRangeSlider(value=(0, 1), max=1, step=0.01, continuous_update=False)
     flags = [("all images", None), ("familiar", False), ("unfamiliar", True)]
-    return ipywidgets.interactive(show, predicted=menu, confidence=between, familiarity=flags)
+    return ipywidgets.interactive(show, predicted=classes, confidence=between, familiarity=flags)
 
 
 def _in_jupyterlab() -> bool:
@@ -72,15 +71,6 @@ def styled(rows: pd.DataFrame) -> Styler:
     return shown.rename(columns={"path": "file"}).style.hide().format(precision=2, na_rep="–")
 
 
-def counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Return for each predicted class, the commonest first, its images, flags and confidence."""
-    classes = table.groupby("predicted")
-    counted = pd.DataFrame({"images": classes.size(), "uncertain": classes["uncertain"].sum()})
-    counted["unfamiliar"] = classes["unfamiliar"].sum(min_count=1)
-    counted["median_confidence"] = classes["confidence"].median()
-    return counted.sort_values("images", ascending=False, kind="stable")
-
-
 def select(
     table: pd.DataFrame,
     predicted: str | None = None,
@@ -89,7 +79,7 @@ def select(
     unfamiliar: bool | None = None,
 ) -> pd.DataFrame:
     """Return rows by class and flag (None: any), surest last; MarsclfError if no row has it."""
-    found = counts(table).index
+    found = table["predicted"].dropna().unique()
     if predicted not in (None, *found):
         raise MarsclfError(f"No image is of class {predicted!r}: choose one of {', '.join(found)}.")
     chosen = table["confidence"].between(least, most)

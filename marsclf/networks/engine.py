@@ -22,7 +22,6 @@ import numpy as np
 
 from marsclf.errors import MarsclfError
 from marsclf.files import replace_atomically, sha256_of
-from marsclf.paths import CACHE
 from marsclf.provenance import cores
 
 if TYPE_CHECKING:  # Keras takes seconds to load, and an exported network does not need it
@@ -68,10 +67,7 @@ def gpu_capability() -> tuple[int, int] | None:
 
 
 def make_predictor(
-    model: "keras.Model",
-    cache: Path = CACHE,
-    sample: np.ndarray | None = None,
-    name: str | None = None,
+    model: "keras.Model", cache: Path, sample: np.ndarray | None = None, name: str | None = None
 ) -> Predictor:
     """Return a function from images or features (n, ...) to the model's outputs (n, ...).
 
@@ -80,16 +76,18 @@ def make_predictor(
     Upon export, its outputs for `sample`, or for images of noise, must equal Keras's to 1e-3.
     """
     if not has_gpu():
+        name = name or network_digest(model)[:32]
         try:
-            name = name or network_digest(model)[:32]
-            predict = stored_predictor(name, model.input_shape, cache)
+            predict = stored_predictor(name, cache)
             if predict is None:  # missing or damaged
                 with replace_atomically(cache / "networks" / name) as folder:
                     _save_openvino(model, folder / NETWORK)
                     _check_export(folder / NETWORK, model, sample)
-                predict = _compile(cache / "networks" / name / NETWORK, model.input_shape)
+                predict = _compile(cache / "networks" / name / NETWORK)
             return predict
         except Exception as error:  # OpenVINO's errors have no common base class
+            if predict := stored_predictor(name, cache):  # another process was faster
+                return predict
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"predicting with Keras, which is slower: {reason}", stacklevel=2)
     one_at_a_time = threading.Lock()
@@ -101,15 +99,13 @@ def make_predictor(
     return predict_with_keras
 
 
-def stored_predictor(
-    name: str, input_shape: tuple[int | None, ...], cache: Path = CACHE
-) -> Predictor | None:
+def stored_predictor(name: str, cache: Path) -> Predictor | None:
     """Return the predictor that make_predictor exported under `name`; None if it is not usable.
 
-    Does not load Keras. `input_shape` is the model's, such as (None, 224, 224, 3).
+    Does not load Keras.
     """
     with suppress(Exception):
-        return _compile(cache / "networks" / name / NETWORK, input_shape)
+        return _compile(cache / "networks" / name / NETWORK)
     return None
 
 
@@ -157,19 +153,20 @@ def _check_export(file: Path, model: "keras.Model", sample: np.ndarray | None) -
     if sample is None:
         shape = (4, *model.input_shape[1:])
         sample = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    found = _compile(file, model.input_shape)(sample)
+    found = _compile(file)(sample)
     expected = np.asarray(model(sample, training=False))
     difference = np.abs(found - expected).max() / np.abs(expected).max()
     if not difference < LARGEST_DIFFERENCE:
         raise MarsclfError(f"OpenVINO's outputs differ from Keras's by {difference:.1e}.")
 
 
-def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
+def _compile(file: Path) -> Predictor:
     import openvino
 
     core = openvino.Core()
     network = core.read_model(file)
-    network.reshape([1, *input_shape[1:]])
+    shape = [1, *network.input().partial_shape.get_max_shape()[1:]]
+    network.reshape(shape)
     options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(network, "CPU", options | {"NUM_STREAMS": cores()})
     threads = threading.local()
@@ -182,5 +179,5 @@ def _compile(file: Path, input_shape: tuple[int | None, ...]) -> Predictor:
 
     # Two threads that are the first to hand an array to OpenVINO's bindings can deadlock, one with
     # the lock of a C++ static, the other with Python's. So this thread is the first.
-    predict(np.zeros((1, *input_shape[1:]), np.float32))
+    predict(np.zeros(shape, np.float32))
     return predict

@@ -20,7 +20,7 @@ from marsclf.data.open import open_dataset
 from marsclf.data.sample import make_sample
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger
-from marsclf.files import write_json
+from marsclf.files import replace_atomically, write_json
 from marsclf.pipeline import presets
 from marsclf.pipeline.machine import check_machine
 from marsclf.pipeline.presets import DEFAULT_PRESET, LADDER_NOTEBOOK, LADDERS, NOTEBOOKS
@@ -61,14 +61,11 @@ def run(
         raise MarsclfError(f"{place}; {preset} is for {wanted}: name a folder with --data-dir.")
     if not is_ladder:
         Recipe(**{field.name: parameters[field.name] for field in fields(Recipe)})
-    for folder in (dataset.root, run_dir):
-        str(folder).encode()  # UnicodeError: notebooks hold names in UTF-8 only
     print(f"Data: {dataset.name}, {len(dataset.index):,} images in {dataset.root}")
     check_machine(preset, parameters["backbone"], yes_on_cpu)
     result = {"dataset": dataset.name, "data_digest": dataset.digest, "preset": preset}
-    result |= {name: parameters[name] for name in ("backbone", "seed")}
-    result |= {"commit": code, "settings": settings or {}, "parameters": parameters}
-    result |= {"classes": dataset.classes}
+    result |= {"backbone": parameters["backbone"], "seed": parameters["seed"], "commit": code}
+    result |= {"settings": settings or {}, "parameters": parameters, "classes": dataset.classes}
     wall_s, peaks = {"total": 0.0, "data": time.monotonic() - started}, []
     with _replacing(run_dir) as folder:
         # The parameters include the preset's, so a preset named in notebook 02 is not loaded.
@@ -79,7 +76,12 @@ def run(
             wall_s[name], peak = execute(name, folder / f"{name}.ipynb", given)
             peaks.append(peak)
             if name == NOTEBOOKS[1]:  # score the predictions before notebook 03 shows them
-                training = _complete_training_record(folder, result)
+                file = folder / "training.json"  # what notebook 02 writes last
+                if not file.is_file():
+                    raise MarsclfError(f"{name} did not write {file}.")
+                training = json.loads(file.read_text(encoding="utf-8"))
+                training |= {part: result[part] for part in ("preset", "settings", "parameters")}
+                write_json(file, training)
                 wall_s |= training["wall_s"]
                 result["splits"] = ledger.score(folder / "predictions.csv")
                 result["temperature"] = training["temperature"]
@@ -105,10 +107,9 @@ def _replacing(run_dir: Path) -> Iterator[Path]:
     """
     # Notebooks take the name of their run from that of its folder.
     unfinished = run_dir.parent / "unfinished" / run_dir.name
-    old, lock = (unfinished.with_name(f"{run_dir.name}.{end}") for end in ("old", "lock"))
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(lock).acquire(timeout=0)
+        held = FileLock(unfinished.with_name(f"{run_dir.name}.lock")).acquire(timeout=0)
     except Timeout:
         reason = f"Another process is running the preset {run_dir.name}"
         raise MarsclfError(f"{reason}: wait until it ends, or stop it.") from None
@@ -116,22 +117,8 @@ def _replacing(run_dir: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(exist_ok=True)
         yield unfinished
-        shutil.rmtree(old, ignore_errors=True)
-        if run_dir.exists():
-            run_dir.rename(old)
-        unfinished.rename(run_dir)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _complete_training_record(folder: Path, result: dict) -> dict:
-    """Add what notebook 02 does not know to its training.json, and return it."""
-    file = folder / "training.json"  # what it writes last
-    if not file.is_file():
-        raise MarsclfError(f"{NOTEBOOKS[1]} did not write {file}.")
-    training = json.loads(file.read_text(encoding="utf-8"))
-    training |= {part: result[part] for part in ("preset", "settings", "parameters")}
-    write_json(file, training)
-    return training
+        with replace_atomically(run_dir) as temporary:
+            unfinished.rename(temporary)
 
 
 def execute(name: str, output: Path, parameters: dict[str, object]) -> tuple[float, int]:

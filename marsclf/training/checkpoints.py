@@ -98,11 +98,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.model.stop_training = self._has_ended()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Load the best epoch's weights, and keep only those."""
-        best, last = self._weights(self._best_epoch()), self._weights(len(self.history))
-        self.model.load_weights(best)
-        if last != best:
-            last.unlink(missing_ok=True)
+        """Load the best epoch's weights."""
+        self.model.load_weights(self._weights(self._best_epoch()))
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
 
     def _weights(self, epoch: int) -> Path:

@@ -53,15 +53,6 @@ class Features:
         return sha256_of("".join(file.name for file in self.files).encode())
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Return an image of the data set, uint8 RGB; raise MarsclfError if it cannot be read."""
-    try:
-        return read_rgb(path)
-    except MarsclfError as error:
-        advice = "restore the file, or run `make check-data`."
-        raise MarsclfError(f"{path} cannot be read: {error}; {advice}") from None
-
-
 def image_features(
     root: Path, rows: pd.DataFrame, network: keras.Model, *conditions: Condition
 ) -> Features:
@@ -122,12 +113,16 @@ def compute_features(
     ]
     parts = (items[i : i + VIEWS_PER_FILE] for i in range(0, len(items), VIEWS_PER_FILE))
     described = {json.dumps([item[1:] for item in part]): part for part in parts}
-    decode = lru_cache(maxsize=8)(read_image)  # the views of one image follow one another
+    decode = lru_cache(maxsize=8)(read_rgb)  # the views of one image follow one another
 
     def load(item: tuple[Path, str, int]) -> np.ndarray:
         path, sha256, number = item
         rng = np.random.default_rng([seed, int(sha256[:16], 16), number])
-        return render(decode(path), number, rng)
+        try:
+            return render(decode(path), number, rng)
+        except MarsclfError as error:
+            advice = "restore the file, or run `make check-data`."
+            raise MarsclfError(f"{path} cannot be read: {error}; {advice}") from None
 
     recipe = json.dumps([VIEWS_VERSION, rendered_by, network.input_shape[1:3], seed])
     start = sha256_of(network_digest(network).encode(), recipe.encode())
