@@ -60,7 +60,7 @@ def copy(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(copy, browser, tmp_path_factory) -> Iterator["playwright.Page"]:
+def page(copy, browser, prepared, tmp_path_factory) -> Iterator["playwright.Page"]:
     """The first page of a JupyterLab that `make lab` started."""
     folder = tmp_path_factory.mktemp("jupyter")
     with socket.socket() as free:
@@ -73,11 +73,12 @@ def page(copy, browser, tmp_path_factory) -> Iterator["playwright.Page"]:
     options = f"--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
     environment = environment_of(copy) | {"MARSCLF_DATA_DIR": str(copy / "my images")}
     environment |= {"JUPYTER_TOKEN": TOKEN, "JUPYTERLAB_SETTINGS_DIR": str(folder)}
+    environment |= {"JUPYTER_CONFIG_DIR": str(folder), "MARSCLF_CACHE_DIR": str(prepared)}
     with (folder / "log").open("w") as output:
         process = subprocess.Popen(
             ["make", "lab", f"LAB_OPTIONS={options}"],
             cwd=copy,
-            env=environment | {"JUPYTER_CONFIG_DIR": str(folder)},
+            env=environment,
             stdout=output,
             stderr=output,
             start_new_session=True,
