@@ -99,7 +99,7 @@ def page(copy, browser, prepared, tmp_path_factory) -> Iterator["playwright.Page
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path: Path) -> None:
+def test_run_all_cells(name: str, copy: Path, page: "playwright.Page") -> None:
     cells = json.loads((copy / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     page.goto(page.url.partition("/lab")[0] + f"/lab/tree/notebooks/{name}.ipynb?reset")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
@@ -109,10 +109,7 @@ def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     code = sum(cell["cell_type"] == "code" for cell in cells)
     done = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[\d+\]"))
-    try:
-        playwright.expect(done).to_have_count(code, timeout=300_000)
-    finally:
-        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+    playwright.expect(done).to_have_count(code, timeout=300_000)
     outputs = page.locator(".jp-CodeCell .jp-OutputArea-output")
     kinds = outputs.evaluate_all("all => all.map(one => one.dataset.mimeType)")
     texts = outputs.all_inner_texts()

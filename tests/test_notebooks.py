@@ -35,7 +35,7 @@ NEED_IMAGES = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes
 
 def figures_of(name: str, left_out: set[str] = frozenset()) -> set[str]:
     """Return the files of the figures that a notebook names."""
-    named = re.findall(r'"\d\d_(\w+)\.png"', (paths.NOTEBOOKS / f"{name}.ipynb").read_text())
+    named = re.findall(r"\d\d_(\w+)\.png", (paths.NOTEBOOKS / f"{name}.ipynb").read_text())
     return {f"{name[:2]}_{figure}.png" for figure in {*named} - left_out}
 
 
@@ -136,9 +136,8 @@ def test_own_images_in_mixed_precision_after_a_kill(
         Image.open(sample_dataset.root / row.path).save(folder / f"{row.Index}.png")
     printed = execute("01_data_exploration", data_dir=str(root))
     assert f"Data set: my images, {len(chosen)} images" in printed and "no sols or cam" in printed
-    assert names_in(run / "figures") == figures_of(
-        "01_data_exploration", left_out={"sols_and_cameras"}
-    )
+    drawn = figures_of("01_data_exploration", left_out={"sols_and_cameras"})
+    assert names_in(run / "figures") == drawn
 
     settings = parse_settings(SMALL) | {"mixed_precision": True, "temperature": 1.0}
     text = f"extends: smoke\nparameters: {json.dumps(settings)}"
