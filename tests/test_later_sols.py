@@ -66,12 +66,11 @@ def test_a_difference_is_that_of_the_criteria_and_its_interval_follows_the_sols(
     rng, folds = np.random.default_rng(1), [judged, judged[::2]]
     first, second = ([rng.random((len(COMPARED), len(f))) < 0.7 for f in folds] for _ in "ab")
     found, (low, high) = later_sols.difference(first, second, folds)
-    criteria = [
-        np.mean(
-            [later_sols.criterion(*pair)["criterion"] for pair in zip(each, folds, strict=True)]
-        )
-        for each in (first, second)
-    ]
+
+    def criterion(right: np.ndarray, rows: pd.DataFrame) -> float:
+        return later_sols.criterion(right, rows)["criterion"]
+
+    criteria = [np.mean([*map(criterion, each, folds)]) for each in (first, second)]
     assert found == pytest.approx(criteria[0] - criteria[1])
     assert low < found < high
     assert later_sols.difference(first, first, folds)[1].tolist() == [0, 0]
@@ -79,10 +78,7 @@ def test_a_difference_is_that_of_the_criteria_and_its_interval_follows_the_sols(
     for _ in range(500):
         drawn = rng.choice(sols, len(sols))
         rows = np.concatenate([np.flatnonzero(judged["sol"] == sol) for sol in drawn])
-        one, other = (
-            later_sols.criterion(each[0][:, rows], judged.iloc[rows])["criterion"]
-            for each in (first, second)
-        )
+        one, other = (criterion(each[0][:, rows], judged.iloc[rows]) for each in (first, second))
         by_hand.append(one - other)
     interval = later_sols.difference(first[:1], second[:1], [judged])[1]
     assert interval == pytest.approx(np.percentile(by_hand, [2.5, 97.5]), abs=0.02)

@@ -30,8 +30,6 @@ from marsclf.pipeline.presets import NOTEBOOKS, parse_settings
 from marsclf.training import train
 from marsclf.training.checkpoints import Checkpoints
 
-NEED_IMAGES = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
-
 
 def figures_of(name: str, left_out: set[str] = frozenset()) -> set[str]:
     """Return the files of the figures that a notebook names."""
@@ -172,7 +170,8 @@ def test_error_analysis_of_the_published_predictions(execute: Callable, tmp_path
     table = pd.DataFrame({"known": [True, True, False], "familiarity": [0.9, 0.7, 0.1]})
     table.assign(class_name=["wheel", "drill", "Sun"]).to_csv(told)
     printed = execute("03_error_analysis", dataset="msl-v1")
-    drawn = figures_of("03_error_analysis", left_out=NEED_IMAGES | {"reliability_before"})
+    need_images = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
+    drawn = figures_of("03_error_analysis", left_out=need_images | {"reliability_before"})
     assert names_in(tmp_path / "run" / "figures") == drawn
     assert SAMPLE_NOTICE not in printed and "these are the published predictions" in printed
     assert "Run laptop, data set msl-v1, 120 predictions" in printed

@@ -31,18 +31,6 @@ def page(*names: str) -> str:
     return "\n\n".join(["# Title", *markers, "The end.\n"])
 
 
-def make_classifiers() -> None:
-    metadata = {"zooms": [1.0], "classes": NAMES, "training": TRAINING}
-    metadata |= {"calibration": {"temperature": 0.5}}
-    for labels, file in paths.CLASSIFIERS.items():
-        folder = paths.RESULTS / "classifiers" / labels
-        write_predictions(folder / "predictions.csv.gz")
-        measured = metrics.summarize(read_predictions(folder / "predictions.csv.gz"))
-        record = TRAINING | {"parameters": PARAMETERS, "temperature": 0.5, "classes": NAMES}
-        write_json(folder / "metrics.json", record | {"out_of_fold": measured})
-        write_json(file, metadata)
-
-
 def read_classifier(path: Path) -> tuple[dict, dict, str]:
     if not path.is_file():
         raise MarsclfError(f"The classifier {path} cannot be read.")
@@ -60,7 +48,15 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
         others = {"source": "A, B", "url": "https://example.org", "remarks": "old"}
         write_json(paths.RESULTS / "published.json", [others | {"test": 66.7, "macro_f1": None}])
         make_run("laptop")
-        make_classifiers()
+        metadata = {"zooms": [1.0], "classes": NAMES, "training": TRAINING}
+        metadata |= {"calibration": {"temperature": 0.5}}
+        record = TRAINING | {"parameters": PARAMETERS, "temperature": 0.5, "classes": NAMES}
+        for labels, file in paths.CLASSIFIERS.items():
+            folder = paths.RESULTS / "classifiers" / labels
+            write_predictions(folder / "predictions.csv.gz")
+            measured = metrics.summarize(read_predictions(folder / "predictions.csv.gz"))
+            write_json(folder / "metrics.json", record | {"out_of_fold": measured})
+            write_json(file, metadata)
     return root
 
 

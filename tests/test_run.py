@@ -251,7 +251,6 @@ def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> Non
     git("commit", "--quiet", "-m", "all")
     head = git("rev-parse", "HEAD")
     (project / "README.md").write_text("new tables")
-    assert commit() == head
     notebook = paths.NOTEBOOKS / "01_data_exploration.ipynb"
     stored = json.loads(notebook.read_text())
     code = next(cell for cell in stored["cells"] if cell["cell_type"] == "code")

@@ -22,7 +22,6 @@ from marsclf.networks.engine import make_predictor
 from marsclf.pipeline.presets import SET_BY_RUN, notebook_parameters
 from marsclf.training import features, train
 from marsclf.training.batches import Examples
-from marsclf.training.checkpoints import Checkpoints
 from marsclf.training.features import view_features
 from marsclf.training.recipe import Recipe
 from marsclf.training.stages import build_head, join
@@ -132,32 +131,6 @@ def test_the_best_epoch_is_kept(trained, sample_dataset, rows) -> None:
     loss = np.mean([losses[labels == label].mean() for label in np.unique(labels)])
     best = min(trained.history[2:], key=lambda record: record["val_loss"])
     assert best["val_loss"] == pytest.approx(loss, abs=1e-4)
-
-
-def test_an_equal_recipe_is_taken_from_the_cache_and_another_is_trained(
-    trained, sample_dataset, rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def train_on(train_rows: pd.DataFrame, **changed: object) -> TrainedNetwork:
-        arguments = sample_dataset.root, train_rows, rows[1], 25
-        return train.train_network(make_recipe(**changed), *arguments)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "on_epoch_begin", stop)
-    again = train_on(rows[0])
-    assert again.history == trained.history and are_equal(again.model, trained.model)
-    relabeled, repaired = rows[0].copy(), rows[0].copy()
-    relabeled["label"] = (relabeled["label"] + 1) % 25
-    repaired.iloc[-1, repaired.columns.get_loc("sha256")] = "0" * 64
-    for changed_rows, changed in (
-        (relabeled, {}),
-        (repaired, {}),
-        (rows[0], {"weight_decay": 0.002}),
-        (rows[0], {"seed": 1}),
-    ):
-        with pytest.raises(KeyboardInterrupt):
-            train_on(changed_rows, **changed)
 
 
 @pytest.mark.parametrize(
