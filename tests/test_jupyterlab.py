@@ -75,14 +75,9 @@ def page(copy, browser, prepared, tmp_path_factory) -> Iterator["playwright.Page
     environment |= {"JUPYTER_TOKEN": TOKEN, "JUPYTERLAB_SETTINGS_DIR": str(folder)}
     environment |= {"JUPYTER_CONFIG_DIR": str(folder), "MARSCLF_CACHE_DIR": str(prepared)}
     with (folder / "log").open("w") as output:
-        process = subprocess.Popen(
-            ["make", "lab", f"LAB_OPTIONS={options}"],
-            cwd=copy,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        command = ["make", "lab", f"LAB_OPTIONS={options}"]
+        how = {"stdout": output, "stderr": output, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=copy, env=environment, **how)
     try:
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(60_000)
