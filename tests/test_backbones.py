@@ -21,18 +21,14 @@ from marsclf.training.stages import build_head, join
 
 B0_FILE = "efficientnetb0_notop.h5"
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-# Numbers of weights and of layers with BatchNorm.
-SIZES = {
-    "EfficientNetB0": (4_049_571, 49),
-    "EfficientNetLite0": (3_413_024, 49),
-}
+NAMES = ("EfficientNetB0", "EfficientNetLite0")
 
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, keras.Model]:
     """Networks with random weights."""
     keras.utils.set_random_seed(7)
-    return {name: build_backbone(name, 64, weights=None) for name in SIZES}
+    return {name: build_backbone(name, 64, weights=None) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +53,11 @@ def keras_models(b0_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(keras_efficientnet.WEIGHTS_HASHES, "b0", ("", md5))
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed_port = server.getsockname()[1]
-    point_keras_to(closed_port, monkeypatch)
+    monkeypatch.setenv("no_proxy", "*")
+    url = f"http://127.0.0.1:{closed_port}/"
+    monkeypatch.setattr(keras_efficientnet, "BASE_WEIGHTS_PATH", url)
     (tmp_path / "models").mkdir()
     return tmp_path / "models"
-
-
-def point_keras_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(keras_efficientnet, "BASE_WEIGHTS_PATH", f"http://127.0.0.1:{port}/")
-
-
-def test_an_image_that_is_not_square_and_bytes_as_input() -> None:
-    model = build_backbone("EfficientNetLite0", (49, 64))
-    features = model.predict_on_batch(IMAGES[:, :49])
-    assert features.shape == (2, 1280)
-    floats = model.predict_on_batch(IMAGES[:, :49].astype(np.float32))
-    np.testing.assert_array_equal(features, floats)
 
 
 def test_wrong_arguments() -> None:
@@ -82,7 +67,7 @@ def test_wrong_arguments() -> None:
         build_backbone("EfficientNetB0", (64, 31), weights=None)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_layer_with_weights_belongs_to_a_block(name, networks) -> None:
     model, found = networks[name], []
     for block in BLOCKS:
@@ -90,7 +75,6 @@ def test_every_layer_with_weights_belongs_to_a_block(name, networks) -> None:
         found += [w.path for w in model.trainable_weights]
         assert found and all(w.path.startswith(block) for w in model.trainable_weights)
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    assert (model.count_params(), len(norms)) == SIZES[name]
     others = [w.path for layer in model.layers if layer not in norms for w in layer.weights]
     # Keras's Normalization layer keeps its mean, variance and count as fixed weights.
     assert found == [path for path in others if not path.startswith("normalization")]
@@ -117,7 +101,10 @@ def test_the_parts_of_a_split_network_give_its_outputs(name, blocks, shape) -> N
     assert backbones.split_frozen(model, []) == (model, None)
 
 
-def check_loaded(b0: keras.Model) -> None:
+def test_a_file_of_weights_is_copied_to_where_keras_looks(keras_models, b0_file, b0) -> None:
+    for file in (b0_file, keras_models / B0_FILE):  # the last one is there already
+        fetch_weights("EfficientNetB0", file)
+    assert [path.name for path in keras_models.iterdir()] == [B0_FILE]
     model = build_backbone("EfficientNetB0", 64)
     # ImageNet weights come with one Rescaling layer more than random weights.
     assert len(model.layers) == len(b0.layers) + 1
@@ -146,14 +133,9 @@ def test_a_classifier_file_holds_what_was_trained(keras_models, b0_file, tmp_pat
     np.testing.assert_allclose(loaded.predict_on_batch(IMAGES), expected, atol=1e-3)
 
 
-def test_a_file_of_weights_is_copied_to_where_keras_looks(keras_models, b0_file, b0) -> None:
-    for file in (b0_file, keras_models / B0_FILE):  # the last one is there already
-        fetch_weights("EfficientNetB0", file)
-    assert [path.name for path in keras_models.iterdir()] == [B0_FILE]
-    check_loaded(b0)
-
-
-def test_a_file_of_weights_that_is_not_the_published_one(keras_models, b0_file, tmp_path) -> None:
+def test_without_the_published_weights_one_sentence_says_what_to_put_where(
+    keras_models, b0_file, tmp_path
+) -> None:
     (tmp_path / "cut.h5").write_bytes(b0_file.read_bytes()[:1000])
     md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
     for name, reason in (("cut", "does not match the known hash"), ("gone", "No such file")):
@@ -162,10 +144,6 @@ def test_a_file_of_weights_that_is_not_the_published_one(keras_models, b0_file, 
     with pytest.raises(MarsclfError, match="EfficientNetLite0 takes no file of weights"):
         fetch_weights("EfficientNetLite0", b0_file)
     assert list(keras_models.iterdir()) == []
-
-
-def test_without_a_network_one_sentence_says_what_to_put_where(keras_models: Path) -> None:
-    md5 = keras_efficientnet.WEIGHTS_HASHES["b0"][1]
     wanted = rf"get {B0_FILE} \(md5 {md5}\).* name it with --weights .*\. EfficientNetLite0"
     with pytest.raises(MarsclfError, match=wanted):
         build_backbone("EfficientNetB0", 64)

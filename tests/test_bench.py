@@ -101,13 +101,6 @@ def test_runs_are_measured_in_a_copy_and_no_score_is_lost(failing, tmp_path, mon
 
 def test_both_parts_of_b7_are_measured_stored_and_shown(tmp_path, monkeypatch) -> None:
     parameters = parameters_of("b7", {"image_size": 64, "finetune_batch_size": 2})
-    train, trained = keras.Model.train_on_batch, set()
-
-    def train_on_batch(model: keras.Model, *arguments: object) -> object:
-        trained.add(len(model.trainable_weights))
-        return train(model, *arguments)
-
-    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
     enter_project(monkeypatch, tmp_path)
     (tmp_path / "README.md").write_text("<!-- b7-gpu:begin -->\nold\n<!-- b7-gpu:end -->\n")
     monkeypatch.setattr(bench, "REPEATS", 2)
@@ -121,7 +114,6 @@ def test_both_parts_of_b7_are_measured_stored_and_shown(tmp_path, monkeypatch) -
     monkeypatch.setattr(gpu_cost, "has_gpu", lambda: True)
     result = gpu_cost.measure_costs()
     assert json.loads((paths.RESULTS / "b7_gpu_cost.json").read_text()) == result
-    assert trained == {6}  # weights of block `top`, and of both layers of the head
     text = (tmp_path / "README.md").read_text()
     for part in ("features", "finetune"):
         rate = result["parts"][part]["images_per_s"]["median"]

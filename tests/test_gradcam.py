@@ -57,25 +57,21 @@ def test_mixed_precision_gives_nearly_the_same() -> None:
     np.testing.assert_allclose(heatmaps, gradcam(make_model(), IMAGES, CLASSES), atol=0.1)
 
 
-def two_colors() -> keras.Model:
+def test_finds_what_speaks_for_a_class_even_when_the_probability_is_1() -> None:
     """Class 0 is told by red, class 1 by blue."""
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Activation("linear")(inputs))
     scores = keras.layers.Dense(2, activation="softmax")
     model = keras.Model(inputs, scores(x))
     scores.set_weights([np.array([[0.4, 0], [0, 0], [0, 0.4]], "float32"), np.zeros(2)])
-    return model
-
-
-def test_finds_what_speaks_for_a_class_even_when_the_probability_is_1() -> None:
     image = np.zeros((1, 8, 8, 3), np.uint8)
     image[0, :4, :4, 0] = 250
     image[0, 7, 7, 2] = 250
-    assert two_colors().predict_on_batch(image)[0, 0] == 1
-    for_red, for_blue = gradcam(two_colors(), np.concatenate([image] * 2), np.array([0, 1]))
+    assert model.predict_on_batch(image)[0, 0] == 1
+    for_red, for_blue = gradcam(model, np.concatenate([image] * 2), np.array([0, 1]))
     np.testing.assert_array_equal(for_red > 0.5, image[0, ..., 0] > 0)
     np.testing.assert_array_equal(for_blue > 0.5, image[0, ..., 2] > 0)
-    assert not gradcam(two_colors(), np.zeros((1, 8, 8, 3)), np.array([1])).any()
+    assert not gradcam(model, np.zeros((1, 8, 8, 3)), np.array([1])).any()
 
 
 def test_a_model_without_pooling() -> None:

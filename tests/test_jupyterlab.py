@@ -60,7 +60,7 @@ def copy(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(copy, browser, tmp_path_factory) -> Iterator["playwright.Page"]:
+def page(copy, browser, prepared, tmp_path_factory) -> Iterator["playwright.Page"]:
     """The first page of a JupyterLab that `make lab` started."""
     folder = tmp_path_factory.mktemp("jupyter")
     with socket.socket() as free:
@@ -73,15 +73,11 @@ def page(copy, browser, tmp_path_factory) -> Iterator["playwright.Page"]:
     options = f"--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
     environment = environment_of(copy) | {"MARSCLF_DATA_DIR": str(copy / "my images")}
     environment |= {"JUPYTER_TOKEN": TOKEN, "JUPYTERLAB_SETTINGS_DIR": str(folder)}
+    environment |= {"JUPYTER_CONFIG_DIR": str(folder), "MARSCLF_CACHE_DIR": str(prepared)}
     with (folder / "log").open("w") as output:
-        process = subprocess.Popen(
-            ["make", "lab", f"LAB_OPTIONS={options}"],
-            cwd=copy,
-            env=environment | {"JUPYTER_CONFIG_DIR": str(folder)},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        command = ["make", "lab", f"LAB_OPTIONS={options}"]
+        how = {"stdout": output, "stderr": output, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=copy, env=environment, **how)
     try:
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(60_000)
@@ -98,7 +94,7 @@ def page(copy, browser, tmp_path_factory) -> Iterator["playwright.Page"]:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path: Path) -> None:
+def test_run_all_cells(name: str, copy: Path, page: "playwright.Page") -> None:
     cells = json.loads((copy / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     page.goto(page.url.partition("/lab")[0] + f"/lab/tree/notebooks/{name}.ipynb?reset")
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
@@ -108,10 +104,7 @@ def test_run_all_cells(name: str, copy: Path, page: "playwright.Page", tmp_path:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     code = sum(cell["cell_type"] == "code" for cell in cells)
     done = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[\d+\]"))
-    try:
-        playwright.expect(done).to_have_count(code, timeout=300_000)
-    finally:
-        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+    playwright.expect(done).to_have_count(code, timeout=300_000)
     outputs = page.locator(".jp-CodeCell .jp-OutputArea-output")
     kinds = outputs.evaluate_all("all => all.map(one => one.dataset.mimeType)")
     texts = outputs.all_inner_texts()

@@ -1,6 +1,7 @@
 """What is checked before a training: the GPU, the weights, memory and disk."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,16 +45,12 @@ def test_a_small_backbone_needs_no_gpu(backbone: str, fetched, monkeypatch) -> N
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_too_little_room(kind: str, fetched, monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"memory": 50e9, "disk": 50e9} | {kind: 5e9}
-    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: Space(free["memory"]))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Space(free["disk"]))
+    memory, disk = SimpleNamespace(available=free["memory"]), SimpleNamespace(free=free["disk"])
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     with pytest.raises(MarsclfError, match=rf"b7 needs \d+ GB of {kind}.* 5\.0 GB are free"):
         machine.check_machine("b7", "EfficientNetB7", yes_on_cpu=True)
     assert fetched == []
-
-
-class Space:
-    def __init__(self, free: float) -> None:
-        self.free = self.available = free
 
 
 @pytest.mark.parametrize(("gpu", "preset"), [(True, "b7"), (False, "laptop")])

@@ -1,27 +1,22 @@
-"""The notebooks on the sample data: a run of 01 to 03 from the command line, and each one alone."""
+"""The notebooks on the sample data: a run of 01 to 03 from the command line, and each by hand."""
 
 import json
+import re
 import shutil
-import subprocess
-import sys
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
 import nbformat
 import numpy as np
 import pandas as pd
-import psutil
+import pytest
 from PIL import Image
-from tiny_project import (
-    SIZE,
-    SMALL,
-    environment_of,
-    pretend_gpu,
-    write_predictions,
-    write_preset,
-)
+from tiny_project import SIZE, SMALL, enter_project, execute_here, write_predictions, write_preset
 
+import marsclf
+from marsclf import paths
 from marsclf.classify.classifier import load_classifier
 from marsclf.data.dataset import Dataset
 from marsclf.data.msl import MSL_V1, SAMPLE_NOTICE
@@ -30,50 +25,38 @@ from marsclf.evaluation.calibration import with_temperature
 from marsclf.evaluation.predictions import probabilities_of, read_predictions, run_record
 from marsclf.images.decode import read_rgb
 from marsclf.images.views import fit_view
+from marsclf.networks import engine
 from marsclf.pipeline.presets import NOTEBOOKS, parse_settings
-
-FIGURES = {
-    "01": "bursts class_counts class_gallery class_shift look_alikes near_duplicates "
-    "sizes_and_brightness sols_and_cameras",
-    "02": "learning_curves random_views",
-    "03": "confident_mistakes confusion_matrix coverage_accuracy error_rate_per_class "
-    "errors_by_camera_and_sol errors_per_class gradcam_right gradcam_wrong mistakes_by_pair "
-    "reliability reliability_before",
-    "04": "as_read ladder",
-    "05": "thumbnails gradcam",
-}
-NEED_IMAGES = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
+from marsclf.training import train
+from marsclf.training.checkpoints import Checkpoints
 
 
-def figures_of(number: str, left_out: set[str] = frozenset()) -> set[str]:
-    return {f"{number}_{name}.png" for name in set(FIGURES[number].split()) - left_out}
+def figures_of(name: str, left_out: set[str] = frozenset()) -> set[str]:
+    """Return the files of the figures that a notebook names."""
+    named = re.findall(r"\d\d_(\w+)\.png", (paths.NOTEBOOKS / f"{name}.ipynb").read_text())
+    return {f"{name[:2]}_{figure}.png" for figure in {*named} - left_out}
 
 
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def start(
-    name: str, project: Path, output: Path, environment: dict | None = None, **parameters: object
-) -> subprocess.Popen:
-    """Start to execute one notebook of the copied project into `output`."""
-    code = "import json, sys; from pathlib import Path; from marsclf.pipeline.run import execute; "
-    code += "name, output, parameters = json.loads(sys.argv[1]); "
-    code += "execute(name, Path(output), parameters)"
-    given = [name, str(output / f"{name}.ipynb"), {"run_dir": str(output)} | parameters]
-    command, streams = [sys.executable, "-c", code, json.dumps(given)], {"stderr": subprocess.PIPE}
-    environment = environment or environment_of(project)
-    return subprocess.Popen(command, cwd=project, env=environment, text=True, **streams)
+@pytest.fixture
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., str]:
+    """Execute a notebook in this process, in a project without data; return what it printed."""
+    root = tmp_path / "project"
+    for folder in (paths.NOTEBOOKS, paths.PRESETS):
+        shutil.copytree(folder, root / folder.name)
+    enter_project(monkeypatch, root)
+    monkeypatch.delenv("MARSCLF_DATA_DIR", raising=False)
 
+    def call(name: str, **parameters: object) -> str:
+        parameters = {"run_dir": str(tmp_path / "run")} | parameters
+        capsys.readouterr()  # what one that was killed has printed
+        execute_here(name, tmp_path / "executed.ipynb", parameters)
+        return capsys.readouterr().out
 
-def execute(
-    name: str, project: Path, output: Path, environment: dict | None = None, **parameters: object
-) -> tuple[str, int]:
-    """Execute one notebook; return what it printed, and how many pictures it shows."""
-    with start(name, project, output, environment, **parameters) as process:
-        _, message = process.communicate()
-    assert process.returncode == 0, message
-    return check_outputs(output / f"{name}.ipynb")
+    return call
 
 
 def check_outputs(path: Path) -> tuple[str, int]:
@@ -98,8 +81,9 @@ def test_the_run_is_complete_and_stays_in_its_folder(smoke_run, project) -> None
     assert names_in(project / "runs") == {"smoke", "unfinished"}
     texts, pictures = zip(*(check_outputs(folder / f"{n}.ipynb") for n in NOTEBOOKS), strict=True)
     assert all(SAMPLE_NOTICE in text for text in (printed, *texts))
-    assert pictures == tuple(len(figures_of(name[:2])) for name in NOTEBOOKS)
-    assert names_in(folder / "figures") == set().union(*(figures_of(n[:2]) for n in NOTEBOOKS))
+    drawn = [figures_of(name, left_out={"familiarity"}) for name in NOTEBOOKS]
+    assert pictures == tuple(map(len, drawn))
+    assert names_in(folder / "figures") == set().union(*drawn)
     for path in (folder / "figures").iterdir():
         with Image.open(path) as image:
             assert image.width in (1000, 1800) and image.height >= 200
@@ -135,7 +119,9 @@ def test_the_saved_model_gives_the_stored_predictions(smoke_run, sample_dir) -> 
     np.testing.assert_allclose(found, probabilities_of(stored), atol=1e-3)
 
 
-def test_own_images_in_mixed_precision_after_a_kill(project, sample_dataset, tmp_path) -> None:
+def test_own_images_in_mixed_precision_after_a_kill(
+    sample_dataset: Dataset, eager: None, execute: Callable, tmp_path: Path, monkeypatch
+) -> None:
     """As on a GPU, by hand: three classes without sols and without a test split.
 
     Notebook 02 gets a preset in its first cell and is killed after the first epoch.
@@ -147,25 +133,29 @@ def test_own_images_in_mixed_precision_after_a_kill(project, sample_dataset, tmp
         folder = root / ("val" if row.split == "val" else "train") / names[row.label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.open(sample_dataset.root / row.path).save(folder / f"{row.Index}.png")
-    printed, pictures = execute("01_data_exploration", project, run, data_dir=str(root))
+    printed = execute("01_data_exploration", data_dir=str(root))
     assert f"Data set: my images, {len(chosen)} images" in printed and "no sols or cam" in printed
-    assert pictures == len(figures_of("01", left_out={"sols_and_cameras"}))
+    drawn = figures_of("01_data_exploration", left_out={"sols_and_cameras"})
+    assert names_in(run / "figures") == drawn
+
     settings = parse_settings(SMALL) | {"mixed_precision": True, "temperature": 1.0}
     text = f"extends: smoke\nparameters: {json.dumps(settings)}"
-    write_preset(project / "presets" / "mine.yaml", text)
-    environment = pretend_gpu(tmp_path / "gpu", project, (7, 5))
-    environment["MARSCLF_CACHE_DIR"] = str(tmp_path / "cache")
-    by_hand = {"environment": environment, "preset": "mine", "data_dir": str(root)}
-    with start("02_fine_tuning", project, run, **by_hand) as process:
-        deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("cache/training/*/progress.json")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        for each in (*psutil.Process(process.pid).children(), process):
-            each.kill()
-    printed, _ = execute("02_fine_tuning", project, run, **by_hand)
+    write_preset(paths.PRESETS / "mine.yaml", text)
+    for module in (engine, train):
+        monkeypatch.setattr(module, "gpu_capability", lambda: (7, 5))
+    by_hand = {"preset": "mine", "data_dir": str(root)}
+    end_epoch = Checkpoints.on_epoch_end
+
+    def die(*epoch: object) -> None:
+        end_epoch(*epoch)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "on_epoch_end", die)
+        execute("02_fine_tuning", **by_hand)
+    printed = execute("02_fine_tuning", **by_hand)
     assert "computing in float16" in printed and "head epoch 1/2" not in printed
-    assert "finetune epoch 1/1" in printed
+    assert "head epoch 2/2" in printed and "finetune epoch 1/1" in printed
     stored = read_predictions(run / "predictions.csv")
     classifier = load_classifier(run / "classifier.safetensors", tmp_path / "cache")
     table = classifier.predict([root / path for path in stored["path"]])
@@ -174,51 +164,51 @@ def test_own_images_in_mixed_precision_after_a_kill(project, sample_dataset, tmp
     assert set(table["predicted"]) <= {*names.values()}
 
 
-def test_error_analysis_of_the_published_predictions(project: Path, tmp_path: Path) -> None:
-    root, output = tmp_path / "project", tmp_path / "by hand"
-    shutil.copytree(project, root, ignore=shutil.ignore_patterns("runs", "cache"))
-    told = root / "results" / "classifiers" / "parts" / "familiarity.csv.gz"
-    write_predictions(root / "results" / "laptop" / "predictions.csv.gz")
+def test_error_analysis_of_the_published_predictions(execute: Callable, tmp_path: Path) -> None:
+    told = paths.RESULTS / "classifiers" / "parts" / "familiarity.csv.gz"
+    write_predictions(paths.RESULTS / "laptop" / "predictions.csv.gz")
     told.parent.mkdir(parents=True)
     table = pd.DataFrame({"known": [True, True, False], "familiarity": [0.9, 0.7, 0.1]})
     table.assign(class_name=["wheel", "drill", "Sun"]).to_csv(told)
-    printed, pictures = execute("03_error_analysis", root, output, dataset="msl-v1")
-    drawn = figures_of("03", left_out=NEED_IMAGES | {"reliability_before"}) | {"03_familiarity.png"}
-    assert names_in(output / "figures") == drawn and pictures == len(drawn)
+    printed = execute("03_error_analysis", dataset="msl-v1")
+    need_images = {"confident_mistakes", "gradcam_right", "gradcam_wrong", "mistakes_by_pair"}
+    drawn = figures_of("03_error_analysis", left_out=need_images | {"reliability_before"})
+    assert names_in(tmp_path / "run" / "figures") == drawn
     assert SAMPLE_NOTICE not in printed and "these are the published predictions" in printed
     assert "Run laptop, data set msl-v1, 120 predictions" in printed
 
 
-def test_classify_new_images(smoke_run, sample_dir: Path, project: Path, tmp_path: Path) -> None:
+def test_classify_new_images(
+    smoke_run, sample_dir: Path, execute: Callable, prepared: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(marsclf, "load_classifier", partial(load_classifier, cache=prepared))
     folder = tmp_path / "my images"
     folder.mkdir()
     for path in sorted((sample_dir / "calibrated").iterdir())[:12]:
         shutil.copy(path, folder)
     (folder / "broken.jpg").write_text("no image")
-    given = {"folder": str(folder), "model_file": str(smoke_run[0] / "classifier.safetensors")}
-    given["shown_images"] = 8
-    printed, pictures = execute("05_classify_new_images", project, tmp_path, **given)
+    model_file = str(smoke_run[0] / "classifier.safetensors")
+    given = {"folder": str(folder), "model_file": model_file, "shown_images": 8}
+    printed = execute("05_classify_new_images", **given)
     assert "13 images" in printed and "1 could not be read" in printed
     assert "12 images chosen, the first 8 shown" in printed and SAMPLE_NOTICE not in printed
-    assert names_in(tmp_path / "figures") == figures_of("05") and pictures == 2
-    assert "broken.jpg" in (tmp_path / "05_classify_new_images.ipynb").read_text()
+    assert names_in(tmp_path / "run" / "figures") == figures_of("05_classify_new_images")
 
 
-def test_the_ladder(sample_dir: Path, project: Path, tmp_path: Path) -> None:
+def test_the_ladder(sample_dir: Path, eager: None, execute: Callable, tmp_path: Path) -> None:
     """On fewer images than a batch holds."""
-    few = shutil.copytree(sample_dir, tmp_path / "few")
+    few, run = shutil.copytree(sample_dir, tmp_path / "few"), tmp_path / "run"
     for name in MSL_V1.lists.values():
         lines = (few / name).read_text().splitlines(keepends=True)
         (few / name).write_text("".join(lines[:9]))
     tiny = {"backbone": "EfficientNetLite0", "sides": [33, 44], "side": 40, "views": 1}
     tiny |= {"frozen_epochs": 2, "upper_epochs": 1, "steps": [], "data_dir": str(few)}
-    printed, pictures = execute("04_reference_reproduction", project, tmp_path, **tiny)
-    assert SAMPLE_NOTICE in printed
-    assert names_in(tmp_path / "figures") == figures_of("04") and pictures == 2
-    ((name, rung),) = json.loads((tmp_path / "rungs.json").read_text()).items()
+    assert SAMPLE_NOTICE in execute("04_reference_reproduction", **tiny)
+    assert names_in(run / "figures") == figures_of("04_reference_reproduction")
+    ((name, rung),) = json.loads((run / "rungs.json").read_text()).items()
     assert name == "original"
     assert [epoch["stage"] for epoch in rung["history"]] == ["frozen", "frozen", "upper"]
-    predictions = read_predictions(tmp_path / "original" / "predictions.csv")
+    predictions = read_predictions(run / "original" / "predictions.csv")
     assert rung["splits"] == metrics.measure(predictions)
     assert rung["dataset"] == "sample" and rung["commit"] == "unknown"
-    assert not (project / "results").exists()  # sample data is never entered in the ledger
+    assert not paths.RESULTS.exists()  # sample data is never entered in the ledger

@@ -89,15 +89,6 @@ def test_make_passes_the_settings_on() -> None:
     assert command[3:] == ["run", "--preset", "p", "--data-dir", "a b's", *settings]
 
 
-@pytest.mark.parametrize("module", ["publish", "verify", "compare", "bench", "gpu_cost"])
-def test_make_calls_the_tools_with_options_that_they_have(module: str) -> None:
-    printed = make(ROOT, module.replace("_", "-"), "DATA_DIR=d", "SET=seed=1", "--dry-run").stdout
-    (called,) = re.findall(rf"python -m tools\.{module}(.*)", printed)
-    code = (ROOT / "tools" / f"{module}.py").read_text(encoding="utf-8")
-    known = set(re.findall(r'"(\w+)"', re.search(r"^main = make_main\(.*\)$", code, re.M)[0]))
-    assert {name.replace("-", "_") for name in re.findall(r"--([a-z-]+)", called)} <= known
-
-
 def test_jupyterlab_gets_the_environment_of_a_run_and_its_options(checkout: Path) -> None:
     write_program(make_environment(checkout) / "jupyter", '#!/bin/sh\necho "$@"\nenv\n')
     personal = {"MALLOC_TOP_PAD_": "7", "JUPYTER_PATH": "/home/me", "KERAS_BACKEND": "torch"}

@@ -118,7 +118,6 @@ def test_a_ladder(project, sample_dir, without_kernels, capsys) -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("line = 1\nline / 0", r"in cell \[3\] `line = 1`: ZeroDivisionError: division by zero"),
         (
             "from marsclf.errors import MarsclfError\nraise MarsclfError('Fix it.')",
             r"in cell \[3\] `from marsclf.errors import MarsclfError`: Fix it\.",
@@ -161,7 +160,7 @@ def write_kernel(folder: Path, script: str) -> None:
     kernel.write_text(json.dumps({"argv": argv, "display_name": "x", "language": "python"}))
 
 
-def test_faulty_input_leaves_the_old_run(project, sample_dir, without_kernels) -> None:
+def test_a_refused_run_leaves_the_old_one(project, sample_dir, without_kernels) -> None:
     old = leave_old_run(project)
     with pytest.raises(MarsclfError, match="'sed' is not a parameter"):
         run.run("laptop", sample_dir, {"sed": 1})
@@ -173,6 +172,11 @@ def test_faulty_input_leaves_the_old_run(project, sample_dir, without_kernels) -
     with pytest.raises(MarsclfError, match="The preset huge needs 1000000000.0 GB of disk"):
         run.run("huge", sample_dir)
     assert list(paths.RUNS.iterdir()) == [old]
+    lock = paths.RUNS / "unfinished" / "laptop.lock"
+    lock.parent.mkdir()
+    reason = "Another process is running the preset laptop: wait until it ends, or stop it"
+    with FileLock(lock), pytest.raises(MarsclfError, match=reason):
+        run.run("laptop", sample_dir)
     write_notebook(paths.NOTEBOOKS, "02_fine_tuning", PARAMETERS[1], "pass")
     with pytest.raises(MarsclfError, match=r"did not write .*training\.json"):
         run.run("laptop", sample_dir)
@@ -195,15 +199,6 @@ def test_test_figures_are_in_the_ledger_before_they_are_shown(
     assert (row["preset"], row["seed"], row["settings"]) == ("laptop", "5", '{"seed": 5}')
     parameters = presets.parameters_of("laptop", {"seed": 5})
     assert row["recipe"] == ledger.recipe_digest({"parameters": parameters})
-
-
-def test_two_runs_of_one_preset(project: Path, sample_dir: Path) -> None:
-    old, lock = leave_old_run(project), paths.RUNS / "unfinished" / "laptop.lock"
-    lock.parent.mkdir()
-    reason = "Another process is running the preset laptop: wait until it ends, or stop it"
-    with FileLock(lock), pytest.raises(MarsclfError, match=reason):
-        run.run("laptop", sample_dir, {"seed": 5})
-    assert_old_run_is_untouched(old)
 
 
 def test_the_kernel_imports_the_package_of_the_run(tmp_path: Path, sample_dir: Path) -> None:
@@ -256,7 +251,6 @@ def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> Non
     git("commit", "--quiet", "-m", "all")
     head = git("rev-parse", "HEAD")
     (project / "README.md").write_text("new tables")
-    assert commit() == head
     notebook = paths.NOTEBOOKS / "01_data_exploration.ipynb"
     stored = json.loads(notebook.read_text())
     code = next(cell for cell in stored["cells"] if cell["cell_type"] == "code")
@@ -270,15 +264,6 @@ def test_commit_tells_changed_code_but_not_changed_figures(project: Path) -> Non
     assert commit() == head
     (paths.PRESETS / "laptop.yaml").write_text("changed")
     assert commit() == f"{head}-dirty"
-
-
-def test_a_python_without_the_packages_gets_a_sentence() -> None:
-    # Without site-packages there is the standard library alone.
-    command = [sys.executable, "-S", "-E", "-m", "marsclf", "predict", "image.jpg"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert re.match(r"error: .* lacks the package \w+: make the environment with", ended.stderr)
-    assert ended.stderr.count("\n") == 1
 
 
 def test_check_data(sample_dir, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,14 +281,21 @@ def test_the_library_alone(monkeypatch, capsys) -> None:
     assert "the library alone, which can only predict" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["marsclf", "tools.verify"])
-def test_an_older_python_gets_a_sentence(module: str) -> None:
-    code = "import runpy, sys; sys.version_info = (3, 9, 6, 'final', 0); "
-    code += f"runpy.run_module({module!r}, run_name='__main__')"
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert re.fullmatch(r"error: marsclf needs Python 3.11 to 3.13, not .*\n", ended.stderr)
+def test_an_unsuitable_python_gets_a_sentence() -> None:
+    # Without site-packages there is the standard library alone.
+    bare = ["-S", "-E", "-m", "marsclf", "predict", "image.jpg"]
+    old = "import runpy, sys; sys.version_info = (3, 9, 6, 'final', 0); "
+    old += "runpy.run_module({!r}, run_name='__main__')"
+    version = r"error: marsclf needs Python 3.11 to 3.13, not .*\n"
+    for arguments, reason in (
+        (bare, r"error: .* lacks the package \w+: make the environment with.*\n"),
+        (["-c", old.format("marsclf")], version),
+        (["-c", old.format("tools.verify")], version),
+    ):
+        command = [sys.executable, *arguments]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert re.fullmatch(reason, ended.stderr)
     # What is imported before must be in the syntax of that version.
     for file in ("marsclf/__init__.py", "marsclf/__main__.py", "tools/__init__.py"):
         ast.parse((ROOT / file).read_text(), feature_version=9)

@@ -18,7 +18,6 @@ from tools.results import Result
 
 pytestmark = pytest.mark.browser
 DOCS = paths.PROJECT_ROOT / "docs"
-GIVEN = 'data_dir = "/data/of mine"'
 
 
 def opened(browser, docs: Path) -> dict[str, str]:
@@ -62,7 +61,8 @@ def write_notebook(path: Path, title: str, code: str) -> None:
     figure.add_subplot().imshow(np.eye(9))
     text = f"in {paths.PROJECT_ROOT}/cache and /data/of mine"
     picture = {"image/png": base64.b64encode(png_of(figure)).decode()}
-    given = nbformat.v4.new_code_cell(GIVEN, metadata={"tags": ["injected-parameters"]})
+    tagged = {"tags": ["injected-parameters"]}
+    given = nbformat.v4.new_code_cell('data_dir = "/data/of mine"', metadata=tagged)
     shown = nbformat.v4.new_code_cell(code)
     shown.outputs = [nbformat.v4.new_output("display_data", picture)]
     shown.outputs += [nbformat.v4.new_output("stream", name="stdout", text=text)]

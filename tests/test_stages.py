@@ -12,7 +12,6 @@ import pytest
 
 from marsclf import files, paths
 from marsclf.errors import MarsclfError
-from marsclf.networks.backbones import build_backbone
 from marsclf.training import checkpoints, sampling, stages
 from marsclf.training.batches import Batches, Examples, RandomBatches
 from marsclf.training.checkpoints import Checkpoints
@@ -121,29 +120,6 @@ def test_random_batches() -> None:
     np.testing.assert_array_equal(drawn[5][0], same[5][0])
     same.draw(epoch=1)
     assert (drawn[5][0] != same[5][0]).any() and (drawn[5][0] != other[5][0]).any()
-
-
-def test_validation_weights_equal_the_shares_of_training() -> None:
-    labels, shares = np.repeat([3, 8], [2, 6]), np.repeat([1 / 4, 1 / 12], [2, 6])
-    batches = Batches(Examples(np.arange(8)[:, np.newaxis], labels, shares, 25), 5)
-    features, targets, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
-    assert features[:, 0].tolist() == list(range(8))
-    np.testing.assert_array_equal(targets.argmax(axis=1), labels)
-    np.testing.assert_allclose(weights, [2, 2] + [2 / 3] * 6)
-    np.testing.assert_allclose(sampling.class_weights(labels), [1 / 2] * 2 + [1 / 6] * 6)
-
-
-def test_join_is_flat_and_shares_the_weights() -> None:
-    assert build_head(1280, 0, 0.5, 25).count_params() == 1281 * 25
-    backbone, head = build_backbone("EfficientNetLite0", 32), build_head(1280, 4, 0.5, 25)
-    assert head.count_params() == 1281 * 4 + 5 * 25
-    model = stages.join(backbone, head)
-    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
-    head.layers[-1].bias.assign(np.arange(25) / 10)
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
-    expected = head.predict_on_batch(backbone.predict_on_batch(images))
-    np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-6)
 
 
 def test_the_head_learns(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

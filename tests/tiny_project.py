@@ -79,7 +79,7 @@ def execute_here(name: str, output: Path, parameters: dict) -> tuple[float, int]
     source = paths.NOTEBOOKS / f"{name}.ipynb"
     cells = nbformat.read(source, as_version=4).cells
     first, *others = (cell.source for cell in cells if cell.cell_type == "code")
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"display": print}
     exec(first, names)
     names |= {key: value for key, value in parameters.items() if key in names}
     exec("\n".join(others), names)
