@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -150,7 +151,15 @@ def load_classifier(model: str | Path = "parts", cache: Path = paths.CACHE) -> C
         return classifier_file.build_network(file, weights, metadata)
 
     name, size = f"classifier-{digest[:32]}-{NETWORK_VERSION}", metadata["image_size"]
-    engine = stored_predictor(name, cache) or make_predictor(networks()[1], cache, name=name)
+    engine = stored_predictor(name, cache)
+    if engine is None:
+        from rich.console import Console
+
+        text = "Preparing the network for this processor, once: about 10 s"
+        # Nothing elsewhere: a kernel's environment asks for colors as if it had a terminal.
+        terminal = Console(stderr=True, force_terminal=sys.stderr.isatty(), force_jupyter=False)
+        with terminal.status(text):
+            engine = make_predictor(networks()[1], cache, name=name)
     return Classifier(
         image_size=size,
         zooms=tuple(metadata["zooms"]),

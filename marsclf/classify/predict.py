@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import sys
+import time
 import warnings
 from argparse import Namespace
 from collections import Counter
@@ -33,7 +34,7 @@ def predict(options: Namespace) -> int:
     there is no image, and if an option or the output cannot be used.
     """
     _check(options)
-    output = options.output
+    started, output = time.monotonic(), options.output
     partial = output and partial_of(output)
     if options.resume and os.path.exists(output) and not os.path.exists(partial):
         print(f"{output} is complete: there is nothing to resume.", file=sys.stderr)
@@ -42,13 +43,13 @@ def predict(options: Namespace) -> int:
         with _quiet_libraries():
             images = list_images(options.sources, options.explain)
             images = itertools.chain([next(images)], images)  # fails before anything is written
-            counts = (_write_table if output else _print_table)(images, options)
+            counts, done = (_write_table if output else _print_table)(images, options)
     except KeyboardInterrupt:
         if not (partial and os.path.exists(partial)):
             raise
         print(f"error: interrupted; --resume continues from {partial}.", file=sys.stderr)
         return 130
-    _summarize(counts)
+    _summarize(counts, done, time.monotonic() - started)
     if output:
         print(f"Table: {output}", file=sys.stderr)
     return 3 if counts[None, None, None] else 0
@@ -69,8 +70,8 @@ def _check(options: Namespace) -> None:
         explain.mkdir(parents=True, exist_ok=True)
 
 
-def _write_table(images: Iterator[str], options: Namespace) -> Counter:
-    """Write the output; return how many rows there are of each kind."""
+def _write_table(images: Iterator[str], options: Namespace) -> tuple[Counter, int]:
+    """Write the output; return the counts of its rows, and how many images were classified now."""
     output, partial = options.output, partial_of(options.output)
     settings = {
         "sources": [s if s == "-" else os.path.abspath(s) for s in options.sources],
@@ -83,10 +84,11 @@ def _write_table(images: Iterator[str], options: Namespace) -> Counter:
         before = skip_finished(partial, settings, images, options.resume)
         for rows in _classify(images, options, before):
             append(partial, settings, rows)
-        return finish(partial, output)
+        counts = finish(partial, output)
+    return counts, counts.total() - before
 
 
-def _print_table(images: Iterator[str], options: Namespace) -> Counter:
+def _print_table(images: Iterator[str], options: Namespace) -> tuple[Counter, int]:
     """Print the rows as CSV; return the same as _write_table."""
     counts: Counter = Counter()
     sys.stdout.reconfigure(errors="backslashreplace")
@@ -96,7 +98,7 @@ def _print_table(images: Iterator[str], options: Namespace) -> Counter:
         writer.writerows(rows)
         sys.stdout.flush()
         counts.update(map(kind, rows))
-    return counts
+    return counts, counts.total()
 
 
 def _classify(images: Iterator[str], options: Namespace, before: int = 0) -> Iterator[list[Row]]:
@@ -157,8 +159,8 @@ def _quiet_libraries() -> Iterator[None]:
             os.dup2(terminal.fileno(), 2)
 
 
-def _summarize(counts: Counter) -> None:
-    """Print how many images there are of each kind and class."""
+def _summarize(counts: Counter, done: int, seconds: float) -> None:
+    """Print how many images there are of each kind and class, and how fast they were."""
     classes: Counter = Counter()
     for (name, *_), number in counts.items():
         classes[name] += number
@@ -171,6 +173,7 @@ def _summarize(counts: Counter) -> None:
     )
     if any(flag is not None for _, _, flag in counts):
         text += f" {unfamiliar:,} are unfamiliar."
-    print(text, file=sys.stderr)
+    speed = f"{done:,} took {seconds:.1f} s, {done / seconds:.0f} images per second."
+    print(text, speed, file=sys.stderr)
     for name, number in classes.most_common():
         print(f"{number:>12,}  {name}", file=sys.stderr)

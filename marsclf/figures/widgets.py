@@ -15,6 +15,7 @@ from marsclf.errors import MarsclfError
 from marsclf.figures.results import gallery, png_of, save_figure, tile
 
 COLUMNS, MAX_TILES, PAGE_WIDTH = 6, 24, 900  # width in pixels
+WIDE = {"width": "500px"}  # a slider's layout
 
 
 def explore(draw: Callable[[Any], Figure], choices: Sequence, start: Any, **saved: Any) -> None:
@@ -33,7 +34,7 @@ def explore(draw: Callable[[Any], Figure], choices: Sequence, start: Any, **save
         display(Image(png_of(draw(choice), saved["dataset"]), width=PAGE_WIDTH))
 
     interactive = ipywidgets.interactive(show, choice=choices)
-    interactive.children[0].layout.width = "500px"
+    interactive.children[0].layout = WIDE
     interactive.children[0].continuous_update = False  # a slider draws when it is released
     display(interactive)
 
@@ -54,7 +55,8 @@ def chooser(
 
     found = table["predicted"].value_counts().index
     classes = [("all classes", None), *zip(found, found, strict=True)]
-    between = ipywidgets.FloatRangeSlider(value=(0, 1), max=1, step=0.01, continuous_update=False)
+    options = {"max": 1, "step": 0.01, "continuous_update": False, "layout": WIDE}
+    between = ipywidgets.FloatRangeSlider(value=(0, 1), **options)
     flags = [("all images", None), ("familiar", False), ("unfamiliar", True)]
     return ipywidgets.interactive(show, predicted=classes, confidence=between, familiarity=flags)
 
