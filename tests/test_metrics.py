@@ -127,13 +127,6 @@ def test_calibration_bins_hold_their_upper_end() -> None:
     assert counts[counts > 0].to_dict() == {0: 2, 2: 1, 3: 1, 14: 1}
 
 
-def test_commonest_confusions(four: pd.DataFrame) -> None:
-    table = metrics.commonest_confusions(pd.concat([four, four.iloc[[2]]]), MSL_V1.classes)
-    expected = {"true": "ground", "predicted": "horizon", "count": 2, "share": 0.5}
-    assert table.loc[0].to_dict() == expected
-    assert table["count"].tolist() == [2, 1]
-
-
 def test_one_prediction_per_burst(tmp_path: Path) -> None:
     rows = [spread(8, 0.9, 9), spread(9, 0.6, 8), spread(9, 0.6, 8), spread(24, 0.8, 8)]
     stored(tmp_path / "p.csv", [600] * 4, [8] * 4, rows)

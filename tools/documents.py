@@ -118,10 +118,12 @@ def _test_values(published: dict[str, Result]) -> dict:
     run = _default_run(published)
     predictions = read_predictions(run.predictions["predictions"])
     test, classes = predictions.query("split == 'test'"), class_names(run.record, predictions)
-    tables = {
-        "classes": metrics.per_class(test, classes).query("support > 0"),
-        "confusions": metrics.commonest_confusions(test, classes).head(8),
-    }
+    counted = metrics.per_class(test, classes).query("support > 0")
+    support = counted.set_index("class_name")["support"]
+    pairs = metrics.errors(test, classes).groupby(["true", "said"]).size().reset_index(name="count")
+    pairs["share"] = pairs["count"] / pairs["true"].map(support)
+    tables = {"classes": counted}
+    tables["confusions"] = pairs.sort_values("count", ascending=False, kind="stable").head(8)
     return {name: table.to_dict("records") for name, table in tables.items()}
 
 

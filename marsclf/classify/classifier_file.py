@@ -6,7 +6,7 @@ the trained blocks, except BatchNorm, and of the unit `familiarity` (training.fa
 is one. Its header holds, under the key "marsclf", a JSON text:
 
 - format, version: "marsclf-classifier", 1;
-- backbone: a key of marsclf.networks.backbones.SPECS; image_size: side of the input, pixels;
+- backbone: a key of marsclf.networks.specs.INPUT_SIZES; image_size: side of the input, pixels;
 - head_hidden: units of the head's hidden layer, 0 for a linear head;
 - first_learning_block: the first trained block of the backbone, or null;
 - classes: the names of the outputs, in order: 2 to 1,000 different ones;

@@ -127,19 +127,6 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
     ).rename_axis("label")
 
 
-def commonest_confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Return all confusions, the commonest first: true, predicted (names), count, share.
-
-    `share` is the fraction of the true class's images, 0 to 1.
-    """
-    matrix, names = confusion_matrix(predictions), np.array(classes)
-    true, predicted = np.nonzero(matrix - np.diag(np.diag(matrix)))
-    count = matrix[true, predicted]
-    table = pd.DataFrame({"true": names[true], "predicted": names[predicted], "count": count})
-    table["share"] = count / matrix.sum(axis=1)[true]
-    return table.sort_values("count", ascending=False, kind="stable", ignore_index=True)
-
-
 def errors(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Return the wrong rows: sol, camera, sequence, true, said (names), confidence, of_true, path.
 

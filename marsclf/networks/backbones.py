@@ -12,7 +12,7 @@ from marsclf.errors import MarsclfError
 from marsclf.files import regular_file
 from marsclf.networks.efficientnet_lite import build_efficientnet_lite
 from marsclf.networks.pinned import keras
-from marsclf.networks.specs import BLOCKS, find_spec
+from marsclf.networks.specs import BLOCKS, input_size_of
 
 keras_efficientnet = keras.src.applications.efficientnet
 TIMEOUT = (5, 30)  # seconds to connect to a server, and to wait for its next bytes
@@ -21,15 +21,14 @@ TIMEOUT = (5, 30)  # seconds to connect to a server, and to wait for its next by
 def build_backbone(
     name: str, image_size: int | tuple[int, int] | None = None, weights: str | None = "imagenet"
 ) -> keras.Model:
-    """Build the backbone `name` (a key of SPECS) with ImageNet or, with None, random weights.
+    """Build the backbone `name` (a key of INPUT_SIZES) with ImageNet or, with None, random weights.
 
     Input: RGB (n, height, width, 3), 0 to 255, any number type; the model scales them itself.
     Output: (n, feature_width), globally average-pooled. `image_size` is the side of a square or
     (height, width), pixels; by default the backbone's own input size. Raises MarsclfError for an
     unknown name, a side below 32, and weights that are not available.
     """
-    spec = find_spec(name)
-    size = image_size or spec.input_size
+    size = image_size or input_size_of(name)
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 32:
         raise MarsclfError(f"An image side must be at least 32 pixels, not {min(height, width)}.")
@@ -85,7 +84,7 @@ def fetch_weights(name: str, file: Path | None = None) -> None:
     of the pixels that these weights expect. Raises MarsclfError if the weights cannot be had, and
     for a file that does not hold them.
     """
-    find_spec(name)
+    input_size_of(name)
     if "Lite" in name:
         raise MarsclfError(f"{name} takes no file of weights: leave out --weights.")
 

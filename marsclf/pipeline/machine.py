@@ -7,11 +7,11 @@ import psutil
 from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.networks.engine import has_gpu
-from marsclf.networks.specs import find_spec
+from marsclf.networks.specs import input_size_of
 from marsclf.pipeline.presets import load_preset
 from marsclf.provenance import hardware
 
-LARGE = 1.0  # 10^9 multiplications per image, which B3 and larger backbones exceed
+LARGE = 300  # pixels: input size of B3; from it up, training without a GPU takes many hours
 
 
 def choose_preset() -> str:
@@ -31,8 +31,7 @@ def check_machine(preset: str | None, backbone: str, yes_on_cpu: bool) -> None:
 
     Raises MarsclfError if weights, memory or disk are missing, or a GPU without `yes_on_cpu`.
     """
-    is_large = find_spec(backbone).multiplications > LARGE
-    if is_large and not yes_on_cpu and not has_gpu():
+    if input_size_of(backbone) >= LARGE and not yes_on_cpu and not has_gpu():
         raise MarsclfError(
             f"TensorFlow {no_gpu()}, and {backbone} takes many hours without one: use the preset "
             "laptop, which takes minutes, or agree with --yes-on-cpu (YES_ON_CPU=1 for make, "

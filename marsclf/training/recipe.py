@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from marsclf.errors import MarsclfError
 from marsclf.images.views import Augmentation, check_zooms
-from marsclf.networks.specs import BLOCKS, find_spec
+from marsclf.networks.specs import BLOCKS, input_size_of
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,6 @@ class Recipe:
             for name in names:
                 if not is_usable(getattr(self, name)):
                     raise MarsclfError(f"{name} is {getattr(self, name)}; it must be {rule}.")
-        find_spec(self.backbone)
+        input_size_of(self.backbone)
         check_zooms(self.test_zooms)
         Augmentation(**self.augmentation)
