@@ -3,19 +3,16 @@
 import os
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+PROJECT_ROOT = _PACKAGE.parent
 NOTEBOOKS = PROJECT_ROOT / "notebooks"
 PRESETS = PROJECT_ROOT / "presets"
 RUNS = PROJECT_ROOT / "runs"
 RESULTS = PROJECT_ROOT / "results"
 FIGURES = PROJECT_ROOT / "figures"
 # The library's own classifiers: parts of the rover (msl-v1), and kinds of content (msl-v2.1).
-CLASSIFIERS = {
-    labels: Path(__file__).resolve().parent / "classifiers" / f"{labels}.safetensors"
-    for labels in ("parts", "content")
-}
-# The kernel of the notebooks.
-JUPYTER = Path(__file__).resolve().parent / "jupyter"
+CLASSIFIERS = {x: _PACKAGE / "classifiers" / f"{x}.safetensors" for x in ("parts", "content")}
+JUPYTER = _PACKAGE / "jupyter"  # the kernel of the notebooks
 DATA = PROJECT_ROOT / "data" / "msl-images"
 
 

@@ -12,6 +12,7 @@ from marsclf import paths
 from marsclf.errors import MarsclfError
 from marsclf.evaluation import ledger, metrics
 from marsclf.evaluation.predictions import read_predictions, run_record
+from tools.documents import seeds
 
 RECORD = {
     "dataset": "msl-v1",
@@ -56,7 +57,7 @@ def test_each_data_set_has_lines_and_seeds_of_its_own(results: Path, tmp_path: P
     other = make_run(tmp_path / "b", 50, dataset="msl-v2.1", seed=4)
     splits = ledger.score(other)
     assert [row["dataset"] for row in ledger.rows()] == ["msl-v1", "msl-v2.1"]
-    assert list(ledger.seeds(RECORD | {"splits": splits})) == ["3"]
+    assert seeds(RECORD | {"splits": splits}).index.tolist() == [3]
     text = other.read_text()
     other.write_text("".join(row for row in text.splitlines(True) if row[:5] != "test,"))
     assert list(ledger.score(other)) == ["train", "val"]
@@ -91,15 +92,12 @@ def test_seeds_of_one_recipe(results: Path) -> None:
         ledger.append_row(results / ledger.NAME, row | {k: test[k] for k in ledger.FIGURES})
         return result | {"splits": {"test": test}}
 
-    def accuracies(result: dict) -> dict[str, float]:
-        return {seed: figures["accuracy"] for seed, figures in ledger.seeds(result).items()}
-
     first = enter(0, 0.1, 0.5)
     for seed, rate, accuracy in ((1, 0.1, 0.6), (0, 0.2, 0.7), (0, 0.1, 0.9), (1, 0.1, 0.8)):
         last = enter(seed, rate, accuracy)
-    assert accuracies(first) == {"0": 0.5, "1": 0.8}  # not the 0.9 of a later run
-    assert accuracies(last) == {"0": 0.9, "1": 0.8}
-    assert ledger.seeds(last)["0"]["burst_accuracy"] == 0.75
+    assert seeds(first)["accuracy"].to_dict() == {0: 0.5, 1: 0.8}  # not the 0.9 of a later run
+    assert seeds(last)["accuracy"].to_dict() == {0: 0.9, 1: 0.8}
+    assert seeds(last).loc[0, "burst_accuracy"] == 0.75
 
 
 @pytest.mark.parametrize("folder", sorted(paths.RESULTS.glob("laptop*")), ids=str)

@@ -95,10 +95,16 @@ def _default_run(published: dict[str, Result]) -> Result:
     return published[DEFAULT_PRESET]
 
 
-def _seeds(record: dict) -> pd.DataFrame:
-    """Return the test metrics of a run's recipe, one row for each seed with which it was scored."""
-    table = pd.DataFrame.from_dict(ledger.seeds(record), orient="index")
-    return table.sort_index(key=lambda seeds: seeds.astype(int))
+def seeds(record: dict) -> pd.DataFrame:
+    """Return the test metrics of a run's recipe and data set, one row for each seed scored.
+
+    Those of the run's own seed are the run's; those of another seed are from its last line.
+    """
+    own = ledger.figures(record["splits"]["test"])
+    wanted = {"recipe": ledger.recipe_digest(record), "dataset": record["dataset"]}
+    lines = [row for row in ledger.rows() if wanted.items() <= row.items()]
+    found = {int(row["seed"]): {name: float(row[name]) for name in own} for row in lines}
+    return pd.DataFrame.from_dict(found | {record["seed"]: own}, orient="index").sort_index()
 
 
 def _result_values(published: dict[str, Result]) -> dict:
@@ -107,7 +113,7 @@ def _result_values(published: dict[str, Result]) -> dict:
     return {
         "run": _default_run(published).record,
         "runs": runs,
-        "seeds": {name: _seeds(run) for name, run in runs.items() if "test" in run["splits"]},
+        "seeds": {name: seeds(run) for name, run in runs.items() if "test" in run["splits"]},
         "ladders": {preset: records[preset] for preset in LADDERS if preset in records},
         "others": _stored("published.json", "`git checkout results/published.json`"),
     }

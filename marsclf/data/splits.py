@@ -30,13 +30,9 @@ def nearest(thumbnails: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tup
 
     Both are row numbers of normalized `thumbnails`; an image is not compared with itself.
     """
-    highest, places = [], []
-    for some in np.array_split(rows, 1 + len(rows) // 1000):  # all at once may not fit in memory
-        scores = thumbnails[some] @ thumbnails[others].T
-        scores[some[:, None] == others] = -1
-        highest.append(scores.max(axis=1))
-        places.append(others[scores.argmax(axis=1)])
-    return np.concatenate(highest), np.concatenate(places)
+    scores = thumbnails[rows] @ thumbnails[others].T
+    scores[rows[:, None] == others] = -1
+    return scores.max(axis=1), others[scores.argmax(axis=1)]
 
 
 def merge_groups(groups: Iterable[str], together: Iterable[np.ndarray]) -> np.ndarray:

@@ -30,12 +30,13 @@ def score(predictions_file: Path) -> dict[str, dict]:
     """
     splits = metrics.measure(read_predictions(predictions_file))
     record, digest = run_record(predictions_file), digest_of(predictions_file)
-    if not (record.get("dataset") in PUBLISHED and "test" in splits) or digest in scored():
+    is_new = all(row["predictions_sha256"] != digest for row in rows())
+    if not (is_new and record.get("dataset") in PUBLISHED and "test" in splits):
         return splits
     row = {"time": datetime.now(UTC).isoformat(timespec="seconds")}
     row |= {name: record[name] for name in ("commit", "preset", "seed")}
     row |= {"settings": json.dumps(record["settings"]), "predictions_sha256": digest}
-    row |= _figures(splits["test"])
+    row |= figures(splits["test"])
     row |= {"recipe": recipe_digest(record), "dataset": record["dataset"]}
     append_row(paths.RESULTS / NAME, row)
     return splits
@@ -53,19 +54,8 @@ def recipe_digest(record: dict) -> str:
     return sha256_of(json.dumps(parameters, sort_keys=True).encode())[:16]
 
 
-def seeds(result: dict) -> dict[str, dict[str, float]]:
-    """Return, by seed, the test figures of all runs with recipe and data set of these metrics.
-
-    The figures of the run's own seed are the run's; those of another seed are from its last line.
-    """
-    own = _figures(result["splits"]["test"])
-    wanted = {"recipe": recipe_digest(result), "dataset": result["dataset"]}
-    lines = [row for row in rows() if wanted.items() <= row.items()]
-    found = {row["seed"]: {name: float(row[name]) for name in own} for row in lines}
-    return found | {str(result["seed"]): own}
-
-
-def _figures(test: dict) -> dict[str, float]:
+def figures(test: dict) -> dict[str, float]:
+    """Return those of the metrics of a test split that a line has."""
     return {name: test[name] for name in FIGURES} | {"burst_accuracy": test["burst"]["accuracy"]}
 
 
@@ -89,8 +79,3 @@ def rows(path: Path | None = None) -> list[dict[str, str]]:
         return []
     except (OSError, ValueError) as error:
         raise MarsclfError(f"{path} cannot be read: {error}.") from error
-
-
-def scored() -> set[str]:
-    """Return the SHA-256 of every predictions file in the ledger."""
-    return {row["predictions_sha256"] for row in rows()}

@@ -1,9 +1,9 @@
 """The predictions file: its columns, and how it is written and read.
 
 A CSV (or .csv.gz) with one row per image: split, path, label, predicted, confidence and, for each
-class, the probability with four significant digits, p_00 ... p_24.
-Where the groups are not the sols in the names of images, `group` and `sequence` follow confidence:
-images of one group are not independent, images of one sequence show one subject.
+class, the probability with four significant digits, p_00 ... p_24. Where the groups are not the
+sols in the names of images, `group` and `sequence` follow confidence: images of one group are not
+independent, images of one sequence show one subject.
 """
 
 import json
