@@ -45,6 +45,8 @@ def test_predictions_are_entered_once(results: Path, tmp_path: Path) -> None:
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)]
     rows = ledger.rows()
     assert [row["predictions_sha256"] for row in rows] == digests
+    ledger.score(make_run(tmp_path / "a", parameters={"rate": 0.2}))  # equal, of another recipe
+    assert [row["predictions_sha256"] for row in ledger.rows()] == [*digests, digests[0]]
     test = metrics.measure(read_predictions(first))["test"]
     expected = {"dataset": "msl-v1", "preset": "laptop", "seed": "3", "settings": '{"seed": 3}'}
     expected |= {name: str(test[name]) for name in ("accuracy", "macro_f1", "ece")}
