@@ -162,8 +162,8 @@ def test_a_stopped_run_resumes(
         file.write(b'\n["images/')
     assert main([*COMMAND, "--resume"]) == 3
     assert Path("t.csv").read_bytes() == Path("complete.csv").read_bytes()
-    said = capsys.readouterr().err
-    assert "40 images" in said and f" {40 - before.count(b'\n')} took" in said
+    said, done = capsys.readouterr().err, before.count(b"\n")
+    assert "40 images" in said and f" {40 - done} took" in said
     assert main([*COMMAND, "--resume"]) == 0
     assert "is complete: there is nothing to resume" in capsys.readouterr().err
 
